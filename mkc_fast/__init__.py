@@ -1,0 +1,68 @@
+"""mkc-fast: fast, exact multi-k-means voice anonymization.
+
+The public API is ``Anonymizer`` (here) and ``export_model`` and ``build_bank`` (in ``mkc_fast.export``). Importing this
+package loads neither torch nor onnxruntime nor cupy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mkc_fast.engine.anonymizer import Anonymizer, Result
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Anonymizer",
+    "ArtifactError",
+    "AudioError",
+    "BankError",
+    "CheckpointError",
+    "DeviceError",
+    "ListError",
+    "MkcError",
+    "OutputError",
+    "Result",
+    "__version__",
+]
+
+
+class MkcError(Exception):
+    """Base of every error that mkc-fast raises on purpose; its text is one line, made to be shown to a person."""
+
+
+class CheckpointError(MkcError):
+    """A published checkpoint is missing, damaged, hostile or not of the expected form."""
+
+
+class ArtifactError(MkcError):
+    """A ``model/`` or ``bank/`` directory is missing, damaged or of another format version."""
+
+
+class BankError(MkcError, ValueError):
+    """Features, bank ids or cluster ids do not fit the bank."""
+
+
+class AudioError(MkcError, ValueError):
+    """A recording or waveform is missing, unreadable, too short or not finite."""
+
+
+class ListError(MkcError):
+    """A list of recordings or of k-means models is unreadable, empty or contradictory."""
+
+
+class OutputError(MkcError):
+    """An output cannot be written where it was asked for."""
+
+
+class DeviceError(MkcError):
+    """The device or provider asked for is not there."""
+
+
+def __getattr__(name: str) -> object:
+    if name in {"Anonymizer", "Result"}:
+        from mkc_fast.engine import anonymizer
+
+        return getattr(anonymizer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
