@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import math
 import pickle
@@ -120,19 +119,6 @@ class VoiceCheckpoint:
     hifigan_weights: Weights
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def load_torch(path: Path) -> dict[str, Any]:
     """Load a ``torch.save`` file with ``weights_only=True``.
 
@@ -152,7 +138,9 @@ def load_torch(path: Path) -> dict[str, Any]:
         wanted = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)[: ]+([\w.]+)", str(error))
         if wanted:
             name = wanted.group(1) or wanted.group(2)
-            raise CheckpointError(f"{path}: refused: it needs {name}, and only tensors and plain data are loaded") from None
+            raise CheckpointError(
+                f"{path}: refused: it needs {name}, and only tensors and plain data are loaded"
+            ) from None
         raise CheckpointError(f"{path}: refused: not plain tensors ({_first_line(error)})") from None
     except MemoryError:
         raise CheckpointError(f"{path}: refused: it asks for more memory than there is") from None
@@ -209,7 +197,9 @@ def parse_conv_layers(path: Path, text: object) -> tuple[tuple[int, int, int], .
                 raise ValueError("too long")
             layers = _literal(ast.parse(text.strip(), mode="eval").body)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            raise CheckpointError(f"{path}: conv_feature_layers is not a list of (channels, kernel, stride): {text[:80]!r}") from None
+            raise CheckpointError(
+                f"{path}: conv_feature_layers is not a list of (channels, kernel, stride): {text[:80]!r}"
+            ) from None
     if not isinstance(layers, (list, tuple)) or not 1 <= len(layers) <= 32:
         raise CheckpointError(f"{path}: conv_feature_layers is not a list of 1 to 32 layers: {str(text)[:80]!r}")
     parsed: list[tuple[int, int, int]] = []
@@ -219,7 +209,9 @@ def parse_conv_layers(path: Path, text: object) -> tuple[tuple[int, int, int], .
             and len(layer) == 3
             and all(type(n) is int and 0 < n <= _MAX_SIZE for n in layer)
         ):
-            raise CheckpointError(f"{path}: conv_feature_layers holds {str(layer)[:40]!r}, not (channels, kernel, stride)")
+            raise CheckpointError(
+                f"{path}: conv_feature_layers holds {str(layer)[:40]!r}, not (channels, kernel, stride)"
+            )
         parsed.append((layer[0], layer[1], layer[2]))
     return tuple(parsed)
 
@@ -284,7 +276,9 @@ def load_voice(path: Path, hifi_config: Path | None = None) -> VoiceCheckpoint:
         raise CheckpointError(f"{path}: kernel_size {conformer.kernel_size} is even; a conformer's is odd")
     found = 1 + max((int(key.split(".")[0]) for key in conformer_weights if key.split(".")[0].isdecimal()), default=-1)
     if found != conformer.num_layers:
-        raise CheckpointError(f"{path}: model_config says {conformer.num_layers} conformer layers, the weights have {found}")
+        raise CheckpointError(
+            f"{path}: model_config says {conformer.num_layers} conformer layers, the weights have {found}"
+        )
     own = model_config.get("hifi_config")
     if given is None and isinstance(own, str):
         # A path on the machine where it was trained. Only a plain JSON file is ever read from it.
@@ -294,7 +288,9 @@ def load_voice(path: Path, hifi_config: Path | None = None) -> VoiceCheckpoint:
     source = given or (own if isinstance(own, dict) else HIFIGAN_V1)
     hifigan = _hifigan_config(path, source, hifigan_weights)
     if hifigan.input_dim != conformer.dim:
-        raise CheckpointError(f"{path}: the vocoder takes {hifigan.input_dim} dimensions, the conformer gives {conformer.dim}")
+        raise CheckpointError(
+            f"{path}: the vocoder takes {hifigan.input_dim} dimensions, the conformer gives {conformer.dim}"
+        )
     return VoiceCheckpoint(conformer, conformer_weights, hifigan, hifigan_weights)
 
 
@@ -345,7 +341,9 @@ def _hifigan_config(path: Path, source: Mapping[str, Any], weights: Weights) -> 
         if any((kernel - 1) * dilation % 2 for dilation in (*dilations, 1 if config.resblock == "1" else 2)):
             raise CheckpointError(f"{path}: residual kernel {kernel} with dilations {dilations} changes the length")
     if config.upsample_initial_channel >> len(config.upsample_rates) < 1:
-        raise CheckpointError(f"{path}: {config.upsample_initial_channel} channels cannot be halved for every upsampling")
+        raise CheckpointError(
+            f"{path}: {config.upsample_initial_channel} channels cannot be halved for every upsampling"
+        )
     return config
 
 

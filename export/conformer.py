@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mkc_fast.export.checkpoints import ConformerConfig, VoiceCheckpoint, WeightReader
-from mkc_fast.export.layers import SelfAttention, key_mask, linear, take_layer_norm, take_linear, valid_frames
+from mkc_fast.export.layers import Linear, SelfAttention, key_mask, take_layer_norm, take_linear, valid_frames
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,10 +103,10 @@ class ConvModule(nn.Module):
         return self.reduce(F.silu(x).transpose(1, 2))  # type: ignore[no-any-return]
 
 
-def _pointwise(read: WeightReader, name: str, out_dim: int, in_dim: int) -> nn.Linear:
+def _pointwise(read: WeightReader, name: str, out_dim: int, in_dim: int) -> Linear:
     """A convolution of kernel 1 as the Linear that it is."""
     weight = read.take(f"{name}.weight", out_dim, in_dim, 1).squeeze(-1)
-    return linear(weight, read.take_or_zeros(f"{name}.bias", out_dim))
+    return Linear(weight, read.take_or_zeros(f"{name}.bias", out_dim))
 
 
 def take_attention(read: WeightReader, name: str, config: ConformerConfig) -> SelfAttention:
@@ -117,4 +117,4 @@ def take_attention(read: WeightReader, name: str, config: ConformerConfig) -> Se
     scale = (dim // config.num_heads) ** -0.5
     weight[:dim] *= scale
     bias[:dim] *= scale
-    return SelfAttention(linear(weight, bias), take_linear(read, f"{name}.out_proj", dim, dim), config.num_heads)
+    return SelfAttention(Linear(weight, bias), take_linear(read, f"{name}.out_proj", dim, dim), config.num_heads)

@@ -114,7 +114,9 @@ class ResBlock(nn.Module):
         first, built = ("convs1", 3) if kind == "1" else ("convs", 2)
         # The published classes build so many convolutions, whatever further dilations a configuration lists.
         dilations = tuple(
-            dilation for index, dilation in enumerate(dilations) if index < built or read.has(f"{name}.{first}.{index}.weight")
+            dilation
+            for index, dilation in enumerate(dilations)
+            if index < built or read.has(f"{name}.{first}.{index}.weight")
         )
         self.dilated = nn.ModuleList(
             Conv(read, f"{name}.{first}.{index}", channels, channels, kernel, dilation)

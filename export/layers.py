@@ -14,23 +14,29 @@ if TYPE_CHECKING:
 MASKED_SCORE = -30000.0
 
 
-def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    """A Linear around given weights (out, in) and (out,)."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias, requires_grad=False)
-    return layer
+class Linear(nn.Module):
+    """``x @ W + b`` with W stored as (in, out), the form of a MatMul, so that no transposition is left in the graph."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """``weight`` (out, in), as PyTorch publishes it, and ``bias`` (out,)."""
+        super().__init__()
+        self.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) → (..., out)."""
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
 
 
-def take_linear(read: WeightReader, name: str, out_dim: int, in_dim: int, scale: float = 1.0) -> nn.Linear:
+def take_linear(read: WeightReader, name: str, out_dim: int, in_dim: int, scale: float = 1.0) -> Linear:
     """The published Linear ``name``, its output multiplied by ``scale``."""
     weight = read.take(f"{name}.weight", out_dim, in_dim)
     bias = read.take(f"{name}.bias", out_dim) if read.has(f"{name}.bias") else None
     if scale != 1.0:
         weight = weight * scale
         bias = None if bias is None else bias * scale
-    return linear(weight, bias)
+    return Linear(weight, bias)
 
 
 def take_layer_norm(read: WeightReader, name: str, dim: int) -> nn.LayerNorm:
@@ -42,8 +48,8 @@ def take_layer_norm(read: WeightReader, name: str, dim: int) -> nn.LayerNorm:
 
 
 def valid_frames(lengths: torch.Tensor, frames: int) -> torch.Tensor:
-    """Which frames belong to each utterance: lengths (B,) → bool (B, frames)."""
-    return torch.arange(frames, device=lengths.device).unsqueeze(0) < lengths.unsqueeze(1)
+    """Which frames belong to each utterance: lengths (B,) in frames → bool (B, frames)."""
+    return torch.arange(frames).unsqueeze(0) < lengths.unsqueeze(1)
 
 
 def key_mask(valid: torch.Tensor) -> torch.Tensor:
@@ -54,12 +60,12 @@ def key_mask(valid: torch.Tensor) -> torch.Tensor:
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one product for queries, keys and values; the query scale is in the weights."""
 
-    def __init__(self, qkv: nn.Linear, out: nn.Linear, num_heads: int) -> None:
+    def __init__(self, qkv: Linear, out: Linear, num_heads: int) -> None:
         super().__init__()
         self.qkv = qkv
         self.out = out
         self.num_heads = num_heads
-        self.head_dim = out.out_features // num_heads
+        self.head_dim = out.weight.shape[0] // num_heads
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """x (B, T, D), bias broadcastable to (B, H, T, T) → (B, T, D)."""

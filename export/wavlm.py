@@ -11,7 +11,7 @@ from torch import nn
 
 from mkc_fast import CheckpointError
 from mkc_fast.export.checkpoints import WavLMCheckpoint, WavLMConfig, WeightReader
-from mkc_fast.export.layers import SelfAttention, key_mask, linear, take_layer_norm, take_linear, valid_frames
+from mkc_fast.export.layers import Linear, SelfAttention, key_mask, take_layer_norm, take_linear
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,29 +36,27 @@ class WavLM(nn.Module):
         self.feature_norm = take_layer_norm(read, "layer_norm", in_channels[-1])
         projected = read.has("post_extract_proj.weight")
         if not projected and in_channels[-1] != config.dim:
-            raise CheckpointError(f"{path}: lacks post_extract_proj, and {in_channels[-1]} channels are not {config.dim}")
-        self.projection = take_linear(read, "post_extract_proj", config.dim, in_channels[-1]) if projected else nn.Identity()
+            raise CheckpointError(
+                f"{path}: lacks post_extract_proj, and {in_channels[-1]} channels are not {config.dim}"
+            )
+        self.projection = (
+            take_linear(read, "post_extract_proj", config.dim, in_channels[-1]) if projected else nn.Identity()
+        )
         self.position = PositionConv(read, config)
         # Before the layers where they normalize after themselves; with layer_norm_first it would come after the last.
-        self.input_norm = nn.Identity() if config.layer_norm_first else take_layer_norm(read, "encoder.layer_norm", config.dim)
+        self.input_norm = (
+            nn.Identity() if config.layer_norm_first else take_layer_norm(read, "encoder.layer_norm", config.dim)
+        )
         self.bias = RelativeBias(read, config) if config.relative_positions else None
         self.layers = nn.ModuleList(EncoderLayer(read, index, config) for index in range(layer))
-
-    def frames(self, samples: torch.Tensor) -> torch.Tensor:
-        """Frames that so many samples give."""
-        for _, kernel, stride in self.config.conv_layers:
-            samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
-        return samples
 
     def forward(self, waveform: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Float32 (B, S), int64 (B,) → float32 (B, T, D)."""
         x = waveform.unsqueeze(1)
-        samples = lengths
-        for conv, (_, kernel, stride) in zip(self.convs, self.config.conv_layers, strict=True):
-            samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
-            x = conv(x, samples)
+        for conv in self.convs:
+            x = conv(x, lengths)
         x = self.projection(self.feature_norm(x.transpose(1, 2)))
-        valid = valid_frames(samples, x.shape[1])
+        valid = covered(lengths, x.shape[1], self.config.hop, self.config.min_samples)
         # The position convolution sees past the end, where a lone utterance has zeros.
         x = x * valid.unsqueeze(-1).to(x.dtype)
         x = self.input_norm(x + self.position(x))
@@ -67,6 +65,14 @@ class WavLM(nn.Module):
         for layer in self.layers:
             x = layer(x, positions, mask)
         return x
+
+
+def covered(lengths: torch.Tensor, frames: int, stride: int, window: int) -> torch.Tensor:
+    """Which of these frames, each a window of samples, lie inside each utterance: lengths (B,) → bool (B, frames).
+
+    By multiplication: a division would go through float32, which counts exactly only to 17 minutes of samples.
+    """
+    return (torch.arange(frames) * stride + window).unsqueeze(0) <= lengths.unsqueeze(1)
 
 
 class ConvLayer(nn.Module):
@@ -85,29 +91,28 @@ class ConvLayer(nn.Module):
             TimeNorm(read, f"{name}.2", channels) if config.extractor_mode == "default" and index == 0 else None
         )
 
-    def forward(self, x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-        """``samples`` (B,): how many of this layer's outputs belong to each utterance."""
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         x = F.conv1d(x, self.weight, self.bias, stride=self.stride)
         if self.norm is not None:
             x = self.norm(x.transpose(1, 2)).transpose(1, 2)
         if self.time_norm is not None:
-            x = self.time_norm(x, samples)
+            x = self.time_norm(x, covered(lengths, x.shape[2], self.stride, self.weight.shape[2]))
         return F.gelu(x)
 
 
 class TimeNorm(nn.Module):
-    """GroupNorm with a group a channel, over each utterance's own samples: (B, C, S) → (B, C, S)."""
+    """GroupNorm with a group a channel, over what belongs to each utterance: (B, C, S), bool (B, S) → (B, C, S)."""
 
     def __init__(self, read: WeightReader, name: str, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(read.take(f"{name}.weight", channels).unsqueeze(-1), requires_grad=False)
         self.bias = nn.Parameter(read.take(f"{name}.bias", channels).unsqueeze(-1), requires_grad=False)
 
-    def forward(self, x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-        valid = valid_frames(samples, x.shape[2]).unsqueeze(1).to(x.dtype)
-        count = samples.to(x.dtype).reshape(-1, 1, 1)
-        mean = (x * valid).sum(dim=2, keepdim=True) / count
-        centered = (x - mean) * valid
+    def forward(self, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        keep = valid.unsqueeze(1).to(x.dtype)
+        count = keep.sum(dim=2, keepdim=True)
+        mean = (x * keep).sum(dim=2, keepdim=True) / count
+        centered = (x - mean) * keep
         variance = (centered * centered).sum(dim=2, keepdim=True) / count
         return centered * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
 
@@ -149,7 +154,8 @@ class RelativeBias(nn.Module):
     def forward(self, frames: int) -> torch.Tensor:
         positions = torch.arange(frames)
         distances = positions.unsqueeze(0) - positions.unsqueeze(1)  # key - query
-        return self.table[:, distances.clamp(-self.reach, self.reach) + self.reach]
+        index = distances.clamp(-self.reach, self.reach) + self.reach
+        return self.table.index_select(1, index.reshape(-1)).reshape(-1, frames, frames)
 
 
 def relative_buckets(distances: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
@@ -172,7 +178,9 @@ class EncoderLayer(nn.Module):
         self.norm_first = config.layer_norm_first
         self.attention = take_attention(read, f"{name}.self_attn", config)
         self.attention_norm = take_layer_norm(read, f"{name}.self_attn_layer_norm", dim)
-        self.gate = PositionGate(read, f"{name}.self_attn", config) if config.gated and config.relative_positions else None
+        self.gate = (
+            PositionGate(read, f"{name}.self_attn", config) if config.gated and config.relative_positions else None
+        )
         self.fc1 = take_linear(read, f"{name}.fc1", config.ffn_dim, dim)
         self.fc2 = take_linear(read, f"{name}.fc2", dim, config.ffn_dim)
         self.final_norm = take_layer_norm(read, f"{name}.final_layer_norm", dim)
@@ -201,7 +209,7 @@ class PositionGate(nn.Module):
         # The published layer gives 8 numbers a head and sums them in two fours; sums of rows do it in one step.
         weight = read.take(f"{name}.grep_linear.weight", 8, head_dim).reshape(2, 4, head_dim).sum(dim=1)
         bias = read.take_or_zeros(f"{name}.grep_linear.bias", 8).reshape(2, 4).sum(dim=1)
-        self.linear = linear(weight, bias)
+        self.linear = Linear(weight, bias)
         self.scale = nn.Parameter(read.take(f"{name}.grep_a", 1, heads, 1, 1), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -215,7 +223,7 @@ def take_attention(read: WeightReader, name: str, config: WavLMConfig) -> SelfAt
     dim = config.dim
     scale = (dim // config.num_heads) ** -0.5
     parts = [take_linear(read, f"{name}.{part}_proj", dim, dim, scale if part == "q" else 1.0) for part in "qkv"]
-    weight = torch.cat([part.weight.detach() for part in parts])
+    weight = torch.cat([part.weight.detach().T for part in parts])
     biases = [torch.zeros(dim) if part.bias is None else part.bias.detach() for part in parts]
     bias = None if all(part.bias is None for part in parts) else torch.cat(biases)
-    return SelfAttention(linear(weight, bias), take_linear(read, f"{name}.out_proj", dim, dim), config.num_heads)
+    return SelfAttention(Linear(weight, bias), take_linear(read, f"{name}.out_proj", dim, dim), config.num_heads)

@@ -1,0 +1,71 @@
+"""Which bank entry each frame gets: a function of seed, utterance id and frame, and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from mkc_fast import MkcError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Mode = Literal["audio", "frame"]
+MODES: tuple[Mode, ...] = ("audio", "frame")
+
+
+def fresh_seed() -> str:
+    """A seed from the operating system's entropy, for a run whose draws nobody can repeat or predict."""
+    return "entropy:" + secrets.token_hex(32)
+
+
+def waveform_id(waveform: NDArray[np.float32]) -> str:
+    """An utterance id for a waveform that has none: a digest of its samples."""
+    return "sha256:" + hashlib.sha256(np.ascontiguousarray(waveform)).hexdigest()
+
+
+def check_draw(mode: str, stride: int) -> None:
+    """Refuse an unknown mode or a stride below 1.
+
+    Raises:
+        MkcError: The mode is neither ``audio`` nor ``frame``, or the stride is not positive.
+    """
+    if mode not in MODES:
+        raise MkcError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
+    if isinstance(stride, bool) or not isinstance(stride, (int, np.integer)) or stride < 1:
+        raise MkcError(f"stride is {stride!r}; expected a whole number of frames from 1 up")
+
+
+def draw_bank_ids(
+    frames: int, entries: int, *, mode: str, stride: int, seed: int | str, utterance_id: str
+) -> NDArray[np.int64]:
+    """Draw a bank entry for every frame, uniformly and with replacement.
+
+    ``frame`` mode draws a new entry every ``stride`` frames, ``audio`` mode one for the whole recording. The draws are
+    the output of SHAKE-256 over seed and utterance id, 8 bytes each: they are the same on every machine, a longer
+    utterance begins like a shorter one, and knowing some of them does not tell the others. 64 bits are scaled to
+    [0, entries) by multiplication, which favours no entry by more than entries / 2**64.
+
+    Args:
+        frames: T.
+        entries: N, below 2**31.
+        mode: ``"audio"`` or ``"frame"``.
+        stride: Frames that share a draw, in ``frame`` mode.
+        seed: Any integer, or text.
+        utterance_id: Of the recording.
+
+    Returns:
+        (T,) int64, in [0, entries).
+    """
+    check_draw(mode, stride)
+    groups = np.arange(frames) // (frames if mode == "audio" else stride) if frames else np.arange(0)
+    count = int(groups[-1]) + 1 if frames else 0
+    key = f"mkc-fast draw 1\0{seed}\0{utterance_id}".encode("utf-8", "surrogateescape")
+    words = np.frombuffer(hashlib.shake_256(key).digest(8 * count), "<u8")
+    high, low = words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)
+    number = np.uint64(entries)
+    drawn = (high * number + ((low * number) >> np.uint64(32))) >> np.uint64(32)
+    return drawn.astype(np.int64)[groups]

@@ -1,0 +1,128 @@
+"""Turns a list of k-means models into ``bank/``: one stacked tensor of centroids, and half their squared norms."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mkc_fast import BankError, CheckpointError
+from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, write_info
+from mkc_fast.engine.files import whole_directory
+from mkc_fast.engine.lists import read_named_paths
+from mkc_fast.export.kmeans import read_kmeans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class _Entry:
+    source: str  # SHA-256
+    unused: list[int]
+    duplicates: list[int]
+
+
+def build_bank(
+    kmeans_scp: str | PathLike[str],
+    out: str | PathLike[str],
+    kmeans_num: int | None = None,
+    *,
+    overwrite: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> BankInfo:
+    """Build a bank from pickled scikit-learn k-means models, without executing anything in them.
+
+    Every model is looked at before the first is read whole, so that a bad one costs no waiting. Memory is that of
+    ``workers`` models.
+
+    Args:
+        kmeans_scp: List of ``name path`` a line.
+        out: Directory to make. It must not be there, or be empty, unless ``overwrite``.
+        kmeans_num: Take the first so many of the list (all, where it has fewer).
+        overwrite: Replace ``out``.
+        workers: Threads that read models; default: one a processor, at most 8.
+        progress: Called with the numbers of models done and in all.
+
+    Returns:
+        What ``bank.json`` says.
+
+    Raises:
+        ListError: The list is unreadable or empty, or a name is there twice.
+        CheckpointError: A model is missing, damaged, hostile, not finite, or of another D than the first.
+        OutputError: ``out`` cannot be written.
+    """
+    if kmeans_num is not None and kmeans_num < 1:
+        raise BankError(f"kmeans_num is {kmeans_num}; it must be at least 1")
+    models = read_named_paths(Path(kmeans_scp))[:kmeans_num]
+    threads = workers or min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        shapes = list(pool.map(lambda model: read_kmeans(model[1], shape_only=True).shape, models))
+        dim = shapes[0][1]
+        for (name, path), shape in zip(models, shapes, strict=True):
+            if shape[1] != dim:
+                raise CheckpointError(f"{path}: {name} has {shape[1]} dimensions, {models[0][0]} has {dim}")
+        size = (len(models), max(clusters for clusters, _ in shapes), dim)
+        with whole_directory(Path(out), overwrite=overwrite) as directory:
+            centroids = np.lib.format.open_memmap(directory / CENTROIDS_FILE, "w+", np.float32, size)
+            half_norms = np.lib.format.open_memmap(directory / HALF_NORMS_FILE, "w+", np.float64, size[:2])
+
+            def fill(index: int) -> _Entry:
+                return _fill(models[index][1], shapes[index], centroids[index], half_norms[index])
+
+            entries = []
+            for done, entry in enumerate(pool.map(fill, range(len(models))), start=1):
+                entries.append(entry)
+                if progress:
+                    progress(done, len(models))
+            centroids.flush()
+            half_norms.flush()
+            info = BankInfo(
+                names=[name for name, _ in models],
+                num_clusters=[clusters for clusters, _ in shapes],
+                sources=[entry.source for entry in entries],
+                unused=[entry.unused for entry in entries],
+                duplicates=[entry.duplicates for entry in entries],
+                dim=dim,
+            )
+            write_info(directory, info)
+    return info
+
+
+def _fill(
+    path: Path, shape: tuple[int, int], centroids: NDArray[np.float32], half_norms: NDArray[np.float64]
+) -> _Entry:
+    """Read one model into its rows of the stacked arrays."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    model = read_kmeans(path, data)
+    if model.centroids is None or model.shape != shape:
+        raise CheckpointError(f"{path}: changed while it was being read")
+    clusters = shape[0]
+    with np.errstate(over="ignore"):
+        rows = model.centroids.astype(np.float32)
+    if not np.isfinite(rows).all():
+        raise CheckpointError(f"{path}: cluster_centers_ holds values beyond float32")
+    centroids[:clusters] = rows
+    # Of the centroids as they are stored: the look-up compares distances to these.
+    half_norms[:clusters] = 0.5 * np.einsum("kd,kd->k", rows, rows, dtype=np.float64)
+    half_norms[clusters:] = np.inf
+    return _Entry(hashlib.sha256(data).hexdigest(), list(model.unused), duplicate_rows(rows))
+
+
+def duplicate_rows(rows: NDArray[Any]) -> list[int]:
+    """Rows equal to an earlier one; ties go to the lowest id, so these are never chosen."""
+    keys = np.ascontiguousarray(rows + 0.0).view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).ravel()
+    _, first = np.unique(keys, return_index=True)
+    return np.setdiff1d(np.arange(len(rows)), first).tolist()  # type: ignore[no-any-return]

@@ -1,0 +1,424 @@
+"""Reads the centroids out of a pickled scikit-learn k-means model without running anything that the pickle asks for.
+
+The format is ``joblib.dump`` of ``KMeans`` or ``MiniBatchKMeans``: a pickle in which each array is a
+``NumpyArrayWrapper`` object followed by the array's raw bytes. A pickle can name any function and have it called, so
+nothing here imports by name: each name that such a file has reason to hold maps to an inert stand-in, every other name
+is refused, and opcodes that could reach further are not implemented.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import math
+import pickle
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from mkc_fast import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# Real models are far below these: K = 4096, D = 4096 in float64 is 134 MB, and a pickle has some 200 opcodes.
+_MAX_ARRAY_BYTES = 1 << 30
+_MAX_INFLATED_BYTES = 2 << 30
+_MAX_OPCODES = 1_000_000
+
+
+class _Inert:
+    """Stands in for an object whose state does not matter; takes attributes and does nothing."""
+
+    def __init__(self, *_: object) -> None:
+        self.state: dict[Any, Any] = {}
+
+
+class _Estimator(_Inert):
+    """Stands in for ``KMeans`` and ``MiniBatchKMeans``."""
+
+
+class _NdArray:
+    """The name ``numpy.ndarray``, which is only ever passed as an argument."""
+
+
+class _ArrayWrapper(_Inert):
+    """Stands in for ``joblib.numpy_pickle.NumpyArrayWrapper``."""
+
+
+@dataclass
+class _Dtype:
+    """Stands in for ``numpy.dtype``: a code such as ``f8`` and, once its state is set, a byte order."""
+
+    code: object
+    order: object = "="
+
+    def resolve(self) -> np.dtype[Any] | None:
+        """The plain numeric dtype that this is, or None."""
+        if not isinstance(self.code, str) or self.code not in _NUMERIC or self.order not in ("<", ">", "|", "="):
+            return None
+        return np.dtype(self.code).newbyteorder(str(self.order))
+
+
+_NUMERIC = frozenset({"f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1"})
+
+
+class _Array:
+    """Stands in for an array that the pickle itself holds, ``numpy.core.multiarray._reconstruct``."""
+
+    def __init__(self, value: NDArray[Any] | None = None, shape: tuple[int, ...] = (), kind: str = "") -> None:
+        self.value = value
+        self.shape = shape
+        self.kind = kind
+
+    def build(self, state: object) -> None:
+        """Take ``(version, shape, dtype, is_fortran, bytes)``, the state of ``ndarray.__reduce__``."""
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise _Refused("an array of unknown form")
+        _, shape, dtype, fortran, data = state
+        resolved = dtype.resolve() if isinstance(dtype, _Dtype) else None
+        if resolved is None or not isinstance(data, bytes):
+            return  # an array of objects or strings: not the centroids
+        _check_shape(shape, resolved.itemsize)
+        if math.prod(shape) * resolved.itemsize != len(data):
+            raise _Refused("an array whose bytes do not fit its shape")
+        flat = np.frombuffer(data, resolved)
+        self.value = flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+        self.shape, self.kind = shape, resolved.kind
+
+
+class _Refused(Exception):
+    """Why a pickle was not read."""
+
+
+def _make_inert(*_: object) -> _Inert:
+    return _Inert()
+
+
+def _make_array(*_: object) -> _Array:
+    return _Array()
+
+
+def _array_from_buffer(data: object = None, dtype: object = None, shape: object = (), order: object = "C") -> _Array:
+    """What numpy's ``_frombuffer`` does in pickles of protocol 5."""
+    array = _Array()
+    array.build((1, shape, dtype, order == "F", data))
+    return array
+
+
+def _make_dtype(code: object = None, *_: object) -> _Dtype:
+    return _Dtype(code)
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    """What ``_codecs.encode`` does for bytes in pickles of protocol 2."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise _Refused("an unknown encoding")
+    return text.encode("latin1")
+
+
+def _reconstruct_object(kind: object = None, *_: object) -> object:
+    """What ``copyreg._reconstructor`` does for plain objects in pickles of protocol 0 and 1."""
+    return _instance_of(kind)
+
+
+def _instance_of(kind: object) -> object:
+    if kind is _Estimator:
+        return _Estimator()
+    if kind is _ArrayWrapper:
+        return _ArrayWrapper()
+    if kind is _Inert:
+        return _Inert()
+    raise _Refused("an instance of something that is no k-means model")
+
+
+_CLASSES: dict[tuple[str, str], type] = {
+    **{
+        (module, name): _Estimator
+        for module in ("sklearn.cluster._kmeans", "sklearn.cluster.k_means_")
+        for name in ("KMeans", "MiniBatchKMeans")
+    },
+    ("joblib.numpy_pickle", "NumpyArrayWrapper"): _ArrayWrapper,
+    ("numpy", "ndarray"): _NdArray,
+    ("numpy", "memmap"): _NdArray,
+    **{(module, "object"): _Inert for module in ("builtins", "__builtin__")},
+    ("numpy.random._mt19937", "MT19937"): _Inert,
+}
+_FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
+    ("numpy", "dtype"): _make_dtype,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _make_array for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_from_buffer for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _make_inert for core in ("core", "_core")},
+    **{
+        ("numpy.random._pickle", f"__{name}"): _make_inert
+        for name in ("randomstate_ctor", "bit_generator_ctor", "generator_ctor")
+    },
+    ("_codecs", "encode"): _encode,
+    ("copyreg", "_reconstructor"): _reconstruct_object,
+    ("copy_reg", "_reconstructor"): _reconstruct_object,
+}
+
+
+@dataclass(frozen=True)
+class KMeansModel:
+    """What a bank keeps of a k-means model.
+
+    Attributes:
+        shape: (K, D).
+        centroids: (K, D) float64 or float32 as stored, or None where only the shape was asked for.
+        unused: Clusters that no training frame fell into, where the model says so.
+    """
+
+    shape: tuple[int, int]
+    centroids: NDArray[np.floating[Any]] | None
+    unused: tuple[int, ...]
+
+
+class _Source:
+    """A file that never gives more than it holds, so that no length in a pickle can ask for memory that is not there."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._left = size
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= self._left:
+            raise EOFError
+        self._left -= count
+        data = self._file.read(count)
+        if len(data) != count:
+            raise EOFError
+        return data
+
+    def readline(self) -> bytes:
+        line = self._file.readline(4096)
+        self._left -= len(line)
+        return line
+
+    def skip(self, count: int) -> None:
+        if count > self._left:
+            raise EOFError
+        self._left -= count
+        self._file.seek(count, io.SEEK_CUR)
+
+
+class _KMeansUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """The standard library's unpickler in Python, reduced to the opcodes and names that a k-means model has."""
+
+    # Left out: INST and OBJ (old-style classes), EXT1-4 (registered extensions), PERSID and BINPERSID (references to
+    # outside), NEXT_BUFFER and READONLY_BUFFER (data from outside), sets (hashing a
+    # tuple nested in itself n times takes 2**n steps).
+    _OPCODES: ClassVar[tuple[str, ...]] = (
+        "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT",
+        "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+        "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "BINUNICODE",
+        "SHORT_BINUNICODE", "BINUNICODE8", "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "EMPTY_LIST",
+        "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET",
+        "LONG_BINGET", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD",
+    )  # fmt: skip
+
+    def __init__(self, source: _Source, *, skip_arrays: bool) -> None:
+        super().__init__(source, encoding="latin1")
+        self.source = source
+        self.skip_arrays = skip_arrays
+        self.opcodes = 0
+        handlers = {
+            getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in self._OPCODES
+        }  # type: ignore[attr-defined]
+        own = {
+            pickle.REDUCE: _KMeansUnpickler._reduce,
+            pickle.NEWOBJ: _KMeansUnpickler._new,
+            pickle.NEWOBJ_EX: _KMeansUnpickler._new_ex,
+            pickle.BUILD: _KMeansUnpickler._build,
+            pickle.BYTEARRAY8: _KMeansUnpickler._bytes,
+            pickle.DICT: _KMeansUnpickler._dict,
+            pickle.SETITEM: _KMeansUnpickler._set_item,
+            pickle.SETITEMS: _KMeansUnpickler._set_items,
+        }
+        handlers.update({code[0]: handler for code, handler in own.items()})
+        self.dispatch = _Counted(self, handlers)
+
+    def find_class(self, module: str, name: str) -> object:
+        found = _CLASSES.get((module, name)) or _FUNCTIONS.get((module, name))
+        if found is None:
+            raise _Refused(f"{module}.{name}"[:120])
+        return found
+
+    def persistent_load(self, pid: object) -> object:
+        raise _Refused("a persistent reference")
+
+    def _reduce(self) -> None:
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        if not isinstance(arguments, tuple):
+            raise _Refused("a call without arguments")
+        if not any(function is known for known in _FUNCTIONS.values()):
+            raise _Refused("a call of something that is no function of a k-means model")
+        self.stack[-1] = function(*arguments)
+
+    def _new(self) -> None:
+        self.stack.pop()  # arguments, which no class here takes
+        self.stack.append(_instance_of(self.stack.pop()))
+
+    def _bytes(self) -> None:
+        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self._set(self.stack[-1], items)
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(self.stack[-1], [key, value])
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        self._set(self.stack[-1], items)
+
+    def _set(self, target: object, items: list[Any]) -> None:
+        keys = items[::2]
+        if type(target) is not dict or len(items) % 2 or not all(type(key) in (str, int, bytes) for key in keys):
+            raise _Refused("an unusual dict")
+        target.update(zip(keys, items[1::2], strict=True))
+
+    def _new_ex(self) -> None:
+        self.stack.pop()
+        self._new()
+
+    def _build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, _Array):
+            target.build(state)
+        elif isinstance(target, _Dtype):
+            if isinstance(state, tuple) and len(state) > 1:
+                target.order = state[1]
+        elif isinstance(target, _Inert):
+            if isinstance(state, dict):
+                target.state.update(state)
+        else:
+            raise _Refused("a state for something that has none")
+        if isinstance(target, _ArrayWrapper):
+            self.stack[-1] = self._read_array(target.state)
+
+    def _read_array(self, state: dict[Any, Any]) -> _Array:
+        """Read the bytes that follow a ``NumpyArrayWrapper``."""
+        dtype = state.get("dtype")
+        resolved = dtype.resolve() if isinstance(dtype, _Dtype) else None
+        if resolved is None:
+            raise _Refused("an array of objects, which would be a pickle of its own")
+        shape, order = state.get("shape"), state.get("order")
+        _check_shape(shape, resolved.itemsize)
+        if state.get("numpy_array_alignment_bytes") is not None:
+            self.source.read(self.source.read(1)[0])
+        count = math.prod(shape) * resolved.itemsize
+        if self.skip_arrays:
+            self.source.skip(count)
+            return _Array(None, shape, resolved.kind)
+        flat = np.frombuffer(self.source.read(count), resolved)
+        return _Array(flat.reshape(shape[::-1]).T if order == "F" else flat.reshape(shape), shape, resolved.kind)
+
+
+class _Counted(dict[int, Any]):
+    """The opcode table; refuses unknown opcodes and streams without end."""
+
+    def __init__(self, reader: _KMeansUnpickler, handlers: dict[int, Any]) -> None:
+        super().__init__(handlers)
+        self._reader = reader
+
+    def __getitem__(self, code: int) -> Any:
+        self._reader.opcodes += 1
+        if self._reader.opcodes > _MAX_OPCODES:
+            raise _Refused("a stream without end")
+        if code not in self:
+            raise _Refused(f"the opcode {bytes([code])!r}")
+        return super().__getitem__(code)
+
+
+def _check_shape(shape: object, itemsize: int) -> None:
+    if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
+        raise _Refused("an array of unknown shape")
+    if math.prod(shape) * itemsize > _MAX_ARRAY_BYTES:
+        raise _Refused(f"an array of shape {shape}, which is too large for a k-means model")
+
+
+def read_kmeans(path: Path, data: bytes | None = None, *, shape_only: bool = False) -> KMeansModel:
+    """Read a pickled ``KMeans`` or ``MiniBatchKMeans``, of scikit-learn 0.24 or later.
+
+    Nothing in the file is executed; scikit-learn and joblib are not needed. Files that joblib compressed (zlib, gzip,
+    bz2, xz, lzma) are read too.
+
+    Args:
+        path: The file.
+        data: Its bytes, where they have been read already.
+        shape_only: Skip the arrays: quick, and enough to refuse a file that is no k-means model.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, holds anything beyond a k-means model, or its centroids are not
+            finite.
+    """
+    try:
+        if data is not None:
+            model = _unpickle(io.BytesIO(data), len(data), skip_arrays=shape_only)
+        else:
+            with path.open("rb") as file:
+                model = _unpickle(file, path.stat().st_size, skip_arrays=shape_only)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except _Refused as refused:
+        raise CheckpointError(f"{path}: refused: the pickle asks for {refused}, which no k-means model needs") from None
+    except (EOFError, zlib.error, lzma.LZMAError):
+        raise CheckpointError(f"{path}: empty, truncated or damaged") from None
+    except Exception as error:  # a damaged stream can raise nearly anything, and none may become a traceback
+        raise CheckpointError(f"{path}: not a k-means model (damaged pickle: {type(error).__name__})") from None
+    if not isinstance(model, _Estimator):
+        raise CheckpointError(f"{path}: not a KMeans or MiniBatchKMeans")
+    held = model.state.get("cluster_centers_")
+    if not isinstance(held, _Array) or not held.kind:
+        raise CheckpointError(f"{path}: the model has no cluster_centers_; it was not fitted")
+    if len(held.shape) != 2 or not all(held.shape) or held.kind != "f":
+        raise CheckpointError(
+            f"{path}: cluster_centers_ has shape {held.shape}, kind {held.kind}; expected floats (K, D)"
+        )
+    shape = (held.shape[0], held.shape[1])
+    if held.value is None:
+        return KMeansModel(shape, None, ())
+    if not np.isfinite(held.value).all():
+        raise CheckpointError(f"{path}: cluster_centers_ holds values that are not finite")
+    centroids = held.value.astype(held.value.dtype.newbyteorder("="), copy=False)
+    return KMeansModel(shape, centroids, _unused(model.state, shape[0]))
+
+
+def _unused(state: dict[Any, Any], clusters: int) -> tuple[int, ...]:
+    """Clusters without training frames: by ``_counts`` (MiniBatchKMeans) or else ``labels_`` (KMeans)."""
+    counts, labels = state.get("_counts", state.get("counts_")), state.get("labels_")
+    if isinstance(counts, _Array) and counts.value is not None and counts.shape == (clusters,):
+        return tuple(np.flatnonzero(counts.value == 0).tolist())
+    if isinstance(labels, _Array) and labels.value is not None and labels.kind in "iu" and labels.value.size:
+        return tuple(np.setdiff1d(np.arange(clusters), labels.value).tolist())
+    return ()
+
+
+def _unpickle(file: BinaryIO, size: int, *, skip_arrays: bool) -> object:
+    magic = file.read(6)
+    file.seek(0)
+    if magic[:2] == b"\x1f\x8b":
+        file, size = gzip.GzipFile(fileobj=file), _MAX_INFLATED_BYTES  # type: ignore[assignment]
+    elif magic[:3] == b"BZh":
+        file, size = bz2.BZ2File(file), _MAX_INFLATED_BYTES  # type: ignore[assignment]
+    elif magic == b"\xfd7zXZ\x00" or magic[:2] == b"\x5d\x00":
+        file, size = lzma.LZMAFile(file), _MAX_INFLATED_BYTES  # type: ignore[assignment]
+    elif magic[:1] == b"\x78":
+        inflated = zlib.decompressobj().decompress(file.read(), _MAX_INFLATED_BYTES)
+        file, size = io.BytesIO(inflated), len(inflated)
+    elif magic and magic[:1] != b"\x80" and not magic[:1].isascii():
+        raise _Refused("nothing: it is no pickle")
+    return _KMeansUnpickler(_Source(file, size), skip_arrays=skip_arrays).load()

@@ -1,0 +1,237 @@
+"""Turns the published checkpoints into ``model/``: three ONNX graphs, checked against PyTorch before they are kept."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from mkc_fast import CheckpointError, MkcError
+from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, write_info
+from mkc_fast.engine.files import sha256_of, whole_directory
+from mkc_fast.export.checkpoints import load_voice, load_wavlm
+from mkc_fast.export.conformer import Conformer
+from mkc_fast.export.hifigan import HifiGan, reach_frames
+from mkc_fast.export.wavlm import WavLM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from os import PathLike
+
+# 20 has Gelu and LayerNormalization as operators of their own, and TensorRT 10 reads it.
+OPSET = 20
+# A protobuf message ends at 2 GB; past this, weights go into a file beside the graph.
+_MAX_EMBEDDED_BYTES = 1_900_000_000
+# Largest difference from PyTorch that is rounding, as a share of the largest value (at least 1).
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A module to export, with the names of its inputs, its output and their axes."""
+
+    file: str
+    module: nn.Module
+    inputs: dict[str, tuple[str, ...]]  # name → names of its axes; "" is a fixed axis
+    output: str
+    output_axes: tuple[str, ...]
+
+
+def export_model(
+    wavlm_ckpt: str | PathLike[str],
+    ckpt: str | PathLike[str],
+    out: str | PathLike[str],
+    hifi_config: str | PathLike[str] | None = None,
+    layer: int = 6,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> ModelInfo:
+    """Export WavLM up to ``layer``, the conformer and the vocoder as ONNX graphs with standard operators only.
+
+    Every graph is run against PyTorch on several lengths and batches, one of the shortest allowed, and on a padded
+    batch against its utterances alone; nothing is written unless they agree.
+
+    Args:
+        wavlm_ckpt: WavLM checkpoint, ``{"cfg": dict, "model": state_dict}``.
+        ckpt: Conformer + vocoder checkpoint, or a vocoder alone (``{"generator": state_dict}``).
+        out: Directory to make. It must not be there, or be empty, unless ``overwrite``.
+        hifi_config: JSON file with the vocoder's sizes, where the checkpoint's own are missing.
+        layer: WavLM transformer layer whose output the k-means models were trained on, from 1.
+        overwrite: Replace ``out``.
+        progress: Called with a line of text as each step begins.
+
+    Returns:
+        What ``model.json`` says.
+
+    Raises:
+        CheckpointError: A checkpoint is missing, damaged, hostile or inconsistent, or a graph does not match PyTorch.
+        OutputError: ``out`` cannot be written.
+    """
+    wavlm_path, voice_path, out_path = Path(wavlm_ckpt), Path(ckpt), Path(out)
+    say = progress or (lambda _: None)
+    with whole_directory(out_path, overwrite=overwrite) as directory, torch.no_grad():
+        say("reading checkpoints")
+        wavlm, voice = (
+            load_wavlm(wavlm_path),
+            load_voice(voice_path, None if hifi_config is None else Path(hifi_config)),
+        )
+        if wavlm.config.dim != voice.conformer.dim:
+            raise CheckpointError(
+                f"{voice_path}: takes features of {voice.conformer.dim} dimensions, {wavlm_path} gives {wavlm.config.dim}"
+            )
+        if wavlm.config.hop != voice.hifigan.hop:
+            raise CheckpointError(
+                f"{voice_path}: makes {voice.hifigan.hop} samples a frame, {wavlm_path} takes {wavlm.config.hop}"
+            )
+        info = ModelInfo(
+            sample_rate=voice.hifigan.sample_rate,
+            hop=wavlm.config.hop,
+            min_samples=wavlm.config.min_samples,
+            dim=wavlm.config.dim,
+            layer=layer,
+            precision="fp32",
+            conformer_layers=voice.conformer.num_layers,
+            vocoder_reach=reach_frames(voice.hifigan),
+            sources={"wavlm": sha256_of(wavlm_path), "ckpt": sha256_of(voice_path)},
+        )
+        # One after the other, each built, written, checked and let go before the next: memory is that of the largest.
+        say(f"WavLM, layers 1 to {layer} of {wavlm.config.num_layers}")
+        _export(directory, _wavlm_graph(WavLM(wavlm_path, wavlm, layer)), info, say)
+        del wavlm
+        say(f"conformer, {voice.conformer.num_layers} layers")
+        _export(directory, _conformer_graph(Conformer(voice_path, voice)), info, say)
+        voice.conformer_weights.clear()
+        say("vocoder")
+        _export(directory, _vocoder_graph(HifiGan(voice_path, voice)), info, say)
+        write_info(directory, info)
+    return info
+
+
+def _wavlm_graph(module: WavLM) -> _Graph:
+    inputs = {"waveform": ("batch", "samples"), "lengths": ("batch",)}
+    return _Graph(WAVLM_FILE, module, inputs, "features", ("batch", "frames", ""))
+
+
+def _conformer_graph(module: Conformer) -> _Graph:
+    inputs = {"features": ("batch", "frames", ""), "lengths": ("batch",)}
+    return _Graph(CONFORMER_FILE, module, inputs, "restored", ("batch", "frames", ""))
+
+
+def _vocoder_graph(module: HifiGan) -> _Graph:
+    return _Graph(VOCODER_FILE, module, {"features": ("batch", "frames", "")}, "waveform", ("batch", "samples"))
+
+
+def _export(directory: Path, graph: _Graph, info: ModelInfo, say: Callable[[str], None]) -> None:
+    path = directory / graph.file
+    graph.module.eval()
+    _write_graph(path, graph, info)
+    say(f"{graph.file}: checking against PyTorch")
+    _check_graph(path, graph, info)
+    gc.collect()
+
+
+def _write_graph(path: Path, graph: _Graph, info: ModelInfo) -> None:
+    # Sizes other than 1 and different from each other, so that none is taken for a constant.
+    example = _inputs(graph, info, [info.min_samples + 13 * info.hop, info.min_samples + 7 * info.hop])
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = tuple({axis: dynamic for axis, name in enumerate(axes) if name} for axes in graph.inputs.values())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph.module,
+            tuple(torch.from_numpy(value) for value in example.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=[graph.output],
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    assert program is not None
+    size = sum(value.numel() * value.element_size() for value in graph.module.state_dict().values())
+    if size > _MAX_EMBEDDED_BYTES:
+        program.save(path, external_data=True)
+        model = onnx.load(path, load_external_data=False)
+    else:
+        model = program.model_proto
+    _tidy(model, graph)
+    onnx.save(model, path)
+
+
+def _tidy(model: onnx.ModelProto, graph: _Graph) -> None:
+    """Name the dynamic axes and drop what only the exporter needed (traces, shapes of inner values)."""
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    axes = {**graph.inputs, graph.output: graph.output_axes}
+    for value in (*model.graph.input, *model.graph.output):
+        for dimension, name in zip(value.type.tensor_type.shape.dim, axes[value.name], strict=True):
+            if name:
+                dimension.dim_param = name
+    model.producer_name, model.producer_version = "mkc-fast", ""
+
+
+def _inputs(graph: _Graph, info: ModelInfo, lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """Noise of these lengths (in samples) as the graph's inputs, padded with more noise, so that leaks would show."""
+    rng = np.random.default_rng(len(lengths) * 7919 + sum(lengths))
+    if "waveform" in graph.inputs:
+        values: dict[str, np.ndarray] = {
+            "waveform": rng.standard_normal((len(lengths), max(lengths)), np.float32) * np.float32(0.1)
+        }
+        counts = list(lengths)
+    else:
+        counts = [info.frames(length) for length in lengths]
+        values = {"features": rng.standard_normal((len(lengths), max(counts), info.dim), np.float32)}
+    if "lengths" in graph.inputs:
+        values["lengths"] = np.array(counts, np.int64)
+    return values
+
+
+def _check_graph(path: Path, graph: _Graph, info: ModelInfo) -> None:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # No arena: it would keep the largest buffers of every length tried.
+    options.enable_cpu_mem_arena = False
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    shortest, hop = info.min_samples, info.hop
+    batches = [
+        [shortest],
+        [shortest + hop - 1],
+        [shortest + 50 * hop + 11],
+        [shortest, shortest + 20 * hop + 5, shortest + 3 * hop],
+    ]
+    for lengths in batches:
+        inputs = _inputs(graph, info, lengths)
+        (found,) = session.run([graph.output], inputs)
+        if "lengths" not in inputs:
+            _compare(path, found, graph.module(torch.from_numpy(inputs["features"])).numpy(), lengths)
+            continue
+        name = next(iter(inputs))
+        for row, count in enumerate(inputs["lengths"].tolist()):
+            alone = torch.from_numpy(inputs[name][row : row + 1, :count])
+            expected = graph.module(alone, torch.tensor([count])).numpy()
+            _compare(path, found[row : row + 1, : expected.shape[1]], expected, lengths)
+
+
+def _compare(path: Path, found: np.ndarray, expected: np.ndarray, lengths: Sequence[int]) -> None:
+    if found.shape != expected.shape or not np.isfinite(expected).all():
+        raise CheckpointError(
+            f"{path.name}: gives {found.shape}, or values that are not finite, for lengths {list(lengths)}"
+        )
+    error, scale = float(np.abs(found - expected).max()), max(1.0, float(np.abs(expected).max()))
+    if not error <= _TOLERANCE * scale:
+        raise MkcError(
+            f"{path.name}: differs from PyTorch by {error:.2g} (largest value {scale:.2g}) for lengths {list(lengths)}"
+        )
