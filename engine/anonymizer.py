@@ -6,27 +6,34 @@ import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from mkc_fast import ArtifactError, AudioError, BankError, MkcError
 from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_info
 from mkc_fast.engine.audio import check_waveform
+from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
 from mkc_fast.engine.draws import check_draw, draw_bank_ids, fresh_seed, waveform_id
 from mkc_fast.engine.sessions import Sessions, open_sessions
-from mkc_fast.engine.windows import exact_windows
+from mkc_fast.engine.windows import Window, crossfaded, exact_windows
 from mkc_fast.kernels import Lookup, make_lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
 
     from numpy.typing import ArrayLike, NDArray
 
+_T = TypeVar("_T")
+
 STAGES = ("encode", "assign", "restore", "vocode")
-# The vocoder's buffers take some 30 MB a second of audio; past this many frames it runs in exact windows.
+# Neighbouring windows share so much: a quarter of it at either end is dropped, the middle half is faded.
+_OVERLAP_S = 4.0
+# The vocoder's buffers take some 15 MB a second of audio; past so many frames it runs in exact windows.
 _VOCODER_WINDOW_FRAMES = 1500
+# In a batch all windows have this length, and a graph sees one shape: 6 % more work than the whole, by their overlap.
+_BATCH_WINDOW_FRAMES = 500
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,30 @@ class Result:
 class Anonymizer:
     """Anonymizes speech with one exported model and one bank of k-means models (method: arXiv 2508.07086)."""
 
-    def __init__(self, info: ModelInfo, bank: Bank, sessions: Sessions, lookup: Lookup) -> None:
+    def __init__(
+        self, info: ModelInfo, bank: Bank, sessions: Sessions, lookup: Lookup, device: str, max_window_s: float
+    ) -> None:
         """Use ``Anonymizer.load``."""
         self.info = info
         self.bank = bank
+        self.device = device
         self._sessions = sessions
         self._lookup = lookup
+        per_second = info.sample_rate / info.hop
+        self._overlap_frames = int(_OVERLAP_S * per_second)
+        self._window_frames = int(max_window_s * per_second)
+        if self._window_frames < 2 * self._overlap_frames:
+            raise MkcError(f"max_window_s is {max_window_s:g}; it must be at least {2 * _OVERLAP_S:g}")
 
     @classmethod
     def load(
-        cls, model: str | PathLike[str], bank: str | PathLike[str], device: str = "cpu", *, threads: int | None = None
+        cls,
+        model: str | PathLike[str],
+        bank: str | PathLike[str],
+        device: str = "cpu",
+        *,
+        threads: int | None = None,
+        max_window_s: float = DEFAULT_WINDOW_S,
     ) -> Anonymizer:
         """Open exported artifacts.
 
@@ -67,6 +88,7 @@ class Anonymizer:
             bank: Directory made by ``build_bank``; it is mapped, not read, so its size costs no time.
             device: ``"cpu"`` or ``"cuda:<number>"``.
             threads: Threads of one operator on the CPU; default: one a core.
+            max_window_s: A longer recording is encoded and restored in windows of so many seconds, cross-faded.
 
         Raises:
             ArtifactError: An artifact is missing, damaged, or the two do not fit together.
@@ -78,22 +100,20 @@ class Anonymizer:
             raise ArtifactError(f"{bank_path}: has {opened.info.dim} dimensions, {model_path} has {info.dim}")
         sessions = open_sessions(model_path, device, threads)
         lookup = make_lookup(opened.centroids, opened.half_norms, opened.info.num_clusters)
-        return cls(info, opened, sessions, lookup)
+        return cls(info, opened, sessions, lookup, device, max_window_s)
 
     def encode(self, waveform: ArrayLike) -> NDArray[np.float32]:
         """WavLM features of a waveform: (S,) float in [-1, 1] at the model's rate → (T, D) float32.
 
-        T is ``(S - min_samples) // hop + 1``. The waveform is fed as it is, without normalization.
+        T is ``(S - min_samples) // hop + 1``. The waveform is fed as it is, without normalization. One longer than
+        ``max_window_s`` is encoded in windows: attention then sees no further than its window, so the features are
+        close to those of the whole, not equal.
 
         Raises:
             AudioError: The waveform is not (S,) float, shorter than ``min_samples``, or not finite.
         """
         checked = check_waveform(waveform, self.info.min_samples)
-        inputs = {"waveform": checked[None], "lengths": np.array([len(checked)], np.int64)}
-        features: NDArray[np.float32] = self._sessions.wavlm.run(["features"], inputs)[0][0]
-        if not np.isfinite(features).all():
-            raise AudioError("the features of this waveform are not finite; are its samples within [-1, 1]?")
-        return features
+        return _joined(self._encoded(checked), self.info.frames(len(checked)), self.info.dim)
 
     def assign(self, features: ArrayLike, bank_ids: ArrayLike) -> NDArray[np.int32]:
         """The nearest cluster of each frame in that frame's bank entry: (T, D), (T,) int → (T,) int32.
@@ -114,15 +134,13 @@ class Anonymizer:
         return self._lookup.lookup(bank_ids, cluster_ids)
 
     def restore(self, quantized: ArrayLike) -> NDArray[np.float32]:
-        """The conformer: centroids (T, D) → features (T, D) float32.
+        """The conformer: centroids (T, D) → features (T, D) float32, in windows where ``encode`` would use them.
 
         Raises:
             BankError: The shape or type is another, or values are not finite.
         """
         checked = self._check_features(quantized)
-        inputs = {"features": checked[None], "lengths": np.array([len(checked)], np.int64)}
-        restored: NDArray[np.float32] = self._sessions.conformer.run(["restored"], inputs)[0][0]
-        return restored
+        return _joined(self._restored(len(checked), lambda a, b: checked[a:b]), len(checked), self.info.dim)
 
     def vocode(self, restored: ArrayLike) -> NDArray[np.float32]:
         """HiFi-GAN: features (T, D) → waveform (T * hop,) float32 in [-1, 1].
@@ -133,14 +151,7 @@ class Anonymizer:
             BankError: The shape or type is another, or values are not finite.
         """
         checked = self._check_features(restored)
-        hop, reach = self.info.hop, self.info.vocoder_reach
-        waveform = np.empty(len(checked) * hop, np.float32)
-        for window in exact_windows(len(checked), max(_VOCODER_WINDOW_FRAMES, 4 * reach), reach):
-            inputs = {"features": checked[None, window.start : window.stop]}
-            part = self._sessions.vocoder.run(["waveform"], inputs)[0][0]
-            begin, end = (window.keep_start - window.start) * hop, (window.keep_stop - window.start) * hop
-            waveform[window.keep_start * hop : window.keep_stop * hop] = part[begin:end]
-        return waveform
+        return self._vocoded(len(checked), iter([(0, checked)]))
 
     def anonymize(
         self,
@@ -169,31 +180,7 @@ class Anonymizer:
         """
         check_draw(mode, stride)
         checked = check_waveform(waveform, self.info.min_samples)
-        frames = self.info.frames(len(checked))
-        if bank_ids is not None:
-            banks = np.asarray(bank_ids)
-            if banks.shape != (frames,):
-                raise BankError(f"bank_ids has shape {banks.shape}; this waveform has {frames} frames")
-        else:
-            banks = draw_bank_ids(
-                frames,
-                len(self.bank),
-                mode=mode,
-                stride=stride,
-                seed=fresh_seed() if seed is None else _check_seed(seed),
-                utterance_id=waveform_id(checked) if utterance_id is None else utterance_id,
-            )
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "encode"):
-            features = self.encode(checked)
-        with _timed(seconds, "assign"):
-            cluster_ids = self.assign(features, banks)
-            quantized = self.lookup(banks, cluster_ids)
-        with _timed(seconds, "restore"):
-            restored = self.restore(quantized)
-        with _timed(seconds, "vocode"):
-            speech = self.vocode(restored)
-        return Result(speech, banks.astype(np.int64), cluster_ids, seconds)
+        return self._run_one(checked, self._banks(checked, mode, stride, seed, utterance_id, bank_ids))
 
     def anonymize_batch(
         self,
@@ -202,8 +189,21 @@ class Anonymizer:
         stride: int = 1,
         seed: int | None = None,
         utterance_ids: Sequence[str] | None = None,
+        *,
+        batch_s: float | None = None,
     ) -> list[Result]:
         """Anonymize several utterances, of any lengths; each gets what ``anonymize`` gives it alone.
+
+        The draws and cluster ids are the same, and the samples to 1e-4.
+
+        Args:
+            waveforms: As for ``anonymize``.
+            mode: As for ``anonymize``.
+            stride: As for ``anonymize``.
+            seed: As for ``anonymize``; without it each utterance has draws of its own.
+            utterance_ids: One for each waveform.
+            batch_s: Padded seconds of audio that run at once; 0 runs each alone. Default: 0 on a CPU, where batches
+                do not pay, and 240 on a GPU.
 
         Raises:
             MkcError: As ``anonymize``, or there is not an id for every waveform.
@@ -211,10 +211,154 @@ class Anonymizer:
         ids = [None] * len(waveforms) if utterance_ids is None else list(utterance_ids)
         if len(ids) != len(waveforms):
             raise MkcError(f"{len(waveforms)} waveforms, but {len(ids)} utterance ids")
-        return [
-            self.anonymize(waveform, mode, stride, seed, utterance_id)
-            for waveform, utterance_id in zip(waveforms, ids, strict=True)
+        check_draw(mode, stride)
+        checked = [check_waveform(waveform, self.info.min_samples) for waveform in waveforms]
+        banks = [
+            self._banks(waveform, mode, stride, seed, utterance_id, None)
+            for waveform, utterance_id in zip(checked, ids, strict=True)
         ]
+        if batch_s is None:
+            batch_s = default_batch_s(self.device)
+        results: dict[int, Result] = {}
+        seconds = [len(waveform) / self.info.sample_rate for waveform in checked]
+        for group in group_by_length(seconds, batch_s):
+            if len(group) == 1 or self.info.frames(len(checked[group[0]])) > self._window_frames:
+                made = [self._run_one(checked[index], banks[index]) for index in group]
+            else:
+                made = self._run_batch([checked[index] for index in group], [banks[index] for index in group])
+            results.update(zip(group, made, strict=True))
+        return [results[index] for index in range(len(checked))]
+
+    def _banks(
+        self,
+        waveform: NDArray[np.float32],
+        mode: str,
+        stride: int,
+        seed: int | None,
+        utterance_id: str | None,
+        given: ArrayLike | None,
+    ) -> NDArray[np.int64]:
+        """The bank entry of each frame, given or drawn."""
+        frames = self.info.frames(len(waveform))
+        if given is not None:
+            banks = np.asarray(given)
+            if banks.shape != (frames,):
+                raise BankError(f"bank_ids has shape {banks.shape}; this waveform has {frames} frames")
+            return banks
+        return draw_bank_ids(
+            frames,
+            len(self.bank),
+            mode=mode,
+            stride=stride,
+            seed=fresh_seed() if seed is None else _check_seed(seed),
+            utterance_id=waveform_id(waveform) if utterance_id is None else utterance_id,
+        )
+
+    def _run_one(self, waveform: NDArray[np.float32], banks: NDArray[np.int64]) -> Result:
+        """The whole pass over one utterance; of a long one, no more than a window's features are held at a time."""
+        clock = _Clock()
+        frames = len(banks)
+        cluster_ids = np.empty(frames, np.int32)
+        for start, features in clock.over("encode", self._encoded(waveform)):
+            part = slice(start, start + len(features))
+            with clock.of("assign"):
+                cluster_ids[part] = self.assign(features, banks[part])
+        restored = self._restored(frames, lambda a, b: self.lookup(banks[a:b], cluster_ids[a:b]))
+        with clock.of("vocode"):
+            speech = self._vocoded(frames, clock.over("restore", restored, within="vocode"))
+        return Result(speech, banks.astype(np.int64), cluster_ids, dict(clock.seconds))
+
+    def _run_batch(self, waveforms: list[NDArray[np.float32]], banks: list[NDArray[np.int64]]) -> list[Result]:
+        """The whole pass over several utterances at once."""
+        clock = _Clock()
+        with clock.of("encode"):
+            lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
+            padded = np.zeros((len(waveforms), int(lengths.max())), np.float32)
+            for row, waveform in zip(padded, waveforms, strict=True):
+                row[: len(waveform)] = waveform
+            features = self._sessions.wavlm.run(["features"], {"waveform": padded, "lengths": lengths})[0]
+        counts = [len(part) for part in banks]
+        with clock.of("assign"):
+            together = np.concatenate([row[:count] for row, count in zip(features, counts, strict=True)])
+            all_banks = np.concatenate(banks)
+            all_ids = self.assign(_finite(together), all_banks)
+            quantized = np.zeros_like(features)
+            ends = np.cumsum(counts)
+            cluster_ids = np.split(all_ids, ends[:-1])
+            for row, count, part in zip(
+                quantized, counts, np.split(self.lookup(all_banks, all_ids), ends[:-1]), strict=True
+            ):
+                row[:count] = part
+        with clock.of("restore"):
+            inputs = {"features": quantized, "lengths": np.array(counts, np.int64)}
+            restored = self._sessions.conformer.run(["restored"], inputs)[0]
+        with clock.of("vocode"):
+            speech = self._vocoded_batch([row[:count] for row, count in zip(restored, counts, strict=True)])
+        # An utterance's share of the batch's time is its share of the frames.
+        shares = [{stage: s * count / sum(counts) for stage, s in clock.seconds.items()} for count in counts]
+        return [Result(*parts) for parts in zip(speech, banks, cluster_ids, shares, strict=True)]
+
+    def _encoded(self, waveform: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Features of a waveform in consecutive pieces: the first frame's number, (n, D)."""
+        hop, least = self.info.hop, self.info.min_samples
+        frames = self.info.frames(len(waveform))
+
+        def compute(start: int, stop: int) -> NDArray[np.float32]:
+            # The last frame's window may be followed by samples that belong to no frame; GroupNorm counts them.
+            end = len(waveform) if stop == frames else (stop - 1) * hop + least
+            samples = waveform[start * hop : end]
+            inputs = {"waveform": samples[None], "lengths": np.array([len(samples)], np.int64)}
+            return _finite(self._sessions.wavlm.run(["features"], inputs)[0][0])
+
+        return crossfaded(frames, self._window_frames, self._overlap_frames, compute)
+
+    def _restored(
+        self, frames: int, quantized: Callable[[int, int], NDArray[np.float32]]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What the conformer makes of ``quantized(start, stop)``, in consecutive pieces."""
+
+        def compute(start: int, stop: int) -> NDArray[np.float32]:
+            inputs = {"features": quantized(start, stop)[None], "lengths": np.array([stop - start], np.int64)}
+            restored: NDArray[np.float32] = self._sessions.conformer.run(["restored"], inputs)[0][0]
+            return restored
+
+        return crossfaded(frames, self._window_frames, self._overlap_frames, compute)
+
+    def _vocoded(self, frames: int, pieces: Iterator[tuple[int, NDArray[np.float32]]]) -> NDArray[np.float32]:
+        """The waveform of features that come in consecutive pieces, computed in exact windows as they come."""
+        hop, reach = self.info.hop, self.info.vocoder_reach
+        waveform = np.empty(frames * hop, np.float32)
+        held, held_start = np.empty((0, self.info.dim), np.float32), 0
+        windows = exact_windows(frames, max(_VOCODER_WINDOW_FRAMES, 4 * reach), reach)
+        pending = iter(windows)
+        window = next(pending)
+        for _, piece in pieces:
+            held = np.concatenate([held, piece]) if len(held) else piece
+            while held_start + len(held) >= window.stop:
+                features = held[window.start - held_start : window.stop - held_start]
+                part = self._sessions.vocoder.run(["waveform"], {"features": features[None]})[0][0]
+                _keep(waveform, window, part, hop)
+                following = next(pending, None)
+                if following is None:
+                    break
+                window = following
+                held, held_start = held[window.start - held_start :], window.start
+        return waveform
+
+    def _vocoded_batch(self, restored: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Waveforms of several utterances: windows of one length together, utterances shorter than that by length."""
+        hop, size = self.info.hop, max(_BATCH_WINDOW_FRAMES, 4 * self.info.vocoder_reach)
+        waveforms = [np.empty(len(features) * hop, np.float32) for features in restored]
+        by_length: dict[int, list[tuple[int, Window]]] = {}
+        for index, features in enumerate(restored):
+            for window in exact_windows(len(features), size, self.info.vocoder_reach):
+                by_length.setdefault(window.stop - window.start, []).append((index, window))
+        for group in by_length.values():
+            batch = np.stack([restored[index][window.start : window.stop] for index, window in group])
+            parts = self._sessions.vocoder.run(["waveform"], {"features": batch})[0]
+            for (index, window), part in zip(group, parts, strict=True):
+                _keep(waveforms[index], window, part, hop)
+        return waveforms
 
     def _check_features(self, features: ArrayLike) -> NDArray[np.float32]:
         array = np.asarray(features)
@@ -233,8 +377,52 @@ def _check_seed(seed: object) -> int:
     return int(seed)
 
 
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - begin
+def _finite(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(features).all():
+        raise AudioError("the features of this waveform are not finite; are its samples within [-1, 1]?")
+    return features
+
+
+def _joined(pieces: Iterator[tuple[int, NDArray[np.float32]]], frames: int, dim: int) -> NDArray[np.float32]:
+    """Consecutive pieces as one array (frames, dim)."""
+    start, first = next(pieces)
+    if len(first) == frames:
+        return first
+    whole = np.empty((frames, dim), np.float32)
+    whole[start : start + len(first)] = first
+    for begin, piece in pieces:
+        whole[begin : begin + len(piece)] = piece
+    return whole
+
+
+def _keep(waveform: NDArray[np.float32], window: Window, part: NDArray[np.float32], hop: int) -> None:
+    """Put what a window keeps of its samples where they belong."""
+    begin, end = (window.keep_start - window.start) * hop, (window.keep_stop - window.start) * hop
+    waveform[window.keep_start * hop : window.keep_stop * hop] = part[begin:end]
+
+
+class _Clock:
+    """Adds up wall-clock seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+
+    @contextlib.contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Count the block towards a stage."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - begin
+
+    def over(self, stage: str, items: Iterator[_T], within: str | None = None) -> Iterator[_T]:
+        """Count what it takes to get each item towards a stage, and not towards the one it happens ``within``."""
+        while True:
+            begin = time.perf_counter()
+            item = next(items, None)
+            taken = time.perf_counter() - begin
+            self.seconds[stage] += taken
+            if within:
+                self.seconds[within] -= taken
+            if item is None:
+                return
+            yield item

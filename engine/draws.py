@@ -24,10 +24,10 @@ def fresh_seed() -> str:
 
 def waveform_id(waveform: NDArray[np.float32]) -> str:
     """An utterance id for a waveform that has none: a digest of its samples."""
-    return "sha256:" + hashlib.sha256(np.ascontiguousarray(waveform)).hexdigest()
+    return "sha256:" + hashlib.sha256(np.ascontiguousarray(waveform).data).hexdigest()
 
 
-def check_draw(mode: str, stride: int) -> None:
+def check_draw(mode: object, stride: object) -> None:
     """Refuse an unknown mode or a stride below 1.
 
     Raises:

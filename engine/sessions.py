@@ -65,6 +65,6 @@ def _providers(index: int | None) -> list[Any]:
         return [("CPUExecutionProvider", {})]
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise DeviceError(
-            f"device cuda:{index}: the installed onnxruntime {ort.__version__} is without CUDA; install onnxruntime-gpu instead"
+            f"device cuda:{index}: the installed onnxruntime {ort.__version__} is without CUDA; install onnxruntime-gpu"
         )
     return [("CUDAExecutionProvider", {"device_id": str(index)}), ("CPUExecutionProvider", {})]

@@ -1,8 +1,16 @@
-"""Cuts a sequence of frames into windows that overlap enough to be computed apart and put together again exactly."""
+"""Cuts a sequence of frames into overlapping windows: exact ones for convolutions, cross-faded ones for attention."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -35,3 +43,44 @@ def exact_windows(frames: int, size: int, reach: int) -> list[Window]:
         windows.append(Window(start, stop, kept, keep_stop))
         kept = keep_stop
     return windows
+
+
+def crossfaded(
+    frames: int, size: int, overlap: int, compute: Callable[[int, int], NDArray[np.float32]]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Compute a long sequence in windows, fading from each window to the next in the middle of their overlap.
+
+    The outer quarters of an overlap are dropped: there one of the two windows has little context. What is held is one
+    window at a time and the part of it still to be faded.
+
+    Args:
+        frames: Length of the sequence.
+        size: Of a window; more than ``overlap``.
+        overlap: Frames that neighbouring windows share (the last two may share more).
+        compute: Of (start, stop), the window's values (stop - start, D).
+
+    Yields:
+        Consecutive pieces: the first frame's number, and the values (n, D).
+    """
+    if frames <= size:
+        yield 0, compute(0, frames)
+        return
+    fade = max(1, overlap // 2)
+    ramp = ((np.arange(fade, dtype=np.float32) + 0.5) / fade)[:, None]
+    starts = [*range(0, frames - size, size - overlap), frames - size]
+    done = 0
+    held = np.empty((0, 0), np.float32)  # the last window's values from frame `done` on, as far as they may be used
+    for index, start in enumerate(starts):
+        values = compute(start, start + size)
+        if index:
+            # `held` ends with the fade, which this window's values enter.
+            first = done + len(held) - fade
+            mixed = held[-fade:] * (1 - ramp) + values[first - start : first - start + fade] * ramp
+            yield done, np.concatenate([held[:-fade], mixed])
+            done = first + fade
+        if index + 1 < len(starts):
+            shared_start, shared_stop = starts[index + 1], start + size
+            fade_stop = (shared_start + shared_stop + fade) // 2
+            held = values[done - start : fade_stop - start].copy()
+        else:
+            yield done, values[done - start :]

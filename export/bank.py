@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -73,8 +74,8 @@ def build_bank(
                 raise CheckpointError(f"{path}: {name} has {shape[1]} dimensions, {models[0][0]} has {dim}")
         size = (len(models), max(clusters for clusters, _ in shapes), dim)
         with whole_directory(Path(out), overwrite=overwrite) as directory:
-            centroids = np.lib.format.open_memmap(directory / CENTROIDS_FILE, "w+", np.float32, size)
-            half_norms = np.lib.format.open_memmap(directory / HALF_NORMS_FILE, "w+", np.float64, size[:2])
+            centroids = _map_new(directory / CENTROIDS_FILE, np.float32, size)
+            half_norms = _map_new(directory / HALF_NORMS_FILE, np.float64, size[:2])
 
             def fill(index: int) -> _Entry:
                 return _fill(models[index][1], shapes[index], centroids[index], half_norms[index])
@@ -96,6 +97,19 @@ def build_bank(
             )
             write_info(directory, info)
     return info
+
+
+def _map_new(path: Path, dtype: type[np.floating[Any]], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new array file, mapped, with its space taken: a disk that fills up under a map kills the process."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems without it
+                    raise
+    return array
 
 
 def _fill(

@@ -1,27 +1,36 @@
-"""Reads the published PyTorch checkpoints without executing anything in them, and checks what they say of themselves."""
+"""Reads the published PyTorch checkpoints without executing anything in them, and checks what they say they are."""
 
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
 import pickle
-import re
+import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import torch
 
 from mkc_fast import CheckpointError
+from mkc_fast.export.kmeans import PLAIN_KEYS, Refused, Source, StrictUnpickler, encode_latin1, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 Weights = dict[str, torch.Tensor]
 
 # What a count or a size in a configuration may be at most: far above any published model, far below what harms.
 _MAX_SIZE = 1 << 20
+# Samples a frame, 320 as published, and how far apart a convolution's taps may be, 12 as published: neither is held
+# against a weight's shape, so nothing else bounds what a run would cost.
+_MAX_HOP = 1 << 14
+_MAX_DILATION = 1 << 10
+# Of the pickle that says what tensors there are: 0.1 MB for WavLM Large.
+_MAX_PICKLE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class WavLMConfig:
 
 @dataclass(frozen=True)
 class ConformerConfig:
-    """Sizes of the conformer (names as in ``torchaudio.models.Conformer``); ``num_layers`` 0 stands for no conformer."""
+    """Sizes of the conformer (names as in ``torchaudio.models.Conformer``); ``num_layers`` 0 means no conformer."""
 
     dim: int
     num_heads: int
@@ -119,29 +128,139 @@ class VoiceCheckpoint:
     hifigan_weights: Weights
 
 
+class _Opaque:
+    """Stands in for a tensor, a storage, a dtype and the like."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+
+def _make_container(items: object = None) -> dict[Any, Any] | list[Any]:
+    """What ``OrderedDict()``, ``Counter({...})`` and ``set([...])`` make, nearly."""
+    if items is None:
+        return {}
+    if type(items) is dict or (type(items) is list and all(type(item) in PLAIN_KEYS for item in items)):
+        return items
+    raise Refused("an unusual container")
+
+
+_FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _Opaque,
+    ("torch._utils", "_rebuild_parameter"): _Opaque,
+    ("torch", "Size"): _Opaque,
+    ("torch", "device"): _Opaque,
+    ("collections", "OrderedDict"): _make_container,
+    ("collections", "Counter"): _make_container,
+    **{(module, "set"): _make_container for module in ("builtins", "__builtin__")},
+    ("_codecs", "encode"): encode_latin1,
+}
+_STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+class _CheckpointUnpickler(StrictUnpickler):
+    """Walks through a checkpoint's pickle without making a tensor, and refuses what no state dict needs.
+
+    ``torch.load`` with ``weights_only=True`` executes nothing either, but a few bytes have it fill the memory
+    (``bytearray(10**12)``), never end (the hash of a tuple that holds itself twice, 50 levels deep) or, before 2.10,
+    write where it must not (CVE-2026-24747).
+    """
+
+    names: ClassVar[Mapping[tuple[str, str], object]] = {
+        **_FUNCTIONS,
+        **{("torch", f"{storage}Storage"): _Opaque() for storage in _STORAGES},
+        **{("torch", dtype): _Opaque() for dtype in _DTYPES},
+    }
+    functions: ClassVar[Collection[object]] = _FUNCTIONS.values()
+
+    def __init__(self, source: Source, max_elements: int) -> None:
+        super().__init__(source)
+        self.dispatch[pickle.BINPERSID[0]] = type(self)._persistent
+        self.elements: dict[str, int] = {}
+        self.elements_left = max_elements
+
+    def _persistent(self) -> None:
+        """Take ``("storage", type, key, location, number of elements)``; old files add a None."""
+        reference = self.stack.pop()
+        if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
+            raise Refused("a reference to something outside")
+        key, count = reference[2], reference[4]
+        if type(key) is not str or type(count) is not int or reference[5:] not in ((), (None,)):
+            raise Refused("a storage of unknown form")
+        if self.elements.setdefault(key, count) != count:
+            raise Refused("a storage of unknown form")
+        if key not in self.elements:
+            self.elements[key] = count
+            self.elements_left -= count
+        if count < 0 or self.elements_left < 0:
+            raise Refused("more weights than the file holds")
+        self.stack.append(_Opaque())
+
+    def build(self, target: object, state: object) -> None:
+        # Anything else in the state of an OrderedDict would take the place of its methods.
+        if not (isinstance(target, dict) and isinstance(state, dict) and state.keys() <= {"_metadata"}):
+            super().build(target, state)
+
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_FOREIGN = "torch.save did not write it"
+
+
+def _check_pickles(file: BinaryIO, size: int) -> None:
+    """Refuse a checkpoint that ``torch.load`` should not be given."""
+    if file.read(4) == _ZIP_MAGIC:
+        entries = zipfile.ZipFile(file).infolist()
+        # torch.save compresses nothing, and what is looked at here must be what torch.load reads.
+        if len({entry.filename.lower() for entry in entries}) < len(entries) or any(e.compress_type for e in entries):
+            raise Refused("an archive that torch.save would not write")
+        pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+        if not pickles:
+            raise ValueError(_FOREIGN)
+        for entry in pickles:
+            file.seek(entry.header_offset + 26)
+            file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)
+            _CheckpointUnpickler(Source(file, min(entry.file_size, _MAX_PICKLE_BYTES)), size).load()
+        return
+    # Before 1.6, torch.save wrote five pickles in a row, then the weights: a number, two of versions, the checkpoint
+    # and the order of its storages.
+    file.seek(0)
+    source = Source(file, size)
+    magic = _CheckpointUnpickler(source, size).load()
+    if magic != torch.serialization.MAGIC_NUMBER:
+        raise ValueError(_FOREIGN)
+    *_, keys = (_CheckpointUnpickler(source, size).load() for _ in range(4))
+    if not isinstance(keys, list) or not all(type(key) is str for key in keys):
+        raise Refused("storages of unknown form")
+
+
 def load_torch(path: Path) -> dict[str, Any]:
     """Load a ``torch.save`` file with ``weights_only=True``.
 
     Raises:
-        CheckpointError: The file is missing, empty, damaged, not a dict, or holds objects beyond tensors and plain data.
+        CheckpointError: The file is missing, empty, damaged, no dict, or holds objects beyond tensors and plain data.
     """
-    if not path.is_file():
+    if not _is_file(path):
         raise CheckpointError(f"{path}: no such checkpoint file")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: the file is empty")
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
     try:
+        size = path.stat().st_size
+        if size == 0:
+            raise CheckpointError(f"{path}: the file is empty")
+        with path.open("rb") as file:
+            _check_pickles(file, size)
+            file.seek(0)
+            zipped = file.read(4) == _ZIP_MAGIC
         # Mapped rather than read: of WavLM Large's 24 layers only the first 6 are ever touched.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)[: ]+([\w.]+)", str(error))
-        if wanted:
-            name = wanted.group(1) or wanted.group(2)
-            raise CheckpointError(
-                f"{path}: refused: it needs {name}, and only tensors and plain data are loaded"
-            ) from None
-        raise CheckpointError(f"{path}: refused: not plain tensors ({_first_line(error)})") from None
+    except CheckpointError:
+        raise
+    except Refused as refused:
+        raise CheckpointError(
+            f"{path}: refused: it needs {refused}, and only tensors and plain data are loaded"
+        ) from None
+    except EOFError:
+        raise CheckpointError(f"{path}: truncated or damaged") from None
+    except pickle.UnpicklingError:  # torch's text advises to load it unsafely
+        raise CheckpointError(f"{path}: not a checkpoint of tensors and plain data alone") from None
     except MemoryError:
         raise CheckpointError(f"{path}: refused: it asks for more memory than there is") from None
     except Exception as error:  # torch raises many types on damaged files, and none may become a traceback
@@ -153,7 +272,16 @@ def load_torch(path: Path) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160]
+    return printable(lines[0] if lines else type(error).__name__)
+
+
+def _shown(value: object) -> str:
+    """A value from a checkpoint for an error: one short line, whatever it is (some would take years to format)."""
+    if isinstance(value, str):
+        return repr(value[:60])
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a huge number"
+    return repr(value) if value is None or isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
 
 
 def load_wavlm(path: Path) -> WavLMCheckpoint:
@@ -161,7 +289,7 @@ def load_wavlm(path: Path) -> WavLMCheckpoint:
     loaded = load_torch(path)
     cfg, model = loaded.get("cfg"), loaded.get("model")
     if not isinstance(cfg, dict) or not isinstance(model, dict):
-        keys = ", ".join(map(str, list(loaded)[:8]))
+        keys = ", ".join(map(_shown, list(loaded)[:8]))
         raise CheckpointError(f"{path}: not a WavLM checkpoint: expected keys cfg and model, found {keys}")
     weights = _weights(path, model)
     read = _Reader(path, cfg)
@@ -183,8 +311,10 @@ def load_wavlm(path: Path) -> WavLMCheckpoint:
     read.choice("activation_fn", ("gelu",), "gelu")
     if config.dim % config.num_heads:
         raise CheckpointError(f"{path}: {config.dim} dimensions do not divide into {config.num_heads} heads")
-    if config.relative_positions and not config.num_buckets // 4 < config.max_distance <= 100_000:
+    if config.relative_positions and not 0 < config.num_buckets // 4 < config.max_distance <= 100_000:
         raise CheckpointError(f"{path}: max_distance {config.max_distance} does not fit {config.num_buckets} buckets")
+    if config.hop > _MAX_HOP:
+        raise CheckpointError(f"{path}: conv_feature_layers take more than {_MAX_HOP} samples a frame")
     return WavLMCheckpoint(config, weights)
 
 
@@ -198,10 +328,10 @@ def parse_conv_layers(path: Path, text: object) -> tuple[tuple[int, int, int], .
             layers = _literal(ast.parse(text.strip(), mode="eval").body)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             raise CheckpointError(
-                f"{path}: conv_feature_layers is not a list of (channels, kernel, stride): {text[:80]!r}"
+                f"{path}: conv_feature_layers is not a list of (channels, kernel, stride): {_shown(text)}"
             ) from None
     if not isinstance(layers, (list, tuple)) or not 1 <= len(layers) <= 32:
-        raise CheckpointError(f"{path}: conv_feature_layers is not a list of 1 to 32 layers: {str(text)[:80]!r}")
+        raise CheckpointError(f"{path}: conv_feature_layers is not a list of 1 to 32 layers: {_shown(text)}")
     parsed: list[tuple[int, int, int]] = []
     for layer in layers:
         if not (
@@ -209,9 +339,7 @@ def parse_conv_layers(path: Path, text: object) -> tuple[tuple[int, int, int], .
             and len(layer) == 3
             and all(type(n) is int and 0 < n <= _MAX_SIZE for n in layer)
         ):
-            raise CheckpointError(
-                f"{path}: conv_feature_layers holds {str(layer)[:40]!r}, not (channels, kernel, stride)"
-            )
+            raise CheckpointError(f"{path}: conv_feature_layers holds {_shown(layer)}, not (channels, kernel, stride)")
         parsed.append((layer[0], layer[1], layer[2]))
     return tuple(parsed)
 
@@ -231,7 +359,7 @@ def _literal(node: ast.expr) -> Any:
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             first, second = _literal(left), _literal(right)
             items, times = (first, second) if isinstance(first, list) else (second, first)
-            if isinstance(items, list) and type(times) is int and 0 <= times * len(items) <= 32:
+            if isinstance(items, list) and type(times) is int and 0 <= times <= 32 and times * len(items) <= 32:
                 return items * times
     raise ValueError("not a list of layers")
 
@@ -253,7 +381,7 @@ def load_voice(path: Path, hifi_config: Path | None = None) -> VoiceCheckpoint:
     extra, state = loaded.get("extra"), loaded.get("model_state_dict")
     model_config = extra.get("model_config") if isinstance(extra, dict) else None
     if not isinstance(model_config, dict) or not isinstance(state, dict):
-        keys = ", ".join(map(str, list(loaded)[:8]))
+        keys = ", ".join(map(_shown, list(loaded)[:8]))
         raise CheckpointError(
             f"{path}: not a conformer checkpoint: expected keys extra.model_config and model_state_dict, found {keys}"
         )
@@ -274,7 +402,8 @@ def load_voice(path: Path, hifi_config: Path | None = None) -> VoiceCheckpoint:
         raise CheckpointError(f"{path}: {conformer.dim} dimensions do not divide into {conformer.num_heads} heads")
     if conformer.kernel_size % 2 == 0:
         raise CheckpointError(f"{path}: kernel_size {conformer.kernel_size} is even; a conformer's is odd")
-    found = 1 + max((int(key.split(".")[0]) for key in conformer_weights if key.split(".")[0].isdecimal()), default=-1)
+    indices = [key.split(".")[0] for key in conformer_weights]
+    found = 1 + max((int(index) for index in indices if index.isdecimal() and len(index) < 8), default=-1)
     if found != conformer.num_layers:
         raise CheckpointError(
             f"{path}: model_config says {conformer.num_layers} conformer layers, the weights have {found}"
@@ -302,6 +431,8 @@ def _is_file(path: Path) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not _is_file(path):
+        raise CheckpointError(f"{path}: no such configuration file")
     try:
         if path.stat().st_size > 1 << 20:
             raise ValueError("larger than 1 MB")
@@ -338,8 +469,12 @@ def _hifigan_config(path: Path, source: Mapping[str, Any], weights: Weights) -> 
         if kernel < rate:
             raise CheckpointError(f"{path}: upsampling kernel {kernel} is shorter than its rate {rate}")
     for kernel, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True):
+        if max(dilations) > _MAX_DILATION:
+            raise CheckpointError(f"{path}: a residual dilation is {max(dilations)}, more than {_MAX_DILATION}")
         if any((kernel - 1) * dilation % 2 for dilation in (*dilations, 1 if config.resblock == "1" else 2)):
             raise CheckpointError(f"{path}: residual kernel {kernel} with dilations {dilations} changes the length")
+    if config.hop > _MAX_HOP:
+        raise CheckpointError(f"{path}: upsample_rates make more than {_MAX_HOP} samples a frame")
     if config.upsample_initial_channel >> len(config.upsample_rates) < 1:
         raise CheckpointError(
             f"{path}: {config.upsample_initial_channel} channels cannot be halved for every upsampling"
@@ -369,42 +504,49 @@ class _Reader:
     def nested_sizes(self, key: str) -> tuple[tuple[int, ...], ...]:
         value = self.any(key)
         if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 64:
-            raise CheckpointError(f"{self.path}: {key} is not a list of lists: {str(value)[:60]}")
+            raise CheckpointError(f"{self.path}: {key} is not a list of lists: {_shown(value)}")
         return tuple(self._list(key, item) for item in value)
 
     def flag(self, key: str, *, default: bool) -> bool:
         value = self.any(key, default)
-        if value not in (True, False):
-            raise CheckpointError(f"{self.path}: {key} is {str(value)[:40]!r}, not true or false")
+        if not isinstance(value, int) or value not in (0, 1):
+            raise CheckpointError(f"{self.path}: {key} is {_shown(value)}, not true or false")
         return bool(value)
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
-        value = str(self.any(key, default))
-        if value not in choices:
-            raise CheckpointError(f"{self.path}: {key} is {value[:40]!r}, not one of {', '.join(choices)}")
-        return value
+        value = self.any(key, default)
+        text = value if isinstance(value, str) else _shown(value)  # resblock may be 1 or "1"
+        if text not in choices:
+            raise CheckpointError(f"{self.path}: {key} is {_shown(value)}, not one of {', '.join(choices)}")
+        return text
 
     def _list(self, key: str, value: object) -> tuple[int, ...]:
         if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 64:
-            raise CheckpointError(f"{self.path}: {key} is not a list of sizes: {str(value)[:60]}")
+            raise CheckpointError(f"{self.path}: {key} is not a list of sizes: {_shown(value)}")
         return tuple(self._positive(key, item) for item in value)
 
     def _positive(self, key: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_SIZE:
-            raise CheckpointError(f"{self.path}: {key} is {str(value)[:40]!r}, not a positive size")
+            raise CheckpointError(f"{self.path}: {key} is {_shown(value)}, not a positive size")
         return value
 
 
 def _weights(path: Path, state: dict[Any, Any]) -> Weights:
     """Keep the tensors of a state dict, without the ``module.`` that data-parallel training puts before every key."""
     weights: Weights = {}
+    storages: dict[int, int] = {}
     for key, value in state.items():
         if isinstance(key, str) and isinstance(value, torch.Tensor):
             weights[key] = value
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
     if not weights:
         raise CheckpointError(f"{path}: the state dict holds no tensors")
-    while all(key.startswith("module.") for key in weights):
-        weights = _under(weights, "module.")
+    # A tensor may repeat its data without end, and two may share it (a few do); made whole they must fit in memory.
+    if sum(value.numel() * value.element_size() for value in weights.values()) > 4 * sum(storages.values()):
+        raise CheckpointError(f"{path}: the weights are many times as large as their data")
+    for _ in range(4):
+        if all(key.startswith("module.") for key in weights):
+            weights = _under(weights, "module.")
     return weights
 
 
@@ -433,9 +575,9 @@ class WeightReader:
         if name in self.weights:
             value = self._plain(name)
         elif name + "_g" in self.weights and name + "_v" in self.weights:
-            value = _fold_weight_norm(self._plain(name + "_g"), self._plain(name + "_v"), shape)
+            value = self._folded(name + "_g", name + "_v", shape)
         elif parametrized in self.weights and parametrized[:-1] + "1" in self.weights:
-            value = _fold_weight_norm(self._plain(parametrized), self._plain(parametrized[:-1] + "1"), shape)
+            value = self._folded(parametrized, parametrized[:-1] + "1", shape)
         else:
             raise CheckpointError(f"{self.path}: lacks the weight {name}")
         if tuple(value.shape) != shape:
@@ -454,13 +596,21 @@ class WeightReader:
         return f"{head}.parametrizations.{tail}.original0"
 
     def _plain(self, name: str) -> torch.Tensor:
-        return self.weights[name].detach().to(torch.float32, copy=True).contiguous()
+        value = self.weights[name].detach()
+        if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise CheckpointError(f"{self.path}: {name} is of {value.dtype}, not of floats")
+        return value.to(torch.float32, copy=True).contiguous()
 
-
-def _fold_weight_norm(gain: torch.Tensor, direction: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """``g * v / ‖v‖``; the norm runs over every axis along which g has size 1 (Salimans and Kingma 2016)."""
-    if gain.ndim != direction.ndim or tuple(direction.shape) != shape:
-        return direction  # of the wrong shape: the caller says so
-    axes = [axis for axis in range(gain.ndim) if gain.shape[axis] == 1]
-    norm = torch.linalg.vector_norm(direction.double(), dim=axes, keepdim=True)
-    return (gain.double() * direction.double() / norm).float()
+    def _folded(self, gain_name: str, direction_name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """``g * v / ‖v‖``; the norm runs over every axis along which g has size 1 (Salimans and Kingma 2016)."""
+        gain, direction = self._plain(gain_name), self._plain(direction_name)
+        if tuple(direction.shape) != shape:
+            return direction  # of the wrong shape: the caller says so
+        axes = [axis for axis, size in enumerate(gain.shape) if size == 1]
+        if tuple(gain.shape) != tuple(1 if axis in axes else size for axis, size in enumerate(shape)) or not axes:
+            raise CheckpointError(
+                f"{self.path}: {gain_name} has shape {tuple(gain.shape)}, which is no norm of {tuple(direction.shape)}"
+            )
+        norm: torch.Tensor = torch.linalg.vector_norm(direction.double(), dim=axes, keepdim=True)
+        folded: torch.Tensor = (gain.double() * direction.double() / norm).float()
+        return folded

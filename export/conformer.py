@@ -63,7 +63,7 @@ class ConformerLayer(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """LayerNorm, Linear, SiLU, Linear; the conformer's factor one half is in the second Linear: (B, T, D) → (B, T, D)."""
+    """LayerNorm, Linear, SiLU, Linear; the factor one half is in the second Linear: (B, T, D) → (B, T, D)."""
 
     def __init__(self, read: WeightReader, name: str, config: ConformerConfig) -> None:
         super().__init__()

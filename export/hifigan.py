@@ -46,7 +46,7 @@ class HifiGan(nn.Module):
         for stage in self.stages:
             x = stage(x)
         waveform = torch.tanh(self.conv_post(F.leaky_relu(x, _LAST_SLOPE))).squeeze(1)
-        return waveform[:, : frames * self.hop] if self._overshoots() else waveform  # type: ignore[no-any-return]
+        return waveform[:, : frames * self.hop] if self._overshoots() else waveform
 
     def _overshoots(self) -> bool:
         """Kernels whose excess over the rate is odd give a sample more than the rate says."""

@@ -9,11 +9,11 @@ is refused, and opcodes that could reach further are not implemented.
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
 import math
 import pickle
+import stat
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
@@ -23,15 +23,20 @@ import numpy as np
 from mkc_fast import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-# Real models are far below these: K = 4096, D = 4096 in float64 is 134 MB, and a pickle has some 200 opcodes.
-_MAX_ARRAY_BYTES = 1 << 30
-_MAX_INFLATED_BYTES = 2 << 30
+# Real models are far below these: K = 4096, D = 4096 in float64 is 134 MB, and a pickle has some 200 opcodes. Several
+# models are read at once, so these bound a bank's memory too.
+_MAX_ARRAY_BYTES = 1 << 28
+_MAX_FILE_BYTES = 1 << 29  # inflated, where the file is compressed
 _MAX_OPCODES = 1_000_000
+_MAX_DICTIONARY_BYTES = 1 << 27  # what xz -9 needs is 65 MB; a header of 60 bytes can ask for 4 GB
+_BLOCK_BYTES = 1 << 18
+
+PLAIN_KEYS = frozenset({str, int, bytes, float, bool, type(None)})  # of dicts; a tuple may take forever to hash
 
 
 class _Inert:
@@ -64,7 +69,7 @@ class _Dtype:
         """The plain numeric dtype that this is, or None."""
         if not isinstance(self.code, str) or self.code not in _NUMERIC or self.order not in ("<", ">", "|", "="):
             return None
-        return np.dtype(self.code).newbyteorder(str(self.order))
+        return np.dtype(f"{self.order}{self.code}")
 
 
 _NUMERIC = frozenset({"f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1"})
@@ -81,21 +86,26 @@ class _Array:
     def build(self, state: object) -> None:
         """Take ``(version, shape, dtype, is_fortran, bytes)``, the state of ``ndarray.__reduce__``."""
         if not isinstance(state, tuple) or len(state) != 5:
-            raise _Refused("an array of unknown form")
+            raise Refused("an array of unknown form")
         _, shape, dtype, fortran, data = state
         resolved = dtype.resolve() if isinstance(dtype, _Dtype) else None
         if resolved is None or not isinstance(data, bytes):
             return  # an array of objects or strings: not the centroids
-        _check_shape(shape, resolved.itemsize)
+        shape = _checked_shape(shape, resolved.itemsize)
         if math.prod(shape) * resolved.itemsize != len(data):
-            raise _Refused("an array whose bytes do not fit its shape")
+            raise Refused("an array whose bytes do not fit its shape")
         flat = np.frombuffer(data, resolved)
         self.value = flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
         self.shape, self.kind = shape, resolved.kind
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Why a pickle was not read."""
+
+
+def printable(text: str) -> str:
+    """A text out of an untrusted file, short and fit for a terminal."""
+    return repr(text[:120])[1:-1]
 
 
 def _make_inert(*_: object) -> _Inert:
@@ -117,10 +127,10 @@ def _make_dtype(code: object = None, *_: object) -> _Dtype:
     return _Dtype(code)
 
 
-def _encode(text: object, encoding: object = "latin1") -> bytes:
+def encode_latin1(text: object = None, encoding: object = "latin1") -> bytes:
     """What ``_codecs.encode`` does for bytes in pickles of protocol 2."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise _Refused("an unknown encoding")
+        raise Refused("an unknown encoding")
     return text.encode("latin1")
 
 
@@ -136,7 +146,7 @@ def _instance_of(kind: object) -> object:
         return _ArrayWrapper()
     if kind is _Inert:
         return _Inert()
-    raise _Refused("an instance of something that is no k-means model")
+    raise Refused("an instance of something that is no k-means model")
 
 
 _CLASSES: dict[tuple[str, str], type] = {
@@ -160,7 +170,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
         ("numpy.random._pickle", f"__{name}"): _make_inert
         for name in ("randomstate_ctor", "bit_generator_ctor", "generator_ctor")
     },
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): encode_latin1,
     ("copyreg", "_reconstructor"): _reconstruct_object,
     ("copy_reg", "_reconstructor"): _reconstruct_object,
 }
@@ -181,15 +191,15 @@ class KMeansModel:
     unused: tuple[int, ...]
 
 
-class _Source:
-    """A file that never gives more than it holds, so that no length in a pickle can ask for memory that is not there."""
+class Source:
+    """A file that never gives more than it holds, so that no length in a pickle asks for memory that is not there."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._left = size
 
     def read(self, count: int) -> bytes:
-        if not 0 <= count <= self._left:
+        if not 0 <= count <= min(self._left, _MAX_ARRAY_BYTES):
             raise EOFError
         self._left -= count
         data = self._file.read(count)
@@ -198,19 +208,38 @@ class _Source:
         return data
 
     def readline(self) -> bytes:
-        line = self._file.readline(4096)
+        line = self._file.readline(min(self._left, 4096))
+        if not line.endswith(b"\n"):
+            raise EOFError
         self._left -= len(line)
         return line
 
     def skip(self, count: int) -> None:
-        if count > self._left:
+        """Pass over so many bytes."""
+        if not self._file.seekable():
+            while count > 0:
+                count -= len(self.read(min(count, _BLOCK_BYTES)))
+        elif count > self._left:
             raise EOFError
-        self._left -= count
-        self._file.seek(count, io.SEEK_CUR)
+        else:
+            self._left -= count
+            self._file.seek(count, io.SEEK_CUR)
+
+    def drain(self) -> None:
+        """Read what is left, which checks the sum at the end of a compressed file."""
+        while block := self._file.read(min(self._left, _BLOCK_BYTES)):
+            self._left -= len(block)
 
 
-class _KMeansUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    """The standard library's unpickler in Python, reduced to the opcodes and names that a k-means model has."""
+_Unpickler: Any = pickle._Unpickler  # whose attributes are not in its type
+
+
+class StrictUnpickler(_Unpickler):  # type: ignore[misc]
+    """The standard library's unpickler in Python, reduced to the opcodes that plain data has.
+
+    ``names`` are all that a pickle may name; those that are ``functions`` may be called. How much a pickle can do is
+    bounded too: a short one could otherwise run for years or fill the memory, without executing anything.
+    """
 
     # Left out: INST and OBJ (old-style classes), EXT1-4 (registered extensions), PERSID and BINPERSID (references to
     # outside), NEXT_BUFFER and READONLY_BUFFER (data from outside), sets (hashing a
@@ -224,48 +253,65 @@ class _KMeansUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         "LONG_BINGET", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD",
     )  # fmt: skip
 
-    def __init__(self, source: _Source, *, skip_arrays: bool) -> None:
+    names: ClassVar[Mapping[tuple[str, str], object]] = {}
+    functions: ClassVar[Collection[object]] = ()
+
+    def __init__(self, source: Source) -> None:
         super().__init__(source, encoding="latin1")
         self.source = source
-        self.skip_arrays = skip_arrays
-        self.opcodes = 0
-        handlers = {
-            getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in self._OPCODES
-        }  # type: ignore[attr-defined]
+        self.steps = 0
+        codes = [getattr(pickle, name)[0] for name in self._OPCODES]
+        handlers = {code: _Unpickler.dispatch[code] for code in codes}
+        kind = type(self)
         own = {
-            pickle.REDUCE: _KMeansUnpickler._reduce,
-            pickle.NEWOBJ: _KMeansUnpickler._new,
-            pickle.NEWOBJ_EX: _KMeansUnpickler._new_ex,
-            pickle.BUILD: _KMeansUnpickler._build,
-            pickle.BYTEARRAY8: _KMeansUnpickler._bytes,
-            pickle.DICT: _KMeansUnpickler._dict,
-            pickle.SETITEM: _KMeansUnpickler._set_item,
-            pickle.SETITEMS: _KMeansUnpickler._set_items,
+            pickle.REDUCE: kind._reduce,
+            pickle.NEWOBJ: kind._new,
+            pickle.NEWOBJ_EX: kind._new_ex,
+            pickle.BUILD: kind._build,
+            pickle.BYTEARRAY8: kind._bytes,
+            pickle.DICT: kind._dict,
+            pickle.SETITEM: kind._set_item,
+            pickle.SETITEMS: kind._set_items,
         }
         handlers.update({code[0]: handler for code, handler in own.items()})
         self.dispatch = _Counted(self, handlers)
 
+    def spend(self, steps: int) -> None:
+        """Count work done; a step is an opcode, or as long as one takes."""
+        self.steps += steps
+        if self.steps > _MAX_OPCODES:
+            raise Refused("a stream without end")
+
     def find_class(self, module: str, name: str) -> object:
-        found = _CLASSES.get((module, name)) or _FUNCTIONS.get((module, name))
+        found = self.names.get((module, name))
         if found is None:
-            raise _Refused(f"{module}.{name}"[:120])
+            raise Refused(printable(f"{module}.{name}"))
         return found
 
-    def persistent_load(self, pid: object) -> object:
-        raise _Refused("a persistent reference")
+    def persistent_load(self, pid: object) -> object:  # noqa: ARG002
+        raise Refused("a reference to something outside")
 
     def _reduce(self) -> None:
         arguments = self.stack.pop()
         function = self.stack[-1]
         if not isinstance(arguments, tuple):
-            raise _Refused("a call without arguments")
-        if not any(function is known for known in _FUNCTIONS.values()):
-            raise _Refused("a call of something that is no function of a k-means model")
+            raise Refused("a call without arguments")
+        if not any(function is known for known in self.functions):
+            raise Refused("a call of something that is no function")
+        for argument in arguments:  # each of which can be used again and again, and made into new memory each time
+            if isinstance(argument, str):
+                self.spend(len(argument) >> 8)
+            elif isinstance(argument, (list, dict)):
+                self.spend(len(argument))
         self.stack[-1] = function(*arguments)
 
     def _new(self) -> None:
         self.stack.pop()  # arguments, which no class here takes
-        self.stack.append(_instance_of(self.stack.pop()))
+        self.stack.append(self.instance_of(self.stack.pop()))
+
+    def _new_ex(self) -> None:
+        self.stack.pop()
+        self._new()
 
     def _bytes(self) -> None:
         self.stack.append(self.read(int.from_bytes(self.read(8), "little")))
@@ -285,17 +331,37 @@ class _KMeansUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
     def _set(self, target: object, items: list[Any]) -> None:
         keys = items[::2]
-        if type(target) is not dict or len(items) % 2 or not all(type(key) in (str, int, bytes) for key in keys):
-            raise _Refused("an unusual dict")
+        if type(target) is not dict or len(items) % 2 or not all(type(key) in PLAIN_KEYS for key in keys):
+            raise Refused("an unusual dict")
         target.update(zip(keys, items[1::2], strict=True))
 
-    def _new_ex(self) -> None:
-        self.stack.pop()
-        self._new()
+    def instance_of(self, kind: object) -> object:  # noqa: ARG002
+        """A stand-in for a new instance."""
+        raise Refused("an instance of something unknown")
 
     def _build(self) -> None:
         state = self.stack.pop()
-        target = self.stack[-1]
+        self.build(self.stack[-1], state)
+
+    def build(self, target: object, state: object) -> None:  # noqa: ARG002
+        """Set the state of a stand-in."""
+        raise Refused("a state for something that has none")
+
+
+class _KMeansUnpickler(StrictUnpickler):
+    """The opcodes and names that a k-means model has."""
+
+    names: ClassVar[Mapping[tuple[str, str], object]] = {**_CLASSES, **_FUNCTIONS}
+    functions: ClassVar[Collection[object]] = _FUNCTIONS.values()
+
+    def __init__(self, source: Source, *, skip_arrays: bool) -> None:
+        super().__init__(source)
+        self.skip_arrays = skip_arrays
+
+    def instance_of(self, kind: object) -> object:
+        return _instance_of(kind)
+
+    def build(self, target: object, state: object) -> None:
         if isinstance(target, _Array):
             target.build(state)
         elif isinstance(target, _Dtype):
@@ -303,9 +369,9 @@ class _KMeansUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
                 target.order = state[1]
         elif isinstance(target, _Inert):
             if isinstance(state, dict):
-                target.state.update(state)
+                target.state = state  # not a copy: one large dict can be the state of many objects
         else:
-            raise _Refused("a state for something that has none")
+            super().build(target, state)
         if isinstance(target, _ArrayWrapper):
             self.stack[-1] = self._read_array(target.state)
 
@@ -314,9 +380,8 @@ class _KMeansUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         dtype = state.get("dtype")
         resolved = dtype.resolve() if isinstance(dtype, _Dtype) else None
         if resolved is None:
-            raise _Refused("an array of objects, which would be a pickle of its own")
-        shape, order = state.get("shape"), state.get("order")
-        _check_shape(shape, resolved.itemsize)
+            raise Refused("an array of objects, which would be a pickle of its own")
+        shape, order = _checked_shape(state.get("shape"), resolved.itemsize), state.get("order")
         if state.get("numpy_array_alignment_bytes") is not None:
             self.source.read(self.source.read(1)[0])
         count = math.prod(shape) * resolved.itemsize
@@ -330,24 +395,23 @@ class _KMeansUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
 class _Counted(dict[int, Any]):
     """The opcode table; refuses unknown opcodes and streams without end."""
 
-    def __init__(self, reader: _KMeansUnpickler, handlers: dict[int, Any]) -> None:
+    def __init__(self, reader: StrictUnpickler, handlers: dict[int, Any]) -> None:
         super().__init__(handlers)
         self._reader = reader
 
     def __getitem__(self, code: int) -> Any:
-        self._reader.opcodes += 1
-        if self._reader.opcodes > _MAX_OPCODES:
-            raise _Refused("a stream without end")
+        self._reader.spend(1)
         if code not in self:
-            raise _Refused(f"the opcode {bytes([code])!r}")
+            raise Refused(f"the opcode {bytes([code])!r}")
         return super().__getitem__(code)
 
 
-def _check_shape(shape: object, itemsize: int) -> None:
+def _checked_shape(shape: object, itemsize: int) -> tuple[int, ...]:
     if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
-        raise _Refused("an array of unknown shape")
+        raise Refused("an array of unknown shape")
     if math.prod(shape) * itemsize > _MAX_ARRAY_BYTES:
-        raise _Refused(f"an array of shape {shape}, which is too large for a k-means model")
+        raise Refused(f"an array of shape {shape}")
+    return shape
 
 
 def read_kmeans(path: Path, data: bytes | None = None, *, shape_only: bool = False) -> KMeansModel:
@@ -369,11 +433,14 @@ def read_kmeans(path: Path, data: bytes | None = None, *, shape_only: bool = Fal
         if data is not None:
             model = _unpickle(io.BytesIO(data), len(data), skip_arrays=shape_only)
         else:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe or device may never begin, or never end
+                raise OSError("not a regular file")
             with path.open("rb") as file:
-                model = _unpickle(file, path.stat().st_size, skip_arrays=shape_only)
+                model = _unpickle(file, status.st_size, skip_arrays=shape_only)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except _Refused as refused:
+    except Refused as refused:
         raise CheckpointError(f"{path}: refused: the pickle asks for {refused}, which no k-means model needs") from None
     except (EOFError, zlib.error, lzma.LZMAError):
         raise CheckpointError(f"{path}: empty, truncated or damaged") from None
@@ -408,17 +475,55 @@ def _unused(state: dict[Any, Any], clusters: int) -> tuple[int, ...]:
 
 
 def _unpickle(file: BinaryIO, size: int, *, skip_arrays: bool) -> object:
+    if size > _MAX_FILE_BYTES:
+        raise Refused(f"{size} bytes")
     magic = file.read(6)
     file.seek(0)
-    if magic[:2] == b"\x1f\x8b":
-        file, size = gzip.GzipFile(fileobj=file), _MAX_INFLATED_BYTES  # type: ignore[assignment]
-    elif magic[:3] == b"BZh":
-        file, size = bz2.BZ2File(file), _MAX_INFLATED_BYTES  # type: ignore[assignment]
-    elif magic == b"\xfd7zXZ\x00" or magic[:2] == b"\x5d\x00":
-        file, size = lzma.LZMAFile(file), _MAX_INFLATED_BYTES  # type: ignore[assignment]
-    elif magic[:1] == b"\x78":
-        inflated = zlib.decompressobj().decompress(file.read(), _MAX_INFLATED_BYTES)
-        file, size = io.BytesIO(inflated), len(inflated)
-    elif magic and magic[:1] != b"\x80" and not magic[:1].isascii():
-        raise _Refused("nothing: it is no pickle")
-    return _KMeansUnpickler(_Source(file, size), skip_arrays=skip_arrays).load()
+    compressed = magic.startswith((b"\x1f\x8b", b"\x78", b"BZh", b"\xfd7zXZ\x00", b"\x5d\x00"))
+    if compressed:
+        file, size = io.BufferedReader(_Inflated(_inflate(file, magic)), _BLOCK_BYTES), _MAX_FILE_BYTES
+    source = Source(file, size)
+    unpickled = _KMeansUnpickler(source, skip_arrays=skip_arrays).load()
+    if compressed:
+        source.drain()
+    return unpickled
+
+
+def _inflate(file: BinaryIO, magic: bytes) -> Iterator[bytes]:
+    """The blocks of a compressed file, to the end that its checksum marks."""
+    if magic[:1] in (b"\x1f", b"\x78"):
+        inflater = zlib.decompressobj(wbits=47)  # zlib or gzip, by the header
+        while not inflater.eof:
+            data = inflater.unconsumed_tail or file.read(_BLOCK_BYTES)
+            block = inflater.decompress(data, _BLOCK_BYTES)
+            if not data and not block:
+                raise EOFError
+            yield block
+        return
+    other = bz2.BZ2Decompressor() if magic[:1] == b"B" else lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY_BYTES)
+    while not other.eof:
+        data = file.read(_BLOCK_BYTES) if other.needs_input else b""
+        if other.needs_input and not data:
+            raise EOFError
+        yield other.decompress(data, _BLOCK_BYTES)
+
+
+class _Inflated(io.RawIOBase):
+    """Blocks of bytes as a file."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._held = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held:
+            held = next(self._blocks, None)
+            if held is None:
+                return 0
+            self._held = held
+        count = min(len(buffer), len(self._held))
+        buffer[:count], self._held = self._held[:count], self._held[count:]
+        return count

@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
         self.head_dim = out.weight.shape[0] // num_heads
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """x (B, T, D), bias broadcastable to (B, H, T, T) → (B, T, D)."""
+        """X (B, T, D), bias broadcastable to (B, H, T, T) → (B, T, D)."""
         batch, frames, dim = x.shape
         query, key, value = self.qkv(x).split(dim, dim=-1)
         query = query.reshape(batch, frames, self.num_heads, self.head_dim).permute(0, 2, 1, 3)

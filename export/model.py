@@ -87,7 +87,7 @@ def export_model(
         )
         if wavlm.config.dim != voice.conformer.dim:
             raise CheckpointError(
-                f"{voice_path}: takes features of {voice.conformer.dim} dimensions, {wavlm_path} gives {wavlm.config.dim}"
+                f"{voice_path}: takes {voice.conformer.dim} dimensions, {wavlm_path} gives {wavlm.config.dim}"
             )
         if wavlm.config.hop != voice.hifigan.hop:
             raise CheckpointError(

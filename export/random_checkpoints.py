@@ -524,15 +524,15 @@ def write_checkpoints(
     written = Checkpoints(folder / "WavLM.pt", folder / "conformer.pth", folder / "kmeans.scp")
 
     write_wavlm(written.wavlm, size=size, seed=seed)
-    say(f"{written.wavlm}: WavLM, {_megabytes(written.wavlm)}")
+    say(f"{written.wavlm}: WavLM, {_bytes_of(written.wavlm)}")
     write_voice(written.ckpt, size=size, seed=seed)
-    say(f"{written.ckpt}: conformer and vocoder, {_megabytes(written.ckpt)}")
+    say(f"{written.ckpt}: conformer and vocoder, {_bytes_of(written.ckpt)}")
     dim = _of_size(_WAVLM_SIZES, size)["encoder_embed_dim"]
     names = [f"spk_{index:04d}" for index in range(num_kmeans)]
     for index, name in enumerate(names):
         write_kmeans(folder / "kmeans" / f"{name}.pt", _random_centroids(num_clusters, dim, seed, index))
     written.kmeans_scp.write_text("".join(f"{name} kmeans/{name}.pt\n" for name in names), encoding="utf-8")
-    each = _megabytes(folder / "kmeans" / f"{names[0]}.pt")
+    each = _bytes_of(folder / "kmeans" / f"{names[0]}.pt")
     say(f"{written.kmeans_scp}: {num_kmeans} k-means models of {num_clusters} clusters, {each} each")
     return written
 
@@ -546,8 +546,9 @@ def _random_centroids(num_clusters: int, dim: int, seed: int, index: int) -> NDA
     return centroids
 
 
-def _megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
+def _bytes_of(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def _of_size(sizes: Mapping[str, _T], size: str) -> _T:

@@ -64,7 +64,7 @@ class WavLM(nn.Module):
         mask = key_mask(valid)
         for layer in self.layers:
             x = layer(x, positions, mask)
-        return x
+        return x  # type: ignore[no-any-return]
 
 
 def covered(lengths: torch.Tensor, frames: int, stride: int, window: int) -> torch.Tensor:
@@ -159,7 +159,7 @@ class RelativeBias(nn.Module):
 
 
 def relative_buckets(distances: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
-    """Buckets of key - query distances: exact when near, logarithmic when far, either sign its half (T5, bidirectional)."""
+    """Buckets of key - query distances: exact when near, logarithmic when far, a half for each sign (as in T5)."""
     half = num_buckets // 2
     exact = half // 2
     away = distances.abs()
@@ -214,8 +214,8 @@ class PositionGate(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         per_head = x.reshape(x.shape[0], x.shape[1], self.num_heads, self.head_dim)
-        gate, reset = torch.sigmoid(self.linear(per_head)).permute(0, 2, 1, 3).split(1, dim=-1)
-        return gate * (reset * self.scale - 1.0) + 2.0
+        both: torch.Tensor = torch.sigmoid(self.linear(per_head)).permute(0, 2, 1, 3)
+        return both[..., :1] * (both[..., 1:] * self.scale - 1.0) + 2.0
 
 
 def take_attention(read: WeightReader, name: str, config: WavLMConfig) -> SelfAttention:

@@ -53,7 +53,7 @@ def _nearest(
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows has an infinite error, and is compared anew
         scores = np.nan_to_num(half_norms - (features @ centroids.T), copy=False, nan=-np.inf)
-    nearest = scores.argmin(axis=1)
+    nearest: NDArray[np.int64] = scores.argmin(axis=1)
     rounding = features.shape[1] * _UNIT_ROUNDOFF
     gamma = rounding / (1 - rounding)
     norms = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))

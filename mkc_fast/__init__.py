@@ -24,6 +24,7 @@ __all__ = [
     "MkcError",
     "OutputError",
     "Result",
+    "WriteError",
     "__version__",
 ]
 
@@ -54,6 +55,10 @@ class ListError(MkcError):
 
 class OutputError(MkcError):
     """An output cannot be written where it was asked for."""
+
+
+class WriteError(OutputError):
+    """An output could not be written during a run, for want of space as a rule; what was written before is whole."""
 
 
 class DeviceError(MkcError):

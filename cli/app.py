@@ -1,0 +1,80 @@
+"""Puts the commands together and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mkc_fast import MkcError, WriteError, __version__
+from mkc_fast.cli.arguments import normalized
+
+EXIT_BROKEN_PIPE = 1
+EXIT_REFUSED = 2  # bad arguments, checkpoints or lists: nothing was written
+EXIT_STOPPED = 3  # the disk is full, or an output cannot be written: what was written is whole
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="mkc-fast",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fast, exact multi-k-means voice anonymization.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"mkc-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def _add_commands() -> None:
+    # Each module imports what it runs only when it runs, so that --help stays fast.
+    from mkc_fast.cli import bank, demo, export, infer
+
+    export.add(app)
+    bank.add(app)
+    infer.add(app)
+    demo.add(app)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program and return its exit code, as the README lists them."""
+    _add_commands()
+    given = normalized(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=given, standalone_mode=False)
+    except WriteError as error:
+        _refuse(str(error))
+        return EXIT_STOPPED
+    except MkcError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_BROKEN_PIPE
+    except Exception as error:
+        # Typer's own errors (unknown option, missing value) have this method; anything else is a bug and keeps its
+        # traceback.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            if type(error).__name__ == "Abort":
+                return EXIT_INTERRUPTED
+            raise
+        return _refuse(message()) if message() else EXIT_REFUSED
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_REFUSED

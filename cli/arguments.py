@@ -1,0 +1,29 @@
+"""Accepts the command lines that people have: underscores in option names, several values after one option."""
+
+from __future__ import annotations
+
+# Options that take every value up to the next option.
+_LISTS = frozenset({"--gpus", "--data-dir"})
+
+
+def normalized(arguments: list[str]) -> list[str]:
+    """``--audio_scp x --gpus a b`` as ``--audio-scp x --gpus a --gpus b``; everything after ``--`` is left alone."""
+    result: list[str] = []
+    collecting: str | None = None
+    for index, argument in enumerate(arguments):
+        if argument == "--":
+            return result + arguments[index:]
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            name = name.replace("_", "-")
+            collecting = name if name in _LISTS and not equals else None
+            if collecting is None:
+                result.append(name + equals + value)
+            elif index + 1 == len(arguments) or arguments[index + 1].startswith("-"):
+                result.append(name)  # without a value: the parser says so
+        elif collecting is not None and not argument.startswith("-"):
+            result += [collecting, argument]
+        else:
+            collecting = None
+            result.append(argument)
+    return result

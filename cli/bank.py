@@ -1,0 +1,72 @@
+"""``mkc-fast bank build`` and ``mkc-fast bank info``: k-means models → ``bank/``, and what one holds."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mkc_fast.cli.show import console, counting
+
+bank_app = typer.Typer(no_args_is_help=True, help="Build a bank of k-means models, or look into one.")
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(bank_app, name="bank")
+
+
+@bank_app.command("build")
+def build(
+    kmeans_scp: Annotated[Path, typer.Option(help="List of 'name path' a line, scikit-learn k-means models.")],
+    out: Annotated[Path, typer.Option(help="Directory to make.")],
+    kmeans_num: Annotated[int | None, typer.Option(help="Take the first so many of the list.", min=1)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory.")] = False,
+) -> None:
+    """Stack k-means models into one bank, without running anything in their files."""
+    from mkc_fast.export import build_bank
+
+    begin = time.perf_counter()
+    with counting("k-means models") as progress:
+        made = build_bank(kmeans_scp, out, kmeans_num, overwrite=overwrite, progress=progress)
+    console.print(f"{out}: {len(made.names)} models in {time.perf_counter() - begin:.1f} s", soft_wrap=True)
+
+
+@bank_app.command("info")
+def info(
+    bank: Annotated[Path, typer.Argument(help="Directory made by 'bank build'.")],
+    every: Annotated[
+        bool, typer.Option("--all", help="List every model, not only those with something to say.")
+    ] = False,
+) -> None:
+    """Show the size of a bank, and each model's unused or duplicate clusters."""
+    from rich.table import Table
+
+    from mkc_fast.engine.artifacts import open_bank
+
+    opened = open_bank(bank)
+    entries, _, dim = opened.centroids.shape
+    said = opened.info
+    sizes = sorted(set(said.num_clusters))
+    console.print(f"models        N = {entries}")
+    console.print(f"clusters      K = {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else ""))
+    console.print(f"dimensions    D = {dim}")
+    console.print(f"size          {(opened.centroids.nbytes + opened.half_norms.nbytes) / 1e6:.1f} MB")
+    unused, duplicates = (sum(map(len, lists)) for lists in (said.unused, said.duplicates))
+    console.print(f"unused        {unused} clusters without training frames")
+    console.print(f"duplicates    {duplicates} clusters equal to one of a lower id, never chosen")
+    rows = list(zip(said.names, said.num_clusters, said.unused, said.duplicates, strict=True))
+    shown = [row for row in rows if every or row[2] or row[3]]
+    if not shown:
+        return
+    table = Table("model", "K", "unused", "duplicates", box=None)
+    for name, k, none, same in shown:
+        table.add_row(name, str(k), _ids(none), _ids(same))
+    console.print(table)
+
+
+def _ids(ids: list[int]) -> str:
+    shown = ", ".join(map(str, ids[:8])) + (", …" if len(ids) > 8 else "")
+    return f"{len(ids)}: {shown}" if ids else "0"

@@ -1,0 +1,201 @@
+"""``mkc-fast infer``: a list of recordings, or Kaldi data directories → anonymized recordings."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mkc_fast import MkcError
+from mkc_fast.cli.show import counting, steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mkc_fast.engine.corpus import Folder
+    from mkc_fast.engine.data_directories import DataDirectory
+    from mkc_fast.engine.worker import Settings
+
+EXIT_FAILED = 1  # some recordings failed, the others were written
+
+
+class Mode(str, Enum):
+    """How bank entries are drawn."""
+
+    audio = "audio"
+    frame = "frame"
+
+
+class Format(str, Enum):
+    """Of the outputs."""
+
+    wav = "wav"
+    flac = "flac"
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("infer")(infer)
+
+
+def infer(
+    audio_scp: Annotated[Path | None, typer.Option(help="List of 'path' or 'utt-id path' a line (wav.scp).")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Where <utt-id>.wav goes.")] = None,
+    data_dir: Annotated[list[Path] | None, typer.Option(help="Kaldi data directories, instead of a list.")] = None,
+    anon_suffix: Annotated[str, typer.Option(help="Of the directories written beside them.")] = "_mkc",
+    mode: Annotated[Mode, typer.Option(help="Draw a model every STRIDE frames, or one for a recording.")] = Mode.frame,
+    stride: Annotated[int, typer.Option(help="Frames (20 ms) that share a draw in frame mode.", min=1)] = 1,
+    seed: Annotated[int | None, typer.Option(help="Repeatable draws; without it they are unpredictable.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Exported model (from 'export').")] = None,
+    bank: Annotated[Path | None, typer.Option(help="Bank (from 'bank build').")] = None,
+    wavlm_ckpt: Annotated[Path | None, typer.Option(help="WavLM checkpoint, instead of --model.")] = None,
+    ckpt: Annotated[Path | None, typer.Option(help="Conformer + vocoder checkpoint, instead of --model.")] = None,
+    kmeans_scp: Annotated[Path | None, typer.Option(help="List of k-means models, instead of --bank.")] = None,
+    kmeans_num: Annotated[int | None, typer.Option(help="Take the first so many of the list.", min=1)] = None,
+    hifi_config: Annotated[Path | None, typer.Option(help="JSON with the vocoder's sizes.")] = None,
+    layer: Annotated[int, typer.Option(help="WavLM layer, with --wavlm-ckpt.", min=1)] = 6,
+    gpus: Annotated[list[str] | None, typer.Option(help="Devices: cpu, cuda:0 cuda:1 … (default: all).")] = None,
+    num_proc: Annotated[int | None, typer.Option(help="Worker processes, over the devices in turn.", min=1)] = None,
+    batch_seconds: Annotated[
+        float | None,
+        typer.Option(help="Seconds of audio that run at once (default: 240 on a GPU, 0 on a CPU).", min=0),
+    ] = None,
+    max_window_seconds: Annotated[
+        float, typer.Option(help="Longer recordings run in windows of this, cross-faded.", min=8)
+    ] = 40.0,
+    format_: Annotated[Format, typer.Option("--format", help="Of the outputs, 16-bit.")] = Format.wav,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, whatever the folder holds.")] = False,
+    record_draws: Annotated[
+        bool, typer.Option("--record-draws", help="Put each frame's model into the manifest; it helps an attacker.")
+    ] = False,
+    allow_commands: Annotated[
+        bool, typer.Option("--allow-commands", help="Run the commands (ending in |) of a wav.scp.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print failures only.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where converted checkpoints are kept.")] = None,
+) -> int:
+    """Anonymize recordings; run the same command again to continue.
+
+    Give --audio-scp and --output-dir, or --data-dir. Give --model and --bank, or the published checkpoints
+    (--wavlm-ckpt, --ckpt, --kmeans-scp), which are converted once and kept.
+    """
+    from mkc_fast.cli.watch import watching
+    from mkc_fast.engine.corpus import Run, run_corpus
+    from mkc_fast.engine.data_directories import finish_data_directory
+    from mkc_fast.engine.devices import cuda_device_names, cuda_index
+    from mkc_fast.engine.worker import Settings
+
+    devices = gpus or ([f"cuda:{index}" for index in range(len(cuda_device_names()))] or ["cpu"])
+    for device in devices:
+        cuda_index(device)
+    settings = Settings(mode.value, stride, seed, format_.value, record_draws)
+    folders, directories = _folders(audio_scp, output_dir, data_dir or [], anon_suffix, settings, allow_commands)
+    _check_sources(model, bank, wavlm_ckpt, ckpt, kmeans_scp)
+    run = Run(
+        folders=folders,
+        model=model or _model(wavlm_ckpt, ckpt, hifi_config, layer, cache_dir),
+        bank=bank or _bank(kmeans_scp, kmeans_num, cache_dir),
+        settings=settings,
+        devices=devices,
+        num_proc=num_proc,
+        batch_s=batch_seconds,
+        max_window_s=max_window_seconds,
+        overwrite=overwrite,
+    )
+    if not quiet:
+        draws = "from the system's entropy, not repeatable" if seed is None else f"from seed {seed}, repeatable"
+        count = sum(len(folder.utterances) for folder in folders)
+        print(f"{count} recordings, {mode.value} mode, stride {stride}; draws {draws}", file=sys.stderr)
+    with _signals() as signalled, watching(quiet=quiet, as_json=json_, where=folders) as watch:
+        summary = run_corpus(run, stopped=lambda: bool(signalled), watch=watch)
+        watch.finish(summary)
+    if summary.interrupted:
+        return 128 + signalled[0]
+    failed = {name for name, _ in summary.failed}
+    for directory, folder in zip(directories, folders, strict=False):
+        written = {name: path for name, path in folder.outputs.items() if name not in failed and path.exists()}
+        finish_data_directory(directory, written)
+    return EXIT_FAILED if summary.failed else 0
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Yield the signals that ask the run to end, as they come; a second one ends the program at once."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _folders(
+    audio_scp: Path | None,
+    output_dir: Path | None,
+    data_dirs: list[Path],
+    suffix: str,
+    settings: Settings,
+    allow_commands: bool,
+) -> tuple[list[Folder], list[DataDirectory]]:
+    """What goes where, from a list or from data directories."""
+    from mkc_fast.engine.corpus import plan_folder
+    from mkc_fast.engine.data_directories import read_data_directory
+    from mkc_fast.engine.lists import read_audio_list
+
+    if data_dirs:
+        if audio_scp is not None or output_dir is not None:
+            raise MkcError("give --data-dir, or --audio-scp and --output-dir, not both")
+        directories = [read_data_directory(path, suffix, allow_commands=allow_commands) for path in data_dirs]
+        twice = {directory.out for directory in directories}
+        if len(twice) != len(directories):
+            raise MkcError("a --data-dir is there twice")
+        return [plan_folder(d.utterances, d.out, d.out / "wav", settings) for d in directories], directories
+    if audio_scp is None or output_dir is None:
+        raise MkcError("give --audio-scp and --output-dir, or --data-dir")
+    utterances = read_audio_list(audio_scp, allow_commands=allow_commands)
+    return [plan_folder(utterances, output_dir, output_dir, settings)], []
+
+
+def _check_sources(
+    model: Path | None, bank: Path | None, wavlm_ckpt: Path | None, ckpt: Path | None, kmeans_scp: Path | None
+) -> None:
+    if model is None and (wavlm_ckpt is None or ckpt is None):
+        raise MkcError("give --model, or --wavlm-ckpt and --ckpt")
+    if model is not None and (wavlm_ckpt is not None or ckpt is not None):
+        raise MkcError("give --model, or --wavlm-ckpt and --ckpt, not both")
+    if bank is None and kmeans_scp is None:
+        raise MkcError("give --bank or --kmeans-scp")
+    if bank is not None and kmeans_scp is not None:
+        raise MkcError("give --bank or --kmeans-scp, not both")
+
+
+def _model(
+    wavlm_ckpt: Path | None, ckpt: Path | None, hifi_config: Path | None, layer: int, cache_dir: Path | None
+) -> Path:
+    from mkc_fast.export.cache import cached_model, default_cache
+
+    assert wavlm_ckpt is not None
+    assert ckpt is not None
+    with steps() as progress:
+        return cached_model(wavlm_ckpt, ckpt, hifi_config, layer, cache_dir or default_cache(), progress)
+
+
+def _bank(kmeans_scp: Path | None, kmeans_num: int | None, cache_dir: Path | None) -> Path:
+    from mkc_fast.export.cache import cached_bank, default_cache
+
+    assert kmeans_scp is not None
+    with counting("k-means models") as progress:
+        return cached_bank(kmeans_scp, kmeans_num, cache_dir or default_cache(), progress)

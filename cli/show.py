@@ -1,0 +1,64 @@
+"""What the commands print: progress on the error stream, results on the output."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+console = Console(highlight=False, emoji=False, markup=False)
+errors = Console(stderr=True, highlight=False, emoji=False, markup=False)
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the step under way: a spinner on a terminal, else a line a step."""
+    if not errors.is_terminal:
+        begin = time.perf_counter()
+        yield lambda text: print(f"[{time.perf_counter() - begin:6.1f} s] {text}", file=sys.stderr, flush=True)
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=errors) as progress:
+        current: list[int] = []
+
+        def show(text: str) -> None:
+            if current:
+                progress.update(current[0], total=1, completed=1)  # type: ignore[arg-type]
+                progress.stop_task(current.pop())  # type: ignore[arg-type]
+            current.append(progress.add_task(text, total=None))
+
+        yield show
+        if current:
+            progress.update(current[0], total=1, completed=1)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, in all) that shows a bar with an estimate, or a line now and then."""
+    if not errors.is_terminal:
+        begin = said = time.perf_counter()
+
+        def say(done: int, total: int) -> None:
+            nonlocal said
+            now = time.perf_counter()
+            if done == total or now - said >= _SECONDS_BETWEEN_LINES:
+                left = (now - begin) / done * (total - done)
+                print(
+                    f"[{now - begin:6.1f} s] {what}: {done} of {total}, {left:.0f} s left", file=sys.stderr, flush=True
+                )
+                said = now
+
+        yield say
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeft())
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,157 @@
+"""Shows how a corpus run stands: a live display on a terminal, else a line now and then; and its summary."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from mkc_fast.cli.show import console, errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from mkc_fast.engine.corpus import Folder, Status, Summary
+
+_SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_OF_NOW = 30.0
+
+
+class Watch:
+    """Called with each status of a run; ``finish`` prints the summary."""
+
+    def __init__(self, live: Live | None, *, quiet: bool, as_json: bool, where: Sequence[Folder]) -> None:
+        self.live = live
+        self.quiet = quiet
+        self.as_json = as_json
+        self.where = where
+        self.recent: deque[tuple[float, float]] = deque()
+        self.said = time.perf_counter()
+        self.drawn = 0.0
+
+    def __call__(self, status: Status) -> None:
+        """Show failures at once, the rest from time to time."""
+        if status.failure is not None:
+            name, why = status.failure
+            errors.print(f"failed: {name}: {why}", soft_wrap=True)
+        now = time.perf_counter()
+        if now - self.drawn < 0.2 and status.failure is None:
+            return
+        self.drawn = now
+        self.recent.append((now, status.summary.audio_s))
+        while now - self.recent[0][0] > _SECONDS_OF_NOW:
+            self.recent.popleft()
+        if self.live is not None:
+            self.live.update(self._table(status))
+        elif not self.quiet and now - self.said >= _SECONDS_BETWEEN_LINES:
+            self.said = now
+            print(self._line(status), file=sys.stderr, flush=True)
+
+    def finish(self, summary: Summary) -> None:
+        """Print the summary on the output."""
+        if self.live is not None:
+            self.live.stop()
+        if self.as_json:
+            print(json.dumps(as_dict(summary)))
+        elif not self.quiet:
+            _show(summary, self.where)
+
+    def _rtfx_now(self) -> float:
+        (first, audio), (last, later) = self.recent[0], self.recent[-1]
+        return (later - audio) / (last - first) if last > first else 0.0
+
+    def _line(self, status: Status) -> str:
+        summary = status.summary
+        done = summary.present + summary.written + len(summary.failed)
+        return (
+            f"[{status.elapsed_s:7.0f} s] {done} of {summary.files}, {len(summary.failed)} failed, "
+            f"{summary.audio_s:.0f} s of audio, RTFx {self._rtfx_now():.1f} now, {summary.rtfx:.1f} overall, "
+            f"{_time(_left(status))} left"
+        )
+
+    def _table(self, status: Status) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        summary = status.summary
+        done = summary.present + summary.written + len(summary.failed)
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            ProgressBar(total=max(1, summary.files), completed=done, width=30),
+            f"{done} of {summary.files}",
+            f"{len(summary.failed)} failed",
+            f"{summary.audio_s:.0f} s of audio",
+            f"RTFx {self._rtfx_now():.1f} now, {summary.rtfx:.1f} overall",
+            f"{_time(_left(status))} left",
+        )
+        rows = Table.grid(padding=(0, 2))
+        for number, worker in enumerate(status.workers):
+            alive = time.perf_counter() - worker.ready_at if worker.ready_at is not None else 0.0
+            load = (
+                "loading models"
+                if worker.ready_at is None
+                else f"{min(1.0, worker.busy_s / max(alive, 1e-9)):4.0%} busy"
+            )
+            rows.add_row(f"worker {number}", worker.device, f"pid {worker.pid}", load)
+        return Group(head, rows)
+
+
+def _left(status: Status) -> float | None:
+    return status.remaining_s / status.summary.rtfx if status.summary.rtfx else None
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def as_dict(summary: Summary) -> dict[str, object]:
+    """A summary as it stands in ``--json``: seconds, counts, RTFx, and the failures."""
+    fields = dataclasses.asdict(summary)
+    fields["failed"] = [{"id": name, "error": why} for name, why in summary.failed]
+    fields["stage_seconds"] = {stage: round(seconds, 3) for stage, seconds in summary.stage_seconds.items()}
+    fields["rtfx"] = round(summary.rtfx, 3)
+    return fields
+
+
+def _show(summary: Summary, where: Sequence[Folder]) -> None:
+    folders = ", ".join(str(folder.path) for folder in where)
+    earlier = f", {summary.present} were there already" if summary.present else ""
+    failed = f", {len(summary.failed)} failed" if summary.failed else ""
+    ended = " (interrupted; run the same command again to continue)" if summary.interrupted else ""
+    console.print(
+        f"{summary.written} of {summary.files} recordings written to {folders}{earlier}{failed}{ended}", soft_wrap=True
+    )
+    if not summary.written:
+        return
+    work = summary.wall_s - summary.start_up_s
+    console.print(f"audio         {summary.audio_s:.1f} s")
+    console.print(f"work          {work:.2f} s after {summary.start_up_s:.2f} s of start-up")
+    console.print(f"RTFx          {summary.rtfx:.2f} (seconds of audio / seconds of work)")
+    total = sum(summary.stage_seconds.values()) or 1.0
+    for stage, seconds in summary.stage_seconds.items():
+        console.print(f"  {stage:<12}{seconds:.2f} s, {100 * seconds / total:.0f} %")
+    if summary.replaced_workers:
+        console.print(f"{summary.replaced_workers} workers died and were replaced")
+
+
+@contextlib.contextmanager
+def watching(*, quiet: bool, as_json: bool, where: Sequence[Folder]) -> Iterator[Watch]:
+    """Yield what shows a run."""
+    if quiet or not errors.is_terminal:
+        yield Watch(None, quiet=quiet, as_json=as_json, where=where)
+        return
+    from rich.live import Live
+
+    with Live(console=errors, refresh_per_second=5, transient=True) as live:
+        yield Watch(live, quiet=quiet, as_json=as_json, where=where)

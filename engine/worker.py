@@ -1,0 +1,245 @@
+"""A worker process: loads the models once, then decodes, anonymizes and writes batches until it is told to stop.
+
+Decoding of the next batch and writing of the last one go on in threads while the device works on the current one. What
+is in flight is bounded by the parent, which never sends more than ``AHEAD`` batches.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from mkc_fast import MkcError, WriteError
+from mkc_fast.engine.audio import read_utterance, write_waveform
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mkc_fast.engine.anonymizer import Anonymizer, Result
+    from mkc_fast.engine.lists import Utterance
+
+# One batch on the device, one being decoded.
+AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How recordings are anonymized, as in ``Anonymizer.anonymize``.
+
+    Attributes:
+        mode: ``audio`` or ``frame``.
+        stride: Frames that share a draw.
+        seed: Of the draws; None draws from the system's entropy.
+        format: Of the outputs, ``wav`` or ``flac``.
+        record_draws: Report the bank entry of each frame, for the manifest.
+    """
+
+    mode: str = "frame"
+    stride: int = 1
+    seed: int | None = None
+    format: str = "wav"
+    record_draws: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """An utterance to anonymize and where it goes; ``index`` is its number in the run."""
+
+    index: int
+    utterance: Utterance
+    output: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: written, or an error of one line."""
+
+    index: int
+    error: str | None = None
+    audio_s: float = 0.0
+    frames: int = 0
+    size_bytes: int = 0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    bank_ids: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker needs to start.
+
+    Attributes:
+        model: Exported model.
+        bank: Bank.
+        device: ``cpu`` or ``cuda:<number>``.
+        threads: Threads of one operator on the CPU, None for one a core.
+        host_threads: Threads that decode, and as many that write.
+        max_window_s: As in ``Anonymizer.load``.
+        settings: How recordings are anonymized.
+        factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
+    """
+
+    model: Path
+    bank: Path
+    device: str
+    threads: int | None
+    host_threads: int
+    max_window_s: float
+    settings: Settings
+    factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
+
+
+@dataclass
+class _Batch:
+    number: int
+    tasks: list[Task]
+    waveforms: list[Future[tuple[NDArray[np.float32], float]]]
+
+
+class Worker:
+    """The worker's side of a connection to the scheduler."""
+
+    def __init__(self, connection: Connection, config: WorkerConfig) -> None:
+        self.connection = connection
+        self.config = config
+        self.sending = threading.Lock()
+        self.incoming: queue.Queue[_Batch | None] = queue.Queue()
+        self.readers = ThreadPoolExecutor(config.host_threads, "read")
+        self.writers = ThreadPoolExecutor(config.host_threads, "write")
+        module, _, name = config.factory.partition(":")
+        begin = time.perf_counter()
+        self.anonymizer: Anonymizer = getattr(importlib.import_module(module), name).load(
+            config.model, config.bank, config.device, threads=config.threads, max_window_s=config.max_window_s
+        )
+        self.load_s = time.perf_counter() - begin
+
+    def send(self, kind: str, *content: object) -> None:
+        """Send a message to the scheduler."""
+        with self.sending:
+            self.connection.send((kind, *content))
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        threading.Thread(target=self._receive, daemon=True).start()
+        self.send("ready", self.load_s)
+        writing: deque[list[Future[None]]] = deque()
+        while (batch := self.incoming.get()) is not None:
+            writing.append(self._anonymize(batch))
+            while len(writing) > 1:
+                self._finish(writing.popleft())
+        while writing:
+            self._finish(writing.popleft())
+
+    def _receive(self) -> None:
+        """Take batches and begin to decode them at once; leave with the scheduler."""
+        while True:
+            try:
+                message = self.connection.recv()
+            except (EOFError, OSError):
+                os._exit(1)  # the scheduler is gone, and nobody would hear of anything more
+            if message is None:
+                self.incoming.put(None)
+                return
+            number, tasks = message
+            self.incoming.put(_Batch(number, tasks, [self.readers.submit(self._read, task) for task in tasks]))
+
+    def _read(self, task: Task) -> tuple[NDArray[np.float32], float]:
+        begin = time.perf_counter()
+        info = self.anonymizer.info
+        waveform = read_utterance(task.utterance, info.sample_rate, info.min_samples)
+        return waveform, time.perf_counter() - begin
+
+    def _anonymize(self, batch: _Batch) -> list[Future[None]]:
+        """Run a batch and begin to write its results."""
+        read: list[tuple[Task, NDArray[np.float32], float]] = []
+        for task, future in zip(batch.tasks, batch.waveforms, strict=True):
+            try:
+                read.append((task, *future.result()))
+            except MkcError as error:
+                self.send("outcome", batch.number, Outcome(task.index, error=str(error)))
+            except Exception as error:  # a decoder's own failure is this recording's, not the run's
+                self.send("outcome", batch.number, Outcome(task.index, error=_one_line(task, error)))
+        self.send("start", batch.number)
+        waveforms = [waveform for _, waveform, _ in read]
+        futures = []
+        for (task, waveform, read_s), result in zip(read, self._results(read, waveforms), strict=True):
+            if isinstance(result, str):
+                self.send("outcome", batch.number, Outcome(task.index, error=result))
+            else:
+                futures.append(self.writers.submit(self._write, batch.number, task, len(waveform), read_s, result))
+        return futures
+
+    def _results(
+        self, read: list[tuple[Task, NDArray[np.float32], float]], waveforms: list[NDArray[np.float32]]
+    ) -> list[Result | str]:
+        """The results of a batch; if it fails as a whole, of each utterance alone, or its error."""
+        if len(read) > 1:
+            try:
+                return list(self._batch([task for task, _, _ in read], waveforms))
+            except Exception:  # noqa: S110 - whichever utterance is at fault is found below
+                pass
+        results: list[Result | str] = []
+        for task, waveform, _ in read:
+            try:
+                results += self._batch([task], [waveform])
+            except MkcError as error:
+                results.append(f"{task.utterance.path}: {error}")
+            except Exception as error:
+                results.append(_one_line(task, error))
+        return results
+
+    def _batch(self, tasks: list[Task], waveforms: list[NDArray[np.float32]]) -> list[Result]:
+        settings = self.config.settings
+        ids = [task.utterance.id for task in tasks]
+        # The scheduler has chosen what runs together: all of it does.
+        return self.anonymizer.anonymize_batch(
+            waveforms, settings.mode, settings.stride, settings.seed, ids, batch_s=float("inf")
+        )
+
+    def _write(self, number: int, task: Task, samples: int, read_s: float, result: Result) -> None:
+        begin = time.perf_counter()
+        rate = self.anonymizer.info.sample_rate
+        size = write_waveform(task.output, result.waveform, rate)
+        seconds = {"read": read_s, **result.stage_seconds, "write": time.perf_counter() - begin}
+        draws = result.bank_ids.tolist() if self.config.settings.record_draws else None
+        frames = len(result.bank_ids)
+        self.send("outcome", number, Outcome(task.index, None, samples / rate, frames, size, seconds, draws))
+
+    def _finish(self, futures: list[Future[None]]) -> None:
+        for future in futures:
+            future.result()
+
+
+def _one_line(task: Task, error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"{task.utterance.path}: {type(error).__name__}: {text}"
+
+
+def main() -> None:
+    """Serve the scheduler at the socket whose number is the first argument, and leave."""
+    # A terminal's Ctrl-C goes to the whole group; the scheduler decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    config: WorkerConfig = connection.recv()
+    try:
+        worker = Worker(connection, config)
+    except MkcError as error:
+        connection.send(("fatal", type(error).__name__, str(error)))
+        return
+    try:
+        worker.run()
+    except WriteError as error:
+        worker.send("fatal", type(error).__name__, str(error))
+    os._exit(0)  # threads may still be decoding what nobody will ask for

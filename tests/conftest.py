@@ -1,0 +1,72 @@
+"""Shared fixtures: the reference checkpoints, models exported from them and from random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mkc_fast import Anonymizer
+from mkc_fast.engine.audio import read_waveform
+from mkc_fast.export import build_bank, export_model
+from mkc_fast.export.random_checkpoints import Checkpoints, write_checkpoints
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+RECORDINGS = ("jfk_a", "jfk_b", "jfk_c")
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """An exported model, a bank, and an anonymizer over both."""
+
+    model: Path
+    bank: Path
+    anonymizer: Anonymizer
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of reference checkpoints and outputs."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip(f"the reference outputs are not at {SHARED / 'golden'}")
+    return SHARED / "golden"
+
+
+@pytest.fixture(scope="session")
+def speech() -> Path:
+    """The folder of public-domain speech."""
+    if not (SHARED / "speech").is_dir():
+        pytest.skip(f"the speech recordings are not at {SHARED / 'speech'}")
+    return SHARED / "speech"
+
+
+@pytest.fixture(scope="session")
+def golden_artifacts(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """The reference checkpoints, exported."""
+    folder = tmp_path_factory.mktemp("golden")
+    export_model(golden / "WavLM.pt", golden / "conformer.pth", folder / "model")
+    build_bank(golden / "kmeans.scp", folder / "bank")
+    return Artifacts(folder / "model", folder / "bank", Anonymizer.load(folder / "model", folder / "bank"))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """Small checkpoints with random weights."""
+    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"), num_kmeans=8)
+
+
+@pytest.fixture(scope="session")
+def artifacts(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """The random checkpoints, exported."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    export_model(checkpoints.wavlm, checkpoints.ckpt, folder / "model")
+    build_bank(checkpoints.kmeans_scp, folder / "bank")
+    return Artifacts(folder / "model", folder / "bank", Anonymizer.load(folder / "model", folder / "bank"))
+
+
+@pytest.fixture(scope="session")
+def clip() -> np.ndarray:
+    """The demo's speech clip, (S,) float32 at 16 kHz."""
+    return read_waveform(Path(__file__).resolve().parents[1] / "cli" / "demo_speech.flac", 16000)

@@ -1,0 +1,61 @@
+"""Invariant 1: every stage gives what the reference implementation gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mkc_fast.engine.audio import read_waveform
+from tests.conftest import RECORDINGS, Artifacts
+
+# Float32 rounding over the depth of these networks; the references are well conditioned (their README says 1e-5).
+TOLERANCE = 1e-4
+MODES = ("frame1", "frame4", "audio")
+
+
+@pytest.fixture(params=RECORDINGS)
+def recording(request: pytest.FixtureRequest, golden: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    waveform = read_waveform(golden / "audio" / f"{request.param}.wav", 16000)
+    with np.load(golden / f"expected_{request.param}.npz") as loaded:
+        return waveform, dict(loaded)
+
+
+def banks_of(expected: dict[str, np.ndarray], mode: str) -> np.ndarray:
+    if mode == "audio":
+        return np.full(len(expected["features"]), expected["audio_bank"])
+    return expected[f"{mode}_banks"]
+
+
+def test_features_equal_reference(recording, golden_artifacts: Artifacts) -> None:
+    waveform, expected = recording
+    np.testing.assert_allclose(
+        golden_artifacts.anonymizer.encode(waveform), expected["features"], atol=TOLERANCE, rtol=0
+    )
+
+
+def test_cluster_ids_equal_reference_in_every_entry(recording, golden_artifacts: Artifacts) -> None:
+    _, expected = recording
+    for entry, ids in enumerate(expected["ids_all_banks"]):
+        found = golden_artifacts.anonymizer.assign(expected["features"], np.full(len(ids), entry))
+        np.testing.assert_array_equal(found, ids)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_stage_equals_reference_from_reference_inputs(recording, mode: str, golden_artifacts: Artifacts) -> None:
+    _, expected = recording
+    anonymizer, banks = golden_artifacts.anonymizer, banks_of(expected, mode)
+    quantized = anonymizer.lookup(banks, anonymizer.assign(expected["features"], banks))
+    np.testing.assert_allclose(quantized, expected[f"{mode}_quantized"], atol=1e-6, rtol=0)  # float64 centers rounded
+    restored = anonymizer.restore(expected[f"{mode}_quantized"])
+    np.testing.assert_allclose(restored, expected[f"{mode}_conformer"], atol=TOLERANCE, rtol=0)
+    waveform = anonymizer.vocode(expected[f"{mode}_conformer"])
+    np.testing.assert_allclose(waveform, expected[f"{mode}_waveform"], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_whole_pass_equals_reference(recording, mode: str, golden_artifacts: Artifacts) -> None:
+    waveform, expected = recording
+    result = golden_artifacts.anonymizer.anonymize(waveform, bank_ids=banks_of(expected, mode))
+    np.testing.assert_allclose(result.waveform, expected[f"{mode}_waveform"], atol=TOLERANCE, rtol=0)
