@@ -187,8 +187,8 @@ class _CheckpointUnpickler(StrictUnpickler):
         key, count = reference[2], reference[4]
         if type(key) is not str or type(count) is not int or reference[5:] not in ((), (None,)):
             raise Refused("a storage of unknown form")
-        if self.elements.setdefault(key, count) != count:
-            raise Refused("a storage of unknown form")
+        if self.elements.get(key, count) != count:
+            raise Refused("a storage of two sizes")
         if key not in self.elements:
             self.elements[key] = count
             self.elements_left -= count

@@ -456,7 +456,7 @@ def read_kmeans(path: Path, data: bytes | None = None, *, shape_only: bool = Fal
             f"{path}: cluster_centers_ has shape {held.shape}, kind {held.kind}; expected floats (K, D)"
         )
     shape = (held.shape[0], held.shape[1])
-    if held.value is None:
+    if shape_only or held.value is None:
         return KMeansModel(shape, None, ())
     if not np.isfinite(held.value).all():
         raise CheckpointError(f"{path}: cluster_centers_ holds values that are not finite")
