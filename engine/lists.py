@@ -108,26 +108,29 @@ def check_name(name: str, where: str) -> None:
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The list's lines that are not blank, with their numbers, runs of tabs and spaces after the id made one space."""
+    lines = []
     try:
         if path.exists() and not path.is_file():  # a pipe or device may never begin, or never end
             raise ListError(f"{path}: not a regular file")
         if path.stat().st_size > _MAX_LIST_BYTES:
             raise ListError(f"{path}: larger than 1 GB, which is no list")
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            number = 0
+            while line := file.readline(_MAX_LINE + 1):  # what is no list may be one line
+                number += 1
+                line = line.removesuffix("\n")
+                if len(line) > _MAX_LINE:
+                    raise ListError(f"{path}, line {number}: too long for a line of a list")
+                if _CONTROL.search(line):
+                    raise ListError(f"{path}, line {number}: holds control characters: {_short(line)}")
+                if line.strip(_BLANKS):
+                    lines.append((number, _one_space(line.strip(_BLANKS))))
     except OSError as error:
         raise ListError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ListError(f"{path}: not a text file in UTF-8") from None
     except ValueError as error:  # a path that no file can have
         raise ListError(f"{path}: cannot be read ({error})") from None
-    lines = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if len(line) > _MAX_LINE:
-            raise ListError(f"{path}, line {number}: {len(line)} characters, too long for a line of a list")
-        if _CONTROL.search(line):
-            raise ListError(f"{path}, line {number}: holds control characters: {_short(line)}")
-        if line.strip(_BLANKS):
-            lines.append((number, _one_space(line.strip(_BLANKS))))
     return lines
 
 
@@ -161,4 +164,5 @@ def _exists(path: Path) -> bool:
 
 def _short(text: str) -> str:
     """For an error: not long, and on one line."""
-    return repr(text if len(text) <= 80 else text[:77] + "...")[1:-1]
+    shown = repr(text)[1:-1]
+    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 import torch
 
 from mkc_fast import CheckpointError
-from mkc_fast.export.kmeans import PLAIN_KEYS, Refused, Source, StrictUnpickler, encode_latin1, printable
+from mkc_fast.export.pickles import PLAIN_KEYS, Refused, Source, StrictUnpickler, encode_latin1, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -146,7 +146,12 @@ def _make_container(items: object = None) -> dict[Any, Any] | list[Any]:
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _Opaque,
+    ("torch._utils", "_rebuild_tensor"): _Opaque,
     ("torch._utils", "_rebuild_parameter"): _Opaque,
+    ("torch._utils", "_rebuild_parameter_with_state"): _Opaque,
+    ("torch._tensor", "_rebuild_from_type_v2"): _Opaque,
+    ("torch", "Tensor"): _Opaque,
+    ("torch.nn.parameter", "Parameter"): _Opaque,
     ("torch", "Size"): _Opaque,
     ("torch", "device"): _Opaque,
     ("collections", "OrderedDict"): _make_container,

@@ -114,7 +114,7 @@ def test_segments_are_parts_of_recordings(tmp_path: Path) -> None:
         ("u1 r1 1 2", "'u1' is on line 1 already"),
         ("../u2 r1 0 1", "cannot name an output file"),
         ("u/2 r1 0 1", "cannot name an output file"),
-        ("u2\x07 r1 0 1", "cannot name an output file"),
+        ("u2\x07 r1 0 1", "control characters"),
     ],
 )
 def test_a_wrong_segment_is_an_error_that_names_file_and_line(line: str, fact: str, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,22 @@ def test_a_name_longer_than_file_systems_allow_is_only_a_missing_file(folder: Pa
     assert len(read(written(folder, "u1 " + "x" * 300))) == 1
 
 
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """A test that waits, for a pipe's other end say, fails."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("waited for 10 s")  # not an Exception, so that no reader can take it for a damaged file
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @both_readers
+@pytest.mark.usefixtures("no_waiting")
 def test_what_is_no_file_is_refused_without_waiting_for_it(folder: Path, read: Reader) -> None:
     os.mkfifo(folder / "pipe")
     for path in (folder / "pipe", folder, Path("/dev/zero"), folder / "missing", folder / ("x" * 300)):
