@@ -16,7 +16,7 @@ from mkc_fast.engine.audio import check_waveform
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
 from mkc_fast.engine.draws import check_draw, draw_bank_ids, fresh_seed, waveform_id
 from mkc_fast.engine.sessions import Sessions, open_sessions
-from mkc_fast.engine.windows import Window, crossfaded, exact_windows
+from mkc_fast.engine.windows import Window, common_window, crossfaded, exact_windows
 from mkc_fast.kernels import Lookup, make_lookup
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ STAGES = ("encode", "assign", "restore", "vocode")
 _OVERLAP_S = 4.0
 # The vocoder's buffers take some 15 MB a second of audio; past so many frames it runs in exact windows.
 _VOCODER_WINDOW_FRAMES = 1500
-# In a batch all windows have this length, and a graph sees one shape: 6 % more work than the whole, by their overlap.
+# In a batch all windows have one length of at most about so many frames, so that the vocoder runs once.
 _BATCH_WINDOW_FRAMES = 500
 
 
@@ -347,11 +347,12 @@ class Anonymizer:
 
     def _vocoded_batch(self, restored: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Waveforms of several utterances: windows of one length together, utterances shorter than that by length."""
-        hop, size = self.info.hop, max(_BATCH_WINDOW_FRAMES, 4 * self.info.vocoder_reach)
+        hop, reach = self.info.hop, self.info.vocoder_reach
+        size = common_window([len(features) for features in restored], max(_BATCH_WINDOW_FRAMES, 4 * reach), reach)
         waveforms = [np.empty(len(features) * hop, np.float32) for features in restored]
         by_length: dict[int, list[tuple[int, Window]]] = {}
         for index, features in enumerate(restored):
-            for window in exact_windows(len(features), size, self.info.vocoder_reach):
+            for window in exact_windows(len(features), size, reach):
                 by_length.setdefault(window.stop - window.start, []).append((index, window))
         for group in by_length.values():
             batch = np.stack([restored[index][window.start : window.stop] for index, window in group])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +18,18 @@ from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, open_bank, read_mod
 from mkc_fast.engine.audio import FORMATS, duration_s
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
 from mkc_fast.engine.devices import cuda_index
+from mkc_fast.engine.files import remove_temporaries
 from mkc_fast.engine.manifest import MANIFEST_FILE, Manifest
 from mkc_fast.engine.scheduler import Scheduler, share_out
 from mkc_fast.engine.worker import Outcome, Settings, Task, WorkerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from mkc_fast.engine.lists import Utterance
     from mkc_fast.engine.scheduler import WorkerState
+
+_HEADERS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Summary:
         start_up_s: Of them, until the first worker was ready.
         stage_seconds: Seconds of each stage, over all workers.
         replaced_workers: Workers that died and were replaced.
+        lost_workers: Workers that died again and again while they started, and were given up.
         interrupted: Whether the run was stopped before its end.
     """
 
@@ -67,6 +74,7 @@ class Summary:
     start_up_s: float = 0.0
     stage_seconds: Counter[str] = field(default_factory=Counter)
     replaced_workers: int = 0
+    lost_workers: int = 0
     interrupted: bool = False
 
     @property
@@ -181,8 +189,9 @@ def run_corpus(
         for folder in run.folders:
             _check_foreign(folder, run)
             manifests.append(Manifest(folder.path, _shared(run), overwrite=run.overwrite))
-            for output in {output.parent for output in folder.outputs.values()}:
-                output.mkdir(parents=True, exist_ok=True)
+            for path in _places(folder):
+                path.mkdir(parents=True, exist_ok=True)
+        _remove_temporaries(run.folders, manifests)
         tasks: list[Task] = []
         homes: list[Manifest] = []
         for folder, manifest in zip(run.folders, manifests, strict=True):
@@ -192,48 +201,72 @@ def run_corpus(
                 else:
                     tasks.append(Task(len(tasks), utterance, folder.outputs[utterance.id]))
                     homes.append(manifest)
-        for status in _work(run, tasks, homes, summary, stopped):
-            watch(status)
+        # Closed here, whatever happens: the workers are gone before others may write in the folders.
+        with closing(_work(run, tasks, homes, summary, stopped)) as statuses:
+            for status in statuses:
+                watch(status)
     except OSError as error:
         raise WriteError(f"{error.filename or 'output'}: cannot be written ({error.strerror})") from None
     finally:
+        _remove_temporaries(run.folders, manifests)
         for manifest in manifests:
             manifest.close()
     return summary
 
 
+def _places(folder: Folder) -> set[Path]:
+    """The directories in which a folder's files are."""
+    return {folder.path, *(output.parent for output in folder.outputs.values())}
+
+
+def _remove_temporaries(folders: Sequence[Folder], manifests: Sequence[Manifest]) -> None:
+    """Remove what killed processes left, in folders whose manifests keep other runs away."""
+    for folder, _ in zip(folders, manifests, strict=False):
+        for path in _places(folder):
+            remove_temporaries(path)
+
+
 def _work(
     run: Run, tasks: list[Task], homes: list[Manifest], summary: Summary, stopped: Callable[[], bool]
-) -> Iterator[Status]:
+) -> Generator[Status, None, None]:
     """Run tasks, record each outcome in its folder's manifest and count it."""
     if not tasks:
         return
     begin = time.perf_counter()
+    # In pieces: a future for each of 100,000 headers costs more than reading it.
+    pieces = [tasks[start : start + _HEADERS_AT_ONCE] for start in range(0, len(tasks), _HEADERS_AT_ONCE)]
     with ThreadPoolExecutor(8) as pool:
-        durations = list(pool.map(lambda task: duration_s(task.utterance), tasks))
+        durations = list(chain.from_iterable(pool.map(lambda piece: _durations(piece, stopped), pieces)))
     remaining = sum(durations)
     budget = run.batch_s
     if budget is None:
         budget = min(map(default_batch_s, run.devices))
-    batches = [[tasks[index] for index in group] for group in group_by_length(durations, budget)]
+    # What may have any length runs alone.
+    lengths = [duration or math.inf for duration in durations]
+    batches = [[tasks[index] for index in group] for group in group_by_length(lengths, budget)]
     config = WorkerConfig(run.model, run.bank, "cpu", None, 1, run.max_window_s, run.settings, run.factory)
     scheduler = Scheduler(share_out(config, run.devices, run.num_proc))
     ready: float | None = None
-    for outcome in scheduler.run(batches, stopped):
-        if ready is None:
-            ready = min((w.ready_at for w in scheduler.workers if w.ready_at is not None), default=None)
-        failure = None
-        if outcome is not None:
-            task = tasks[outcome.index]
-            remaining -= durations[outcome.index]
-            homes[outcome.index].append(task.utterance.id, _record(task, outcome))
-            failure = _count(summary, task, outcome)
-        now = time.perf_counter()
-        summary.wall_s, summary.start_up_s = now - begin, (ready or now) - begin
-        summary.replaced_workers = scheduler.replaced
-        elapsed = 0.0 if ready is None else now - ready
-        yield Status(summary, max(0.0, remaining), elapsed, scheduler.workers, failure)
+    with closing(scheduler.run(batches, stopped)) as outcomes:
+        for outcome in outcomes:
+            if ready is None:
+                ready = min((w.ready_at for w in scheduler.workers if w.ready_at is not None), default=None)
+            failure = None
+            if outcome is not None:
+                task = tasks[outcome.index]
+                remaining -= durations[outcome.index]
+                homes[outcome.index].append(task.utterance.id, _record(task, outcome))
+                failure = _count(summary, task, outcome)
+            now = time.perf_counter()
+            summary.wall_s, summary.start_up_s = now - begin, (ready or now) - begin
+            summary.replaced_workers, summary.lost_workers = scheduler.replaced, scheduler.lost
+            elapsed = 0.0 if ready is None else now - ready
+            yield Status(summary, max(0.0, remaining), elapsed, scheduler.workers, failure)
     summary.interrupted = stopped() and summary.written + len(summary.failed) < len(tasks)
+
+
+def _durations(tasks: Sequence[Task], stopped: Callable[[], bool]) -> list[float]:
+    return [0.0 if stopped() else duration_s(task.utterance) for task in tasks]
 
 
 def _count(summary: Summary, task: Task, outcome: Outcome) -> tuple[str, str] | None:

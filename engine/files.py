@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +16,9 @@ from mkc_fast import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Names of ``whole_file``'s temporaries, whatever process made them.
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 @contextlib.contextmanager
@@ -59,7 +64,7 @@ def _replace_directory(temporary: Path, path: Path) -> None:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that is renamed to ``path`` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path, os.getpid())
     try:
         yield temporary
         temporary.replace(path)
@@ -67,8 +72,32 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporary(path: Path, pid: int) -> None:
+    """Remove what a process that is dead now may have left of ``path`` under its temporary name."""
+    with contextlib.suppress(OSError):
+        _temporary(path, pid).unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes left in a folder under temporary names; nobody may be writing there."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208 - ten times as fast as iterdir in a folder of a corpus
+            if name.endswith(".tmp") and _TEMPORARY.fullmatch(name):
+                (folder / name).unlink(missing_ok=True)
+
+
+def _temporary(path: Path, pid: int) -> Path:
+    return path.with_name(f".{path.name}.{pid}.tmp")
+
+
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a regular file, in hexadecimal.
+
+    Raises:
+        OSError: It is missing, unreadable, or no regular file (to read a pipe is to wait for its writer).
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file", str(path))
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -10,8 +10,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
-import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +28,8 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.jsonl"
 _VERSION = 1
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+# How a manifest begins, even one whose first line was cut off.
+_HEADER = '{"type": "run"'
 
 
 class Manifest:
@@ -60,32 +59,36 @@ class Manifest:
         self.fresh = True
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+", encoding="utf-8")
-            self._lock()
-            self._file.seek(0)
-            lines = self._file.read().split("\n")
-            if overwrite:
-                self._file.truncate(0)
-                lines = []
-            known = list(_parsed(lines))
-            if known:
-                self._check(known[0], settings)
-                self.fresh = False
-                if lines[-1]:  # cut off by a kill: the next line must not continue it
-                    self._file.write("\n")
-            else:
-                self._file.truncate(0)
-                self._append({"type": "run", "version": _VERSION, **_public(settings)})
-            for record in known[1:]:
-                if isinstance(record.get("id"), str):
-                    self.records[record["id"]] = record
-            # What a killed run left behind under temporary names; nobody else is writing here.
-            for leftover in folder.iterdir():
-                if _TEMPORARY.fullmatch(leftover.name):
-                    leftover.unlink(missing_ok=True)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not text"
-            raise OutputError(f"{self.path}: cannot be used ({reason})") from None
+            # Neither a path that is not UTF-8 nor a character cut off by a full disk is a reason to stop.
+            self._file = self.path.open("a+", encoding="utf-8", errors="surrogateescape")
+            try:
+                self._lock()
+                self._begin(settings, overwrite)
+            except BaseException:
+                self.close()
+                raise
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be used ({error.strerror})") from None
+
+    def _begin(self, settings: Mapping[str, object], overwrite: bool) -> None:
+        """Read what is recorded, or begin anew."""
+        self._file.seek(0)
+        text = "" if overwrite else self._file.read()
+        lines = text.split("\n")
+        known = list(_parsed(lines))
+        if known:
+            self._check(known[0], settings)
+            self.fresh = False
+            if lines[-1]:  # cut off by a kill: the next line must not continue it
+                self._file.write("\n")
+        else:
+            if not (text.startswith(_HEADER) or _HEADER.startswith(text)):
+                raise OutputError(f"{self.path}: not a manifest; choose another folder, or --overwrite")
+            self._file.truncate(0)
+            self._append({"type": "run", "version": _VERSION, **_public(settings)})
+        for record in known[1:]:
+            if isinstance(record.get("id"), str):
+                self.records[record["id"]] = record
 
     def finished(self, utterance_id: str, output: Path) -> bool:
         """Whether this output was written and is there as it was."""
@@ -162,12 +165,3 @@ def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
             entry = json.loads(line)
             if isinstance(entry, dict):
                 yield entry
-
-
-def remove_temporaries(outputs: Iterable[Path]) -> None:
-    """Remove what a dead worker left of these outputs under temporary names."""
-    for output in outputs:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(output.parent):  # noqa: PTH208 - glob would read the id's brackets as patterns
-                if name.startswith(f".{output.name}.") and _TEMPORARY.fullmatch(name):
-                    (output.parent / name).unlink(missing_ok=True)

@@ -11,26 +11,29 @@ import sys
 import time
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 import mkc_fast
 from mkc_fast import MkcError
-from mkc_fast.engine.manifest import remove_temporaries
+from mkc_fast.engine.files import remove_temporary
 from mkc_fast.engine.worker import AHEAD, Outcome, Task, WorkerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-# A recording during which so many workers died, each time alone in its batch, is the reason. Fewer can be chance: a
-# machine short of memory kills whoever asks last.
+# A recording with which so many workers died, each time alone, is the reason. Fewer can be chance: a machine short of
+# memory kills whoever asks last.
 _DEATHS_OF_ONE = 3
-# So many deaths in a row before a worker was ever ready: it cannot start at all.
-_DEATHS_AT_START = 3
+# So many deaths in a row of a worker that was not ready yet: it cannot start.
+_DEATHS_AT_START = 5
+# So many deaths before anything came of any recording: it is not the recordings.
+_DEATHS_IN_VAIN = 20
 _TICK_S = 0.2
 # Not ``python -m``: what a worker sends must be of the module's classes, not of ``__main__``'s.
 _START = "from mkc_fast.engine.worker import main; main()"
-# What a stopped run waits for: batches already computed being written.
+# So long a stopped run waits for the batches that have begun.
 _GRACE_S = 2.0
 
 
@@ -39,43 +42,67 @@ class WorkerState:
     """What the scheduler knows of a worker.
 
     Attributes:
-        device: Where it computes.
+        config: What it was started with.
+        failed_starts: How many of its predecessors in a row died before they were ready.
+        outstanding: Its batches by number, with the tasks of each that it has not reported.
+        started: The last batch that it has begun to compute.
         busy_s: Seconds of computing, of what it has reported.
         ready_at: When it was ready (``time.perf_counter``), None before.
         load_s: Seconds it took to load the models.
         pid: Of its process.
     """
 
-    device: str
+    config: WorkerConfig
     process: subprocess.Popen[bytes]
     connection: Connection[Any, Any]
+    failed_starts: int = 0
     outstanding: OrderedDict[int, dict[int, Task]] = field(default_factory=OrderedDict)
-    started: int | None = None
+    started: int = 0
     busy_s: float = 0.0
     ready_at: float | None = None
     load_s: float = 0.0
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self.config.device
 
     @property
     def pid(self) -> int:
         """Of its process."""
         return self.process.pid
 
+    def remove_temporaries(self) -> None:
+        """Once it is dead: remove what it was writing."""
+        for batch in self.outstanding.values():
+            for task in batch.values():
+                remove_temporary(task.output, self.pid)
+
 
 class Scheduler:
-    """Runs batches of tasks on worker processes, one for each configuration given."""
+    """Runs batches of tasks on worker processes, one for each configuration given.
+
+    Attributes:
+        workers: Those at work.
+        replaced: How many died and were replaced.
+        lost: How many died and were not, since they no longer start.
+    """
 
     def __init__(self, configs: Sequence[WorkerConfig]) -> None:
         self.configs = list(configs)
         self.workers: list[WorkerState] = []
         self.queue: deque[list[Task]] = deque()
+        self.suspects: set[int] = set()
         self.deaths: Counter[int] = Counter()
-        self.deaths_at_start = 0
         self.replaced = 0
+        self.lost = 0
         self._number = 0
+        self._any_outcome = False
+        self._stopping = False
 
     def run(
         self, batches: Sequence[list[Task]], stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[Outcome | None]:
+    ) -> Generator[Outcome | None, None, None]:
         """Run batches, in this order as far as workers are free.
 
         Args:
@@ -86,27 +113,31 @@ class Scheduler:
             Outcomes as they come, and None at least every fifth of a second.
 
         Raises:
-            MkcError: A worker refuses to start, or an output cannot be written; all workers are gone then.
+            MkcError: Workers cannot start, or an output cannot be written; all workers are gone then.
         """
         self.queue.extend(batches)
         try:
-            self.workers = [self._spawn(config) for config in self.configs[: max(1, len(batches))]]
+            for config in self.configs[: len(batches)]:
+                if not stopped():
+                    self.workers.append(self._spawn(config))
             while (self.queue or self._outstanding()) and not stopped():
                 self._feed()
                 yield from self._listen()
                 yield None
-            if stopped():
-                deadline = time.perf_counter() + _GRACE_S
-                while any(worker.started is not None for worker in self.workers) and time.perf_counter() < deadline:
-                    yield from self._listen()
-                    yield None
+            self._stopping = True
+            begun = [(worker, number) for worker in self.workers for number in worker.outstanding]
+            begun = [(worker, number) for worker, number in begun if number <= worker.started]
+            deadline = time.perf_counter() + _GRACE_S
+            while any(number in worker.outstanding for worker, number in begun) and time.perf_counter() < deadline:
+                yield from self._listen()
+                yield None
         finally:
             self._end()
 
     def _outstanding(self) -> bool:
         return any(worker.outstanding for worker in self.workers)
 
-    def _spawn(self, config: WorkerConfig) -> WorkerState:
+    def _spawn(self, config: WorkerConfig, failed_starts: int = 0) -> WorkerState:
         # A socket and a fresh interpreter: nothing of this process is inherited, its main module is not imported
         # again, and either side notices at once when the other is gone.
         ours, theirs = socket.socketpair()
@@ -114,37 +145,45 @@ class Scheduler:
         if config.threads:
             for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
                 environment[variable] = str(config.threads)
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
-            [sys.executable, "-c", _START, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
+                [sys.executable, "-c", _START, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                # A terminal's Ctrl-C goes to its whole group; what it means is decided here.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise MkcError(f"{sys.executable}: a worker cannot start ({error.strerror})") from None
         theirs.close()
         connection: Connection[Any, Any] = Connection(ours.detach())
-        worker = WorkerState(config.device, process, connection)
+        worker = WorkerState(config, process, connection, failed_starts)
         with contextlib.suppress(OSError):  # dead already: found when listening
             connection.send(config)
         return worker
 
     def _feed(self) -> None:
-        for worker in self.workers:
-            while self.queue and worker.ready_at is not None and len(worker.outstanding) < AHEAD:
-                if worker.outstanding and (self._suspect(self.queue[0]) or self._busy_with_suspect(worker)):
-                    break  # a recording that a worker died of runs alone, so that no other is blamed
-                batch = self.queue.popleft()
-                self._number += 1
-                worker.outstanding[self._number] = {task.index: task for task in batch}
-                try:
-                    worker.connection.send((self._number, batch))
-                except OSError:
-                    break  # dead: found when listening, which puts the batch back
+        for batches in range(AHEAD):  # first to those with nothing to do
+            for worker in self.workers:
+                if worker.ready_at is not None and len(worker.outstanding) <= batches:
+                    self._give(worker)
 
-    def _suspect(self, tasks: Iterable[Task]) -> bool:
-        return any(self.deaths[task.index] for task in tasks)
+    def _give(self, worker: WorkerState) -> None:
+        """Send the next batch; but while one under suspicion is computed, no other is there that could be blamed."""
+        if not self.queue or (worker.outstanding and self._suspicious(self.queue[0], *worker.outstanding.values())):
+            return
+        batch = self.queue[0]
+        try:
+            worker.connection.send((self._number + 1, batch))
+        except OSError:
+            return  # dead: found when listening
+        self.queue.popleft()
+        self._number += 1
+        worker.outstanding[self._number] = {task.index: task for task in batch}
 
-    def _busy_with_suspect(self, worker: WorkerState) -> bool:
-        return any(self._suspect(batch.values()) for batch in worker.outstanding.values())
+    def _suspicious(self, tasks: Iterable[Task], *batches: Iterable[int]) -> bool:
+        return not self.suspects.isdisjoint(chain((task.index for task in tasks), *batches))
 
     def _listen(self) -> Iterator[Outcome]:
         by_connection = {worker.connection: worker for worker in self.workers}
@@ -162,7 +201,6 @@ class Scheduler:
     def _take(self, worker: WorkerState, kind: str, *content: Any) -> Outcome | None:
         if kind == "ready":
             worker.ready_at, worker.load_s = time.perf_counter(), content[0]
-            self.deaths_at_start = 0
         elif kind == "start":
             worker.started = content[0]
         elif kind == "fatal":
@@ -175,8 +213,7 @@ class Scheduler:
             known = tasks.pop(outcome.index, None) is not None
             if not tasks:
                 worker.outstanding.pop(number, None)
-                if worker.started == number:
-                    worker.started = None
+            self._any_outcome = True
             seconds = outcome.stage_seconds
             worker.busy_s += sum(seconds[stage] for stage in seconds if stage not in ("read", "write"))
             return outcome if known else None
@@ -186,36 +223,51 @@ class Scheduler:
         """Put a dead worker's work back and start another in its place."""
         worker.connection.close()
         code = worker.process.wait()
-        tasks = [task for batch in worker.outstanding.values() for task in batch.values()]
-        remove_temporaries(task.output for task in tasks)
-        if worker.ready_at is None:
-            self.deaths_at_start += 1
-            if self.deaths_at_start >= _DEATHS_AT_START:
-                raise MkcError(f"workers die while they load the models ({_cause(code)})")
-        for number, batch in reversed(worker.outstanding.items()):
-            remaining = list(batch.values())
-            # Where nothing had begun to compute, whatever was being decoded may be the reason.
-            if worker.started not in (None, number):
-                self.queue.appendleft(remaining)
-            elif len(remaining) > 1:
-                half = len(remaining) // 2
-                self.queue.extendleft([remaining[half:], remaining[:half]])
-            else:
-                (task,) = remaining
-                self.deaths[task.index] += 1
-                if self.deaths[task.index] < _DEATHS_OF_ONE:
-                    self.queue.append(remaining)
-                else:
-                    yield Outcome(
-                        task.index,
-                        error=f"{task.utterance.path}: {_DEATHS_OF_ONE} workers died of it ({_cause(code)})",
-                    )
-        self.replaced += 1
+        worker.remove_temporaries()
+        batches = {number: list(batch.values()) for number, batch in worker.outstanding.items()}
+        worker.outstanding.clear()
+        # Batches before the one being computed were only being written; those after it may have been decoded.
+        self.queue.extendleft(batch for number, batch in reversed(batches.items()) if number < worker.started)
+        suspects = [batch for number, batch in batches.items() if number >= worker.started]
+        self.suspects.update(task.index for batch in suspects for task in batch)
+        if len(suspects) == 1:
+            yield from self._blame(suspects[0], _cause(code))
+        else:
+            self.queue.extend(suspects)
+        self._replace(worker, _cause(code))
+
+    def _blame(self, batch: list[Task], cause: str) -> Iterator[Outcome]:
+        """Look closer at a batch with which a worker died, after everything else."""
+        if len(batch) > 1:
+            half = len(batch) // 2
+            self.queue.extend([batch[:half], batch[half:]])
+            return
+        (task,) = batch
+        self.deaths[task.index] += 1
+        if self.deaths[task.index] < _DEATHS_OF_ONE:
+            self.queue.append(batch)
+        else:
+            self._any_outcome = True
+            yield Outcome(task.index, error=f"{task.utterance.path}: {_DEATHS_OF_ONE} workers died of it ({cause})")
+
+    def _replace(self, worker: WorkerState, cause: str) -> None:
         place = self.workers.index(worker)
-        self.workers[place] = self._spawn(self.configs[place])
+        self.workers.remove(worker)
+        if self._stopping:
+            return
+        failed_starts = worker.failed_starts + 1 if worker.ready_at is None else 0
+        if failed_starts < _DEATHS_AT_START:
+            self.replaced += 1
+            if self.replaced >= _DEATHS_IN_VAIN and not self._any_outcome:
+                raise MkcError(f"{self.replaced} workers died, and nothing came of any recording ({cause})")
+            self.workers.insert(place, self._spawn(worker.config, failed_starts))
+        else:
+            self.lost += 1
+            if not self.workers:
+                raise MkcError(f"workers die while they load the models ({cause})")
 
     def _end(self) -> None:
-        """Let idle workers leave, and kill the others; what they were writing has only temporary names."""
+        """Let idle workers leave and kill the others; what those were writing has only temporary names."""
         for worker in self.workers:
             if worker.outstanding or worker.ready_at is None:
                 worker.process.kill()
@@ -231,7 +283,7 @@ class Scheduler:
                 worker.process.kill()
                 worker.process.wait()
             worker.connection.close()
-            remove_temporaries(task.output for batch in worker.outstanding.values() for task in batch.values())
+            worker.remove_temporaries()
 
 
 def _import_path() -> str:
@@ -243,7 +295,7 @@ def _cause(code: int) -> str:
     if code == -signal.SIGKILL:
         return "killed, perhaps for want of memory"
     if code < 0:
-        return f"signal {signal.Signals(-code).name}"
+        return f"signal {-code}, {signal.strsignal(-code)}"
     return f"exit code {code}"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -43,6 +43,18 @@ def exact_windows(frames: int, size: int, reach: int) -> list[Window]:
         windows.append(Window(start, stop, kept, keep_stop))
         kept = keep_stop
     return windows
+
+
+def common_window(frames: Sequence[int], most: int, reach: int) -> int:
+    """The length, at most about ``most``, in which all of these sequences are computed with the least to spare.
+
+    The longest is cut into the fewest windows of at most ``most`` frames (of two at least, so that shorter ones share
+    their length), and they are made just long enough: of LibriSpeech's lengths, 5 % more is computed than kept, where
+    windows of 500 frames for all would compute 31 % more (benchmarks/results/scaling.json).
+    """
+    longest = max(frames)
+    count = max(2, -(-(longest - 2 * reach) // (most - 2 * reach)))
+    return max(-(-(longest + 2 * reach * (count - 1)) // count), 2 * reach + 1)
 
 
 def crossfaded(

@@ -6,6 +6,7 @@ is in flight is bounded by the parent, which never sends more than ``AHEAD`` bat
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import queue
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from mkc_fast import MkcError, WriteError
 from mkc_fast.engine.audio import read_utterance, write_waveform
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 # One batch on the device, one being decoded.
 AHEAD = 2
+_LOOK_ROUND_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,12 @@ class Worker:
         self.load_s = time.perf_counter() - begin
 
     def send(self, kind: str, *content: object) -> None:
-        """Send a message to the scheduler."""
+        """Send a message to the scheduler, or leave with it."""
         with self.sending:
-            self.connection.send((kind, *content))
+            try:
+                self.connection.send((kind, *content))
+            except OSError:
+                os._exit(1)
 
     def run(self) -> None:
         """Work until told to stop."""
@@ -138,9 +144,9 @@ class Worker:
         while (batch := self.incoming.get()) is not None:
             writing.append(self._anonymize(batch))
             while len(writing) > 1:
-                self._finish(writing.popleft())
+                wait(writing.popleft())
         while writing:
-            self._finish(writing.popleft())
+            wait(writing.popleft())
 
     def _receive(self) -> None:
         """Take batches and begin to decode them at once; leave with the scheduler."""
@@ -211,20 +217,26 @@ class Worker:
     def _write(self, number: int, task: Task, samples: int, read_s: float, result: Result) -> None:
         begin = time.perf_counter()
         rate = self.anonymizer.info.sample_rate
-        size = write_waveform(task.output, result.waveform, rate)
+        try:
+            size = write_waveform(task.output, result.waveform, rate)
+        except WriteError as error:
+            self.send("fatal", type(error).__name__, str(error))  # from here: the device may have nothing more to do
+            return
+        except Exception as error:
+            self.send("outcome", number, Outcome(task.index, error=_one_line(task, error)))
+            return
         seconds = {"read": read_s, **result.stage_seconds, "write": time.perf_counter() - begin}
         draws = result.bank_ids.tolist() if self.config.settings.record_draws else None
         frames = len(result.bank_ids)
         self.send("outcome", number, Outcome(task.index, None, samples / rate, frames, size, seconds, draws))
 
-    def _finish(self, futures: list[Future[None]]) -> None:
-        for future in futures:
-            future.result()
-
 
 def _one_line(task: Task, error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
-    return f"{task.utterance.path}: {type(error).__name__}: {text}"
+    return f"{task.utterance.path}: {type(error).__name__}: {_short(error)}"
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def main() -> None:
@@ -232,14 +244,37 @@ def main() -> None:
     # A terminal's Ctrl-C goes to the whole group; the scheduler decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
-    config: WorkerConfig = connection.recv()
     try:
-        worker = Worker(connection, config)
-    except MkcError as error:
-        connection.send(("fatal", type(error).__name__, str(error)))
+        config: WorkerConfig = connection.recv()
+    except (EOFError, OSError):
+        return  # the scheduler is gone
+    try:
+        with _leaving_with_scheduler(connection):
+            worker = Worker(connection, config)
+    except Exception as error:
+        known = isinstance(error, MkcError)
+        text = str(error) if known else f"a worker cannot start: {type(error).__name__}: {_short(error)}"
+        with contextlib.suppress(OSError):
+            connection.send(("fatal", type(error).__name__ if known else "MkcError", text))
         return
-    try:
-        worker.run()
-    except WriteError as error:
-        worker.send("fatal", type(error).__name__, str(error))
+    worker.run()
     os._exit(0)  # threads may still be decoding what nobody will ask for
+
+
+@contextlib.contextmanager
+def _leaving_with_scheduler(connection: Connection[Any, Any]) -> Iterator[None]:
+    """End this process if the scheduler ends during the block, in which it has nothing to send."""
+    over = threading.Event()
+
+    def look_round() -> None:
+        while not over.wait(_LOOK_ROUND_S):
+            if connection.poll():
+                os._exit(1)
+
+    thread = threading.Thread(target=look_round, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mkc_fast.engine import anonymizer as module
-from mkc_fast.engine.windows import exact_windows
+from mkc_fast.engine.windows import common_window, exact_windows
 from tests.conftest import Artifacts
 
 
@@ -33,3 +33,14 @@ def test_windowed_vocoder_equals_the_whole(artifacts: Artifacts, monkeypatch: py
     cut = artifacts.anonymizer.vocode(features)
     # The same sums in another order: rounding, not context.
     np.testing.assert_allclose(cut, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [[629], [1750, 629, 40], [400, 399], [31], [500] * 9, [10_000, 1]])
+def test_a_common_window_fits_all_and_wastes_little(frames: list[int]) -> None:
+    size = common_window(frames, 500, 15)
+    assert 30 < size <= 500
+    windows = [window for count in frames for window in exact_windows(count, size, 15)]
+    assert all(window.stop - window.start <= size for window in windows)
+    longest = exact_windows(max(frames), size, 15)
+    computed = sum(window.stop - window.start for window in longest)
+    assert computed <= max(frames) + 30 * (len(longest) - 1) + len(longest)  # the overlaps, and rounding up

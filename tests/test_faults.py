@@ -1,0 +1,816 @@
+"""Whatever is killed when, and whatever fills up: outputs are whole, nothing is lost, and the same command goes on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+
+from mkc_fast.cli import main
+from mkc_fast.engine import corpus, scheduler
+from mkc_fast.engine.audio import to_pcm16
+from mkc_fast.engine.lists import Utterance
+from mkc_fast.engine.manifest import MANIFEST_FILE
+from mkc_fast.engine.worker import Outcome, Settings, Task
+from tests.conftest import Artifacts
+
+# What a slow machine may take for what takes a fraction of a second.
+PATIENCE_S = 60
+# The two seconds that what has begun is waited for, and what leaving takes.
+AT_ONCE_S = 5
+RECORDINGS = 300
+# Samples of the recording that kills, in the tests that have one: no other has as many.
+DEADLY = 12345
+# Stand-ins for the anonymizer, in a module that workers import by name. They give back what they are given, and load
+# nothing, so that a worker starts in a fraction of a second.
+STAND_INS = f"""
+import os, signal, time
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from mkc_fast.engine import worker
+
+Result = namedtuple("Result", "waveform bank_ids stage_seconds")
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def first(name):
+    try:
+        os.close(os.open(Path(os.environ["STAND_INS"]) / name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+class Echo:
+    info = SimpleNamespace(sample_rate=16000, min_samples=400)
+
+    @classmethod
+    def load(cls, model, bank, device, *, threads, max_window_s):
+        return cls()
+
+    def anonymize_batch(self, waveforms, mode, stride, seed, ids, *, batch_s):
+        return [self.one(waveform) for waveform in waveforms]
+
+    def one(self, waveform):
+        return Result(waveform, np.zeros(len(waveform) // 320, int), {{}})
+
+class Slow(Echo):
+    def one(self, waveform):
+        time.sleep(0.1)
+        return super().one(waveform)
+
+class SlowToLoad(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        first("loading")
+        time.sleep(60)
+
+class DiesOfOne(Echo):
+    def one(self, waveform):
+        if len(waveform) == {DEADLY}:
+            die()
+        return super().one(waveform)
+
+class DiesReadingOne(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        read = worker.read_utterance
+        def deadly(utterance, *args):
+            waveform = read(utterance, *args)
+            if len(waveform) == {DEADLY}:
+                die()
+            return waveform
+        worker.read_utterance = deadly
+        return cls()
+
+class DiesOfAll(Echo):
+    def one(self, waveform):
+        die()
+
+class FailsOfOne(Echo):
+    def one(self, waveform):
+        if len(waveform) == {DEADLY}:
+            raise ValueError("a\\nline of\\nits own")
+        return super().one(waveform)
+
+class DiesLoading(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        die()
+
+class ExitsLoading(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        os._exit(7)
+
+class FailsLoading(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        raise RuntimeError("a library\\nis missing")
+
+class OnlyOneLoads(Slow):
+    @classmethod
+    def load(cls, *args, **options):
+        if not first("loaded"):
+            any(first(f"death {number}") for number in range(5))
+            die()
+        return cls()
+
+    def one(self, waveform):
+        while not (Path(os.environ["STAND_INS"]) / "death 4").exists():
+            time.sleep(0.01)
+        return super().one(waveform)
+
+class DiesOnceItHasReported(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        send = worker.Worker.send
+        def last_words(self, kind, *content):
+            send(self, kind, *content)
+            if kind == "outcome" and first("reported"):
+                die()
+        worker.Worker.send = last_words
+        return cls()
+
+class SaysMuch(Echo):
+    def one(self, waveform):
+        return super().one(waveform)._replace(bank_ids=np.arange(200_000))
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-ins' folder, where workers of this process and of programs that it starts find them."""
+    folder = tmp_path / "stand_ins"
+    folder.mkdir()
+    (folder / "stand_ins.py").write_text(STAND_INS)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("STAND_INS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def stand_in(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has commands run in this process use a stand-in for the anonymizer."""
+    run = corpus.Run
+    return lambda name: monkeypatch.setattr(corpus, "Run", functools.partial(run, factory=f"stand_ins:{name}"))
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory, clip: np.ndarray) -> Path:
+    """A list of 300 recordings of 0.3 to 1.5 s."""
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    return write_recordings(folder, clip, [int(rng.uniform(0.3, 1.5) * 16000) for _ in range(RECORDINGS)])
+
+
+@pytest.fixture
+def few(tmp_path: Path, clip: np.ndarray) -> Path:
+    """A list of 24 recordings of about a second; number 11 is the deadly one."""
+    lengths = [16000 + 100 * number for number in range(24)]
+    return write_recordings(tmp_path, clip, [*lengths[:11], DEADLY, *lengths[12:]])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(artifacts: Artifacts, recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run that nobody disturbs writes of the 300 recordings."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert main(command(artifacts, recordings, out)) == 0
+    assert len(list(out.glob("*.wav"))) == RECORDINGS
+    return out
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB (40 MB would hold all 300 outputs, and take ten times as long to fill)."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("mount") is None or mount(disk, "size=4m"):
+        pytest.skip("file systems can be mounted only by root")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def write_recordings(folder: Path, clip: np.ndarray, lengths: list[int]) -> Path:
+    (folder / "audio").mkdir()
+    rng = np.random.default_rng(1)
+    for number, length in enumerate(lengths):
+        begin = rng.integers(0, len(clip) - length)
+        soundfile.write(folder / "audio" / f"u{number:03}.wav", clip[begin : begin + length], 16000)
+    scp = folder / "audio.scp"
+    scp.write_text("".join(f"{folder}/audio/u{number:03}.wav\n" for number in range(len(lengths))))
+    return scp
+
+
+def command(artifacts: Artifacts, scp: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "infer", "--model", str(artifacts.model), "--bank", str(artifacts.bank), "--audio-scp", str(scp),
+        "--output-dir", str(out), "--seed", "7", "--gpus", "cpu", "--num-proc", "2", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the program, as a terminal does: in a process group of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(arguments: list[str], stand_in: str | None = None) -> subprocess.Popen[str]:
+        change = f"c.Run = partial(c.Run, factory='stand_ins:{stand_in}'); " if stand_in else ""
+        program = (
+            "import sys; from functools import partial; import mkc_fast.engine.corpus as c; "
+            f"from mkc_fast.cli import main; {change}sys.exit(main())"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def mount(disk: Path, options: str) -> int:
+    mounting = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk]
+    return subprocess.run(mounting, check=False, capture_output=True).returncode
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
+
+
+def recorded(out: Path) -> int:
+    """How many outcomes the manifest has."""
+    manifest = out / MANIFEST_FILE
+    return max(0, manifest.read_bytes().count(b"\n") - 1) if manifest.exists() else 0
+
+
+def records(out: Path) -> dict[str, dict]:
+    lines = [json.loads(line) for line in (out / MANIFEST_FILE).read_text().splitlines()]
+    assert [line.get("type") for line in lines].count("run") == 1
+    return {line["id"]: line for line in lines[1:]}
+
+
+def temporaries(out: Path) -> list[Path]:
+    return [path for path in out.iterdir() if path.suffix == ".tmp"]
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob("*.wav"))}
+
+
+def samples(path: Path) -> np.ndarray:
+    return soundfile.read(path, dtype="int16")[0].astype(int)
+
+
+def assert_whole(out: Path) -> None:
+    """Every file under a final name is audio to its last sample, and nothing else is there."""
+    assert not temporaries(out)
+    for path in out.glob("*.wav"):
+        assert len(samples(path)) == (path.stat().st_size - 44) // 2 > 0
+
+
+def assert_complete(out: Path, ids: set[str]) -> None:
+    assert_whole(out)
+    assert {path.stem for path in out.glob("*.wav")} == ids
+    found = records(out)
+    assert set(found) == ids
+    for name, record in found.items():
+        assert "error" not in record
+        assert record["bytes"] == (out / f"{name}.wav").stat().st_size
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children()
+
+
+def assert_gone(workers: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(workers, timeout=AT_ONCE_S)
+    assert not alive
+
+
+def ids_of(scp: Path) -> set[str]:
+    return {Path(line).stem for line in scp.read_text().split()}
+
+
+def errors_in(text: str) -> list[str]:
+    """Lines of an error stream that tell of errors; a traceback would be one."""
+    return [line for line in text.splitlines() if line.startswith(("error:", "failed:", "Traceback"))]
+
+
+@pytest.mark.parametrize("batch_seconds", ["0", "20"])
+def test_ten_killed_workers_and_a_killed_run_change_nothing(
+    batch_seconds: str, artifacts: Artifacts, recordings: Path, undisturbed: Path, tmp_path: Path, start: Callable
+) -> None:
+    out, rng = tmp_path / "out", random.Random(batch_seconds)
+    arguments = command(artifacts, recordings, out, "--batch-seconds", batch_seconds)
+    process = start(arguments)
+    for _ in range(10):
+        # Something has been finished since the last kill: the run goes on.
+        enough = recorded(out) + 4
+        wait_until(lambda enough=enough: recorded(out) >= enough)
+        rng.choice(workers_of(process)).kill()
+    left = workers_of(process)
+    process.kill()
+    process.wait()
+    assert 0 < recorded(out) < RECORDINGS
+    assert_gone(left)
+    again = start(arguments)
+    _, errors = again.communicate(timeout=PATIENCE_S)
+    assert (again.returncode, errors_in(errors)) == (0, [])
+    assert_complete(out, ids_of(recordings))
+    if batch_seconds == "0":
+        assert outputs(out) == outputs(undisturbed)
+    else:
+        # The others in a batch decide how sums are split, so the last bit of a float; rounded, one step of 16 bits.
+        for path in out.glob("*.wav"):
+            assert np.abs(samples(path) - samples(undisturbed / path.name)).max() <= 1
+
+
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
+    artifacts: Artifacts, recordings: Path, undisturbed: Path, small_disk: Path, start: Callable
+) -> None:
+    out = small_disk / "out"
+    process = start(command(artifacts, recordings, out))
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 3
+    (line,) = errors_in(errors)
+    assert "No space left" in line
+    assert 0 < len(list(out.glob("*.wav"))) < RECORDINGS
+    assert_whole(out)
+    assert mount(small_disk, "remount,size=40m") == 0
+    again = start(command(artifacts, recordings, out))
+    assert again.wait(timeout=PATIENCE_S) == 0
+    assert_complete(out, ids_of(recordings))
+    assert outputs(out) == outputs(undisturbed)
+
+
+def test_a_disk_full_for_the_last_recording_ends_the_run_too(
+    artifacts: Artifacts,
+    few: Path,
+    small_disk: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    # One recording: no other comes after it on which its worker could notice.
+    few.write_text(few.read_text().splitlines()[0])
+    stand_in("Echo")
+    out = small_disk / "out"
+    out.mkdir()
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        file.truncate(0)
+        os.posix_fallocate(file.fileno(), 0, (4 << 20) - 16384)  # leaves room for the manifest
+    assert main(command(artifacts, few, out)) == 3
+    (line,) = errors_in(capfd.readouterr().err)
+    assert "No space left" in line
+    assert [path.name for path in out.iterdir()] == [MANIFEST_FILE]
+    filler.unlink()
+    assert main(command(artifacts, few, out)) == 0
+    assert_complete(out, ids_of(few))
+
+
+@pytest.mark.parametrize("batch_seconds", ["0", "10"])
+@pytest.mark.parametrize("deadly", ["DiesOfOne", "DiesReadingOne"])
+def test_the_one_recording_that_kills_workers_is_found(
+    deadly: str,
+    batch_seconds: str,
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    stand_in(deadly)
+    out = tmp_path / "out"
+    assert main(command(artifacts, few, out, "--batch-seconds", batch_seconds, "--json")) == 1
+    shown = capfd.readouterr()
+    (line,) = errors_in(shown.err)
+    assert line.startswith("failed: u011: ")
+    assert "3 workers died of it" in line
+    summary = json.loads(shown.out)
+    assert [failure["id"] for failure in summary["failed"]] == ["u011"]
+    assert summary["written"] == 23
+    # Once beside another, then halved from ten at most (four times), then three times alone.
+    assert summary["replaced_workers"] <= 8
+    assert_whole(out)
+    assert {path.stem for path in out.glob("*.wav")} == ids_of(few) - {"u011"}
+    # It is tried again, and the others are not.
+    stand_in("Echo")
+    assert main(command(artifacts, few, out, "--json")) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["written"], summary["present"]) == (1, 23)
+    assert_complete(out, ids_of(few))
+
+
+@pytest.mark.parametrize("batch_seconds", ["0", "10"])
+def test_the_one_recording_that_fails_does_not_take_its_batch_with_it(
+    batch_seconds: str,
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    stand_in("FailsOfOne")
+    out = tmp_path / "out"
+    assert main(command(artifacts, few, out, "--batch-seconds", batch_seconds)) == 1
+    (line,) = errors_in(capfd.readouterr().err)
+    assert line.endswith("u011.wav: ValueError: a line of its own")
+    assert len(list(out.glob("*.wav"))) == 23
+
+
+@pytest.mark.parametrize(
+    ("number", "to_group", "code"),
+    [(signal.SIGINT, False, 130), (signal.SIGTERM, False, 143), (signal.SIGINT, True, 130)],
+    ids=["SIGINT", "SIGTERM", "SIGINT from a terminal"],
+)
+def test_a_signal_ends_the_run_and_the_same_command_goes_on(
+    number: int,
+    to_group: bool,
+    code: int,
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    start: Callable,
+    stand_in: Callable[[str], None],
+) -> None:
+    out = tmp_path / "out"
+    process = start(command(artifacts, few, out), "Slow")
+    wait_until(lambda: recorded(out) > 2)
+    workers = workers_of(process)
+    begin = time.monotonic()
+    (os.killpg if to_group else os.kill)(process.pid, number)
+    shown, errors = process.communicate(timeout=PATIENCE_S)
+    assert time.monotonic() - begin < AT_ONCE_S
+    assert (process.returncode, errors_in(errors)) == (code, [])
+    assert "interrupted; run the same command again" in shown
+    assert len(workers) == 2
+    assert not any(worker.is_running() for worker in workers)
+    assert_whole(out)
+    done = recorded(out)
+    assert 2 < done < 24
+    assert len(list(out.glob("*.wav"))) == done
+    stand_in("Echo")
+    assert main(command(artifacts, few, out)) == 0
+    assert_complete(out, ids_of(few))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["SIGINT from a terminal", "SIGKILL"])
+def test_workers_leave_with_the_run_even_while_they_load(
+    number: int, artifacts: Artifacts, few: Path, tmp_path: Path, start: Callable, stand_ins: Path
+) -> None:
+    process = start(command(artifacts, few, tmp_path / "out"), "SlowToLoad")
+    wait_until((stand_ins / "loading").exists)
+    workers = workers_of(process)
+    assert workers
+    begin = time.monotonic()
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert_gone(workers)
+    assert time.monotonic() - begin < AT_ONCE_S
+    assert "Traceback" not in errors
+
+
+def test_a_signal_before_the_first_worker_ends_the_run(
+    artifacts: Artifacts, few: Path, tmp_path: Path, stand_ins: Path
+) -> None:
+    asked: list[bool] = []
+    folder = corpus.plan_folder([Utterance("u", few)], tmp_path / "out", tmp_path / "out", Settings())
+    run = corpus.Run([folder], artifacts.model, artifacts.bank, Settings(), factory="stand_ins:SlowToLoad")
+    summary = corpus.run_corpus(run, stopped=lambda: not asked.append(True))
+    assert (summary.interrupted, summary.written, summary.failed) == (True, 0, [])
+    assert not (stand_ins / "loading").exists()
+
+
+def test_a_folder_whose_run_goes_on_is_refused(
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    start: Callable,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    process = start(command(artifacts, few, out), "Slow")
+    wait_until(lambda: recorded(out) > 0)
+    for more in ([], ["--overwrite"]):
+        assert main(command(artifacts, few, out, *more)) == 2
+        (line,) = errors_in(capfd.readouterr().err)
+        assert line == f"error: {out}: another run is writing there"
+    workers = workers_of(process)
+    process.kill()
+    assert_gone(workers)
+    stand_in("Echo")
+    assert main(command(artifacts, few, out)) == 0
+    assert_complete(out, ids_of(few))
+
+
+def test_outputs_depend_on_the_seed_and_not_on_workers_or_batches(
+    artifacts: Artifacts, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = tmp_path / "few.scp"
+    few.write_text("".join(recordings.read_text().splitlines(keepends=True)[:30]))
+    # ONNX Runtime splits sums by its number of threads, and with that the last bit: one each, however many workers.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    runs = {"one": ["--num-proc", "1"], "two": [], "three": ["--num-proc", "3"]}
+    runs |= {f"batches of {s} s": ["--batch-seconds", s] for s in ("5", "60")}
+    for name, more in runs.items():
+        assert main(command(artifacts, few, tmp_path / name, "--record-draws", *more)) == 0
+    expected, draws = outputs(tmp_path / "one"), records(tmp_path / "one")
+    assert len(expected) == 30
+    for name in runs:
+        found = records(tmp_path / name)
+        assert {key: record["bank_ids"] for key, record in found.items()} == {
+            key: record["bank_ids"] for key, record in draws.items()
+        }
+        if "batches" in name:
+            for path in (tmp_path / name).glob("*.wav"):
+                assert np.abs(samples(path) - samples(tmp_path / "one" / path.name)).max() <= 1
+        else:
+            assert outputs(tmp_path / name) == expected
+    # The files hold no cluster ids; what the workers call does.
+    ids = sorted(draws)
+    waveforms = [soundfile.read(recordings.parent / "audio" / f"{name}.wav", dtype="float32")[0] for name in ids]
+    by_budget = {
+        batch_s: artifacts.anonymizer.anonymize_batch(waveforms, seed=7, utterance_ids=ids, batch_s=batch_s)
+        for batch_s in (0.0, 5.0, 60.0)
+    }
+    for results in by_budget.values():
+        for name, result, alone in zip(ids, results, by_budget[0.0], strict=True):
+            assert result.bank_ids.tolist() == draws[name]["bank_ids"]
+            np.testing.assert_array_equal(result.cluster_ids, alone.cluster_ids)
+            np.testing.assert_allclose(result.waveform, alone.waveform, atol=1e-4, rtol=0)
+            assert np.abs(to_pcm16(result.waveform).astype(int) - samples(tmp_path / "one" / f"{name}.wav")).max() <= 1
+
+
+def test_a_finished_run_is_not_done_again(
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    audio = few.parent / "audio"
+    whole = (audio / "u003.wav").read_bytes()
+    (audio / "u003.wav").write_bytes(whole[:100])
+
+    def run(*more: str) -> tuple[int, dict, set[str]]:
+        before = {path.stem: path.stat().st_mtime_ns for path in out.glob("*.wav")}
+        code = main(command(artifacts, few, out, "--json", *more))
+        after = {path.stem: path.stat().st_mtime_ns for path in out.glob("*.wav")}
+        return code, json.loads(capfd.readouterr().out), {name for name in after if after[name] != before.get(name)}
+
+    stand_in("Echo")
+    code, summary, changed = run()
+    assert (code, summary["written"], len(changed)) == (1, 23, 23)
+    # What failed is tried again, and fails again.
+    code, summary, changed = run()
+    assert (code, summary["written"], summary["present"], changed) == (1, 0, 23, set())
+    assert "u003.wav: " in summary["failed"][0]["error"]
+    assert "error" in records(out)["u003"]
+    # Mended, it is done; so is what was removed or cut off meanwhile.
+    (audio / "u003.wav").write_bytes(whole)
+    (out / "u005.wav").unlink()
+    (out / "u006.wav").write_bytes((out / "u006.wav").read_bytes()[:-1])
+    code, summary, changed = run()
+    assert (code, changed) == (0, {"u003", "u005", "u006"})
+    assert_complete(out, ids_of(few))
+    # Now there is nothing to do, so no worker is started at all.
+    stand_in("DiesLoading")
+    code, summary, changed = run()
+    assert (code, summary["written"], summary["present"], changed) == (0, 0, 24, set())
+    stand_in("Echo")
+    code, summary, changed = run("--overwrite", "--stride", "3")
+    assert (code, changed) == (0, ids_of(few))
+    assert_complete(out, ids_of(few))
+
+
+def test_a_run_of_other_settings_is_refused_and_told_both(
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    stand_in("Echo")
+    out = tmp_path / "out"
+    assert main(command(artifacts, few, out)) == 0
+    for artifact, info in (("model", "model.json"), ("bank", "bank.json")):
+        shutil.copytree(getattr(artifacts, artifact), tmp_path / artifact)
+        (tmp_path / artifact / info).write_text((tmp_path / artifact / info).read_text() + "\n")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capfd.readouterr()
+    header = json.loads(before[MANIFEST_FILE].splitlines()[0])
+    changes = {
+        "mode": ("audio", "mode frame, asked for is audio"),
+        "stride": ("2", "stride 1, asked for is 2"),
+        "max-window-seconds": ("20", "max_window_s 40.0, asked for is 20.0"),
+        "seed": ("8", f"seed {header['seed']}, asked for is "),
+        "model": (str(tmp_path / "model"), f"model {header['model']}, asked for is "),
+        "bank": (str(tmp_path / "bank"), f"bank {header['bank']}, asked for is "),
+    }
+    for option, (value, words) in changes.items():
+        assert main(command(artifacts, few, out, f"--{option}", value)) == 2
+        (line,) = errors_in(capfd.readouterr().err)
+        assert words in line
+        assert "--overwrite" in line
+    # A digest of the seed, never the seed; and without one, "none".
+    assert header["seed"] not in {"7", 7}
+    assert main([part for part in command(artifacts, few, out) if part not in {"--seed", "7"}]) == 2
+    assert "asked for is none" in errors_in(capfd.readouterr().err)[0]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("foreign", ["u004.wav", MANIFEST_FILE])
+@pytest.mark.parametrize("content", [b"somebody's", b"\xff\xfe\0", b'{"a": 1}\n', b"{}"])
+def test_other_programs_files_are_left_alone(
+    foreign: str, content: bytes, artifacts: Artifacts, few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / foreign).write_bytes(content)
+    assert main(command(artifacts, few, out)) == 2
+    (line,) = errors_in(capfd.readouterr().err)
+    assert f"{out / foreign}: " in line
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [(foreign, content)]
+
+
+@pytest.mark.parametrize("torn", ['{"type": "r', '{"type": "run", "version": 1, "mo', ""])
+def test_a_manifest_cut_off_in_its_first_line_begins_anew(
+    torn: str, artifacts: Artifacts, few: Path, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in("Echo")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST_FILE).write_text(torn)
+    assert main(command(artifacts, few, tmp_path / "out")) == 0
+    assert_complete(tmp_path / "out", ids_of(few))
+
+
+def test_a_manifest_cut_off_inside_a_character_is_continued(
+    artifacts: Artifacts, few: Path, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in("Echo")
+    few.write_text("".join(f"ü{number} {path}\n" for number, path in enumerate(few.read_text().splitlines())))
+    out = tmp_path / "out"
+    assert main(command(artifacts, few, out)) == 0
+    manifest = out / MANIFEST_FILE
+    manifest.write_bytes(manifest.read_bytes()[: manifest.read_bytes().rindex("ü".encode()) + 1])
+    assert main(command(artifacts, few, out)) == 0
+    found = [line for line in manifest.read_bytes().split(b"\n") if line]
+    assert sum(b'"file"' in line and line.endswith(b"}") for line in found) >= 24
+
+
+def test_what_killed_runs_left_is_removed_in_data_directories_too(
+    artifacts: Artifacts, few: Path, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in("Echo")
+    data, wav = tmp_path / "data", tmp_path / "data_mkc" / "wav"
+    data.mkdir()
+    wav.mkdir(parents=True)
+    lines = [f"{Path(path).stem} {path}\n" for path in few.read_text().split()]
+    (data / "wav.scp").write_text("".join(lines))
+    (wav / ".u004.wav.4711.tmp").write_bytes(b"RIFF")
+    (wav.parent / ".wav.scp.4711.tmp").write_bytes(b"u0")
+    (wav / ".mine.tmp").write_text("no name of ours")
+    arguments = command(artifacts, few, tmp_path / "unused", "--data-dir", str(data))
+    for option in ("--audio-scp", "--output-dir"):
+        place = arguments.index(option)
+        del arguments[place : place + 2]
+    assert main(arguments) == 0
+    assert [path.name for path in [*temporaries(wav), *temporaries(wav.parent)]] == [".mine.tmp"]
+    assert len(list(wav.glob("*.wav"))) == 24
+
+
+@pytest.mark.parametrize(
+    ("reluctant", "words"),
+    [
+        ("DiesLoading", "workers die while they load the models (killed, perhaps for want of memory)"),
+        ("ExitsLoading", "workers die while they load the models (exit code 7)"),
+        ("FailsLoading", "a worker cannot start: RuntimeError: a library is missing"),
+        ("Missing", "a worker cannot start: AttributeError: "),
+    ],
+)
+def test_workers_that_cannot_start_end_the_run_with_one_line(
+    reluctant: str,
+    words: str,
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    stand_in(reluctant)
+    assert main(command(artifacts, few, tmp_path / "out")) == 2
+    shown = capfd.readouterr().err
+    (line,) = errors_in(shown)
+    assert words in line
+    assert len(shown.splitlines()) == 2  # what is going to be done, and the error
+    assert not psutil.Process().children()
+
+
+def test_workers_that_start_go_on_without_those_that_do_not(
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    stand_in("OnlyOneLoads")
+    out = tmp_path / "out"
+    assert main(command(artifacts, few, out, "--json")) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["written"], summary["replaced_workers"], summary["lost_workers"]) == (24, 4, 1)
+    assert_complete(out, ids_of(few))
+
+
+def test_workers_that_die_of_everything_end_the_run(
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(scheduler, "_DEATHS_IN_VAIN", 4)  # twenty, in earnest
+    stand_in("DiesOfAll")
+    assert main(command(artifacts, few, tmp_path / "out")) == 2
+    (line,) = errors_in(capfd.readouterr().err)
+    assert "4 workers died, and nothing came of any recording" in line
+    assert not psutil.Process().children()
+
+
+def test_the_last_words_of_a_worker_are_heard(
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    stand_in("DiesOnceItHasReported")
+    out = tmp_path / "out"
+    assert main(command(artifacts, few, out, "--json")) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["written"], summary["replaced_workers"]) == (24, 1)
+    assert recorded(out) == 24  # each once: nothing that was reported was done again
+    assert_complete(out, ids_of(few))
+
+
+def test_reports_longer_than_a_socket_holds_come_through(
+    artifacts: Artifacts, few: Path, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in("SaysMuch")
+    few.write_text("".join(few.read_text().splitlines(keepends=True)[:6]))
+    out = tmp_path / "out"
+    assert main(command(artifacts, few, out, "--record-draws")) == 0
+    assert records(out)["u003"]["bank_ids"] == list(range(200_000))
+    assert_complete(out, ids_of(few))
+
+
+def test_recordings_of_unknown_length_run_alone(
+    artifacts: Artifacts, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[str]] = []
+
+    class Recorder:
+        def __init__(self, configs: object) -> None:
+            self.workers, self.replaced, self.lost = [], 0, 0
+
+        def run(self, tasks: list[list[Task]], stopped: object) -> Iterator[Outcome]:
+            batches.extend([task.utterance.id for task in batch] for batch in tasks)
+            yield from ()
+
+    monkeypatch.setattr(corpus, "Scheduler", Recorder)
+    lines = few.read_text().splitlines()[:6]
+    few.write_text("".join(f"c{number} cat {path} |\n" for number, path in enumerate(lines)) + "\n".join(lines))
+    arguments = command(artifacts, few, tmp_path / "out", "--batch-seconds", "60", "--allow-commands")
+    assert main(arguments) == 0
+    assert batches[:6] == [[f"c{number}"] for number in range(6)]
+    assert len(batches[6]) == 6
