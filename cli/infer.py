@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -113,7 +114,8 @@ def infer(
         count = sum(len(folder.utterances) for folder in folders)
         print(f"{count} recordings, {mode.value} mode, stride {stride}; draws {draws}", file=sys.stderr)
     with _signals() as signalled, watching(quiet=quiet, as_json=json_, where=folders) as watch:
-        summary = run_corpus(run, stopped=lambda: bool(signalled), watch=watch)
+        with _decoders_off_stdout():
+            summary = run_corpus(run, stopped=lambda: bool(signalled), watch=watch)
         watch.finish(summary)
     if summary.interrupted:
         return 128 + signalled[0]
@@ -122,6 +124,19 @@ def infer(
         written = {name: path for name, path in folder.outputs.items() if name not in failed and path.exists()}
         finish_data_directory(directory, written)
     return EXIT_FAILED if summary.failed else 0
+
+
+@contextmanager
+def _decoders_off_stdout() -> Iterator[None]:
+    """Send what C libraries print about damaged files to the error stream; the output is for the summary."""
+    sys.stdout.flush()
+    output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
 
 
 @contextmanager

@@ -24,12 +24,12 @@ def group_by_length(lengths: Sequence[float], budget: float) -> list[list[int]]:
     """Indices of the lengths in groups whose padded size, longest times count, is at most ``budget``.
 
     The longest come first, so that at the end of a run no worker is left alone with a long one. A length beyond the
-    budget has a group of its own; a budget of 0 gives every one its own.
+    budget has a group of its own; a budget of 0 gives every one its own. Lengths below 1 count as 1.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     groups: list[list[int]] = []
     for index in order:
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= budget:
+        if groups and max(1.0, lengths[groups[-1][0]]) * (len(groups[-1]) + 1) <= budget:
             groups[-1].append(index)
         else:
             groups.append([index])

@@ -123,15 +123,16 @@ def plan_folder(utterances: list[Utterance], folder: Path, audio_folder: Path, s
             if folded[name.casefold()] > 1:
                 raise ListError(f"{name}: another id differs only in case, and would write the same file")
     for utterance in utterances:
-        output = outputs[utterance.id]
-        if (
-            utterance.command is None
-            and output.exists()
-            and utterance.path.exists()
-            and output.samefile(utterance.path)
-        ):
-            raise OutputError(f"{output}: is the recording itself; choose another output folder")
+        if utterance.command is None and _same_file(outputs[utterance.id], utterance.path):
+            raise OutputError(f"{outputs[utterance.id]}: is the recording itself; choose another output folder")
     return Folder(folder, utterances, outputs)
+
+
+def _same_file(output: Path, recording: Path) -> bool:
+    try:
+        return output.samefile(recording)
+    except (OSError, ValueError):  # one is not there, or cannot be: then they are two
+        return False
 
 
 def _folds_case(folder: Path) -> bool:

@@ -151,6 +151,7 @@ class Scheduler:
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # decoders print there what they think of damaged files
                 # A terminal's Ctrl-C goes to its whole group; what it means is decided here.
                 start_new_session=True,
             )

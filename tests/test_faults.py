@@ -127,7 +127,7 @@ class OnlyOneLoads(Slow):
     @classmethod
     def load(cls, *args, **options):
         if not first("loaded"):
-            any(first(f"death {number}") for number in range(5))
+            any(first("death " + str(number)) for number in range(5))
             die()
         return cls()
 
