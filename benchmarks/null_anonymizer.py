@@ -31,9 +31,8 @@ class NullAnonymizer:
         self.info = info
 
     @classmethod
-    def load(cls, model: Path, bank: Path, device: str, *, threads: int | None, max_window_s: float) -> NullAnonymizer:
+    def load(cls, model: Path, *_: object, **__: object) -> NullAnonymizer:
         """Read ``model.json`` and nothing else."""
-        del bank, device, threads, max_window_s
         return cls(read_model_info(model))
 
     def anonymize_batch(
@@ -59,8 +58,8 @@ class PinnedNullAnonymizer(NullAnonymizer):
     """Keeps its process on one core: what it does in a second is then what a core can do."""
 
     @classmethod
-    def load(cls, model: Path, bank: Path, device: str, *, threads: int | None, max_window_s: float) -> NullAnonymizer:
+    def load(cls, model: Path, *_: object, **__: object) -> NullAnonymizer:
         """Pin the process before its worker starts threads, which inherit that."""
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        return super().load(model, bank, device, threads=threads, max_window_s=max_window_s)
+        return super().load(model)

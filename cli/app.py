@@ -38,13 +38,16 @@ def _root(
 
 
 def _add_commands() -> None:
+    if app.registered_commands:
+        return  # by an earlier call in the same process
     # Each module imports what it runs only when it runs, so that --help stays fast.
-    from mkc_fast.cli import bank, demo, export, infer
+    from mkc_fast.cli import bank, demo, doctor, export, infer
 
     export.add(app)
     bank.add(app)
     infer.add(app)
     demo.add(app)
+    doctor.add(app)
 
 
 def main(arguments: list[str] | None = None) -> int:

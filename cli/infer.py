@@ -32,6 +32,25 @@ class Mode(str, Enum):
     frame = "frame"
 
 
+class Provider(str, Enum):
+    """What runs the graphs."""
+
+    auto = "auto"
+    tensorrt = "tensorrt"
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+class Precision(str, Enum):
+    """Of the graphs' arithmetic."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    tf32 = "tf32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
 class Format(str, Enum):
     """Of the outputs."""
 
@@ -61,6 +80,10 @@ def infer(
     hifi_config: Annotated[Path | None, typer.Option(help="JSON with the vocoder's sizes.")] = None,
     layer: Annotated[int, typer.Option(help="WavLM layer, with --wavlm-ckpt.", min=1)] = 6,
     gpus: Annotated[list[str] | None, typer.Option(help="Devices: cpu, cuda:0 cuda:1 … (default: all).")] = None,
+    provider: Annotated[
+        Provider, typer.Option(help="Of ONNX Runtime; a name is never silently replaced.")
+    ] = Provider.auto,
+    precision: Annotated[Precision, typer.Option(help="Of the arithmetic, as the provider has it.")] = Precision.auto,
     num_proc: Annotated[int | None, typer.Option(help="Worker processes, over the devices in turn.", min=1)] = None,
     batch_seconds: Annotated[
         float | None,
@@ -108,6 +131,8 @@ def infer(
         batch_s=batch_seconds,
         max_window_s=max_window_seconds,
         overwrite=overwrite,
+        provider=provider.value,
+        precision=precision.value,
     )
     if not quiet:
         draws = "from the system's entropy, not repeatable" if seed is None else f"from seed {seed}, repeatable"

@@ -80,6 +80,8 @@ class Anonymizer:
         *,
         threads: int | None = None,
         max_window_s: float = DEFAULT_WINDOW_S,
+        provider: str = "auto",
+        precision: str = "auto",
     ) -> Anonymizer:
         """Open exported artifacts.
 
@@ -89,6 +91,8 @@ class Anonymizer:
             device: ``"cpu"`` or ``"cuda:<number>"``.
             threads: Threads of one operator on the CPU; default: one a core.
             max_window_s: A longer recording is encoded and restored in windows of so many seconds, cross-faded.
+            provider: Of ONNX Runtime: ``"auto"``, ``"tensorrt"``, ``"cuda"`` or ``"cpu"``; never silently replaced.
+            precision: ``"auto"``, ``"fp32"``, ``"tf32"``, ``"fp16"`` or ``"bf16"``, as the provider has them.
 
         Raises:
             ArtifactError: An artifact is missing, damaged, or the two do not fit together.
@@ -98,7 +102,7 @@ class Anonymizer:
         info, opened = read_model_info(model_path), open_bank(bank_path)
         if opened.info.dim != info.dim:
             raise ArtifactError(f"{bank_path}: has {opened.info.dim} dimensions, {model_path} has {info.dim}")
-        sessions = open_sessions(model_path, device, threads)
+        sessions = open_sessions(model_path, device, threads, provider=provider, precision=precision)
         lookup = make_lookup(opened.centroids, opened.half_norms, opened.info.num_clusters)
         return cls(info, opened, sessions, lookup, device, max_window_s)
 

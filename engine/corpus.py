@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.files import remove_temporaries
 from mkc_fast.engine.manifest import MANIFEST_FILE, Manifest
+from mkc_fast.engine.providers import check_choice
 from mkc_fast.engine.scheduler import Scheduler, share_out
 from mkc_fast.engine.worker import Outcome, Settings, Task, WorkerConfig
 
@@ -155,6 +156,8 @@ class Run:
     batch_s: float | None = None
     max_window_s: float = DEFAULT_WINDOW_S
     overwrite: bool = False
+    provider: str = "auto"
+    precision: str = "auto"
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
 
 
@@ -182,7 +185,7 @@ def run_corpus(
             full.
     """
     for device in run.devices:
-        cuda_index(device)
+        check_choice(cuda_index(device), run.provider, run.precision)
     _check_fit(run.model, run.bank)
     summary = Summary(files=sum(len(folder.utterances) for folder in run.folders))
     manifests: list[Manifest] = []
@@ -245,7 +248,8 @@ def _work(
     # What may have any length runs alone.
     lengths = [duration or math.inf for duration in durations]
     batches = [[tasks[index] for index in group] for group in group_by_length(lengths, budget)]
-    config = WorkerConfig(run.model, run.bank, "cpu", None, 1, run.max_window_s, run.settings, run.factory)
+    config = WorkerConfig(run.model, run.bank, "cpu", None, 1, run.max_window_s, run.settings)
+    config = replace(config, provider=run.provider, precision=run.precision, factory=run.factory)
     scheduler = Scheduler(share_out(config, run.devices, run.num_proc))
     ready: float | None = None
     with closing(scheduler.run(batches, stopped)) as outcomes:
@@ -301,6 +305,7 @@ def _shared(run: Run) -> dict[str, object]:
         "stride": run.settings.stride,
         "seed": run.settings.seed,
         "max_window_s": run.max_window_s,
+        "precision": run.precision,
     }
 
 

@@ -56,7 +56,7 @@ class Manifest:
         self.folder = folder
         self.path = folder / MANIFEST_FILE
         self.records: dict[str, dict[str, Any]] = {}
-        self.fresh = True
+        self._begun = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Neither a path that is not UTF-8 nor a character cut off by a full disk is a reason to stop.
@@ -76,12 +76,12 @@ class Manifest:
         text = "" if overwrite else self._file.read()
         lines = text.split("\n")
         known = list(_parsed(lines))
-        if known:
+        if len(known) > 1 or (known and known[0].get("type") != "run"):
             self._check(known[0], settings)
-            self.fresh = False
             if lines[-1]:  # cut off by a kill: the next line must not continue it
                 self._file.write("\n")
         else:
+            # Nothing is recorded, so nothing binds: a run that was refused or killed at its start may have been here.
             if not (text.startswith(_HEADER) or _HEADER.startswith(text)):
                 raise OutputError(f"{self.path}: not a manifest; choose another folder, or --overwrite")
             self._file.truncate(0)
@@ -89,6 +89,7 @@ class Manifest:
         for record in known[1:]:
             if isinstance(record.get("id"), str):
                 self.records[record["id"]] = record
+        self._begun = True
 
     def finished(self, utterance_id: str, output: Path) -> bool:
         """Whether this output was written and is there as it was."""
@@ -113,7 +114,10 @@ class Manifest:
             raise WriteError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Let go of the folder; of a run that came to nothing, leave nothing."""
+        with contextlib.suppress(OSError):
+            if self._begun and not self.records:
+                self.path.unlink()
         with contextlib.suppress(OSError):
             self._file.close()
 

@@ -1,70 +1,276 @@
-"""Opens the exported graphs as ONNX Runtime sessions; the one place where provider options stand."""
+"""Opens the exported graphs as ONNX Runtime sessions on a device, in a precision, and checks what they run on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import contextlib
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 
-from mkc_fast import ArtifactError, DeviceError
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
-from mkc_fast.engine.devices import cuda_index
+from mkc_fast import ArtifactError, DeviceError, OutputError
+from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.devices import cuda_index, driver
+from mkc_fast.engine.diagnosis import NVINFER, gather_gpu_facts, obstacle
+from mkc_fast.engine.files import sha256_of, whole_directory
+from mkc_fast.engine.providers import (
+    CPU,
+    FP16,
+    FP32,
+    GRAPH_FILES,
+    HEAVY_OPERATORS,
+    ORT_NAMES,
+    TENSORRT,
+    TITLES,
+    Buckets,
+    EngineCache,
+    Plan,
+    Tuning,
+    candidates,
+    check_choice,
+    default_cache,
+    graph_file,
+    profile,
+    provider_list,
+    refusal,
+    resolve_precision,
+    session_settings,
+    tensorrt_options,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from mkc_fast.engine.artifacts import ModelInfo
+    from mkc_fast.engine.devices import Gpu
+
+# ONNX Runtime's errors that are about the file, wherever it was to run; they share no base but Exception.
+_FILE_ERRORS = {"NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel", "ModelLoaded"}
 
 
 @dataclass(frozen=True)
 class Sessions:
-    """The three graphs, ready to run."""
+    """The three graphs, ready to run.
+
+    Attributes:
+        wavlm: Waveforms → features.
+        conformer: Centroids → restored features.
+        vocoder: Restored features → waveforms.
+        provider: ``tensorrt``, ``cuda`` or ``cpu``: what every heavy operator runs on.
+        precision: ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
+        chosen: One line: what was chosen, and why nothing faster.
+        buckets: The sizes that inputs must keep to; None where any will do.
+        placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
+    """
 
     wavlm: ort.InferenceSession
     conformer: ort.InferenceSession
     vocoder: ort.InferenceSession
+    provider: str = CPU
+    precision: str = FP32
+    chosen: str = ""
+    buckets: Buckets | None = None
+    placement: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def open_sessions(model: Path, device: str, threads: int | None = None) -> Sessions:
+def open_sessions(
+    model: Path,
+    device: str,
+    threads: int | None = None,
+    *,
+    provider: str = "auto",
+    precision: str = "auto",
+    cache: Path | None = None,
+    stream: int | None = None,
+    tuning: Tuning | None = None,
+) -> Sessions:
     """Open the graphs of ``model/`` on a device.
 
     Args:
         model: The directory.
         device: ``cpu`` or ``cuda:<number>``.
-        threads: Threads of one operator on the CPU; default: one a core.
+        threads: Threads of one operator on the CPU; default: one a core, and one where a GPU does the work.
+        provider: ``tensorrt``, ``cuda`` or ``cpu``, taken or refused but never replaced; ``auto``: the fastest that
+            the device can do. TensorRT is tried only with ``tuning.buckets``, since its engines take no other sizes.
+        precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so) or ``bf16`` (TensorRT alone); ``auto``:
+            fp32, or tf32 where TensorRT was asked for by name, since it has no fp32.
+        cache: Folder for TensorRT's engines; default: the user's cache folder.
+        stream: Address of a CUDA stream to run on, such as CuPy's ``stream.ptr``; it must outlive the sessions.
+        tuning: Sizes and options that a benchmark may vary.
 
     Raises:
-        DeviceError: The device is not here, or ONNX Runtime cannot use it.
+        DeviceError: The device is not here, or cannot do what was asked for.
         ArtifactError: A graph is damaged.
+        OutputError: The folder for TensorRT's engines cannot be written.
     """
     index = cuda_index(device)
-    providers = _providers(index)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors; warnings here are about the placement of shape arithmetic
-    if threads:
-        options.intra_op_num_threads = threads
-    # Every utterance has a length of its own: a plan of buffers kept for each length would only grow.
-    options.enable_mem_pattern = False
-    if index is not None:
-        ort.preload_dlls()
-    opened = []
-    for name in (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE):
-        try:
-            session = ort.InferenceSession(str(model / name), options, providers=providers)
-        except Exception as error:  # ONNX Runtime's own types share no base but this
-            raise ArtifactError(f"{model / name}: not a usable graph ({' '.join(str(error).split())[:160]})") from None
-        if index is not None and session.get_providers()[0] != providers[0][0]:
-            raise DeviceError(
-                f"device {device}: ONNX Runtime {ort.__version__} cannot use CUDA here, and would run on the CPU"
-            )
-        opened.append(session)
-    return Sessions(*opened)
-
-
-def _providers(index: int | None) -> list[Any]:
+    check_choice(index, provider, precision, stream)
+    info, tuning = read_model_info(model), tuning or Tuning()
+    if tuning.cuda_graph and not tuning.fixed:
+        raise DeviceError("a CUDA graph is a recording of one shape: it needs fixed buckets")
     if index is None:
-        return [("CPUExecutionProvider", {})]
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        plan = Plan(CPU, resolve_precision(provider, precision, None), threads=threads)
+        if plan.precision == FP16:
+            _check_half(model)
+        return _open(model, info, plan, f"{TITLES[CPU]}, {plan.precision}: the device is cpu", None)
+    gpu = driver().gpus[index]
+    precision = resolve_precision(provider, precision, gpu)
+    if precision == FP16:
+        _check_half(model)
+    refused: list[str] = []
+    for name in candidates(index, provider):
+        plan = Plan(name, precision, index, threads, stream, tuning)
+        reason = refusal(name, precision, gpu)
+        if reason is None and name == TENSORRT != provider and tuning.buckets is None:
+            reason = "its engines take no sizes but those that they are built for, and none were given"
+        if reason is None:
+            try:
+                return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused)
+            except DeviceError as error:
+                reason = str(error)
+        if name == provider:
+            raise DeviceError(f"device {device}: provider {name}: {reason}")
+        refused.append(f"{TITLES[name]} not used: {reason}")
+    raise DeviceError(f"device {device}: {'; '.join(refused)}")
+
+
+def _open_on_gpu(model: Path, info: ModelInfo, plan: Plan, gpu: Gpu, cache: Path, refused: list[str]) -> Sessions:
+    facts = gather_gpu_facts((plan.provider,))
+    hindrance = obstacle(facts, plan.provider, gpu.index)
+    if hindrance:
+        raise DeviceError(f"{hindrance.reason}; {hindrance.mend}" if hindrance.mend else hindrance.reason)
+    engines = None
+    if plan.provider == TENSORRT:
+        version = facts.library_version(NVINFER) or "unknown"
+        engines = EngineCache(cache, gpu.name, gpu.capability, version, ort.__version__)
+    chosen = f"{TITLES[plan.provider]}, {plan.precision}, on cuda:{gpu.index} ({gpu.name})"
+    return _open(model, info, plan, "; ".join([chosen, *refused]), engines)
+
+
+def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCache | None) -> Sessions:
+    opened: list[ort.InferenceSession] = []
+    placement: dict[str, dict[str, int] | None] = {}
+    for graph in GRAPH_FILES:
+        path = model / graph_file(graph, plan.precision)
+        with _engines(path, graph, info, plan, cache) as (engines, timings):
+            session = _session(path, plan, provider_list(plan, graph, info, engines, timings))
+            if plan.provider != CPU:
+                placement[graph] = _checked_placement(path, plan, session)
+        opened.append(session)
+    if None in placement.values():
+        chosen += f"; ONNX Runtime {ort.__version__} cannot tell which nodes run where"
+    bound = plan.provider == TENSORRT or plan.tuning.fixed
+    wavlm, conformer, vocoder = opened
+    return Sessions(
+        wavlm,
+        conformer,
+        vocoder,
+        provider=plan.provider,
+        precision=plan.precision,
+        chosen=chosen,
+        buckets=(plan.tuning.buckets or Buckets()) if bound else None,
+        placement={graph: nodes for graph, nodes in placement.items() if nodes is not None},
+    )
+
+
+def _check_half(model: Path) -> None:
+    missing = [name for graph in GRAPH_FILES if not (model / (name := graph_file(graph, FP16))).is_file()]
+    if missing:
         raise DeviceError(
-            f"device cuda:{index}: the installed onnxruntime {ort.__version__} is without CUDA; install onnxruntime-gpu"
+            f"precision fp16: {model} lacks {', '.join(missing)}; make them with 'mkc-fast export --half'"
         )
-    return [("CUDAExecutionProvider", {"device_id": str(index)}), ("CPUExecutionProvider", {})]
+
+
+def _session(path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+    """Open one graph, with the provider asked for or not at all."""
+    options, settings = ort.SessionOptions(), session_settings(plan)
+    for name, value in settings.attributes.items():
+        setattr(options, name, value)
+    for name, text in settings.entries.items():
+        options.add_session_config_entry(name, text)
+    try:
+        # Without enable_fallback=0, ONNX Runtime prints a provider's failure and goes on with the CPU, now or in a run.
+        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except Exception as error:  # see _FILE_ERRORS
+        said = " ".join(str(error).split())[:300]
+        if plan.provider == CPU or type(error).__name__ in _FILE_ERRORS:
+            raise ArtifactError(f"{path}: not a usable graph ({said[:160]})") from None
+        raise DeviceError(f"{path.name} does not open: {said}") from None
+    if plan.provider != CPU and session.get_providers()[0] != providers[0][0]:
+        raise DeviceError(f"ONNX Runtime {ort.__version__} cannot load it here, and would run {path.name} on the CPU")
+    return session
+
+
+def _checked_placement(path: Path, plan: Plan, session: ort.InferenceSession) -> dict[str, int] | None:
+    """How many nodes each provider got; None where ONNX Runtime (before 1.24) cannot tell.
+
+    Raises:
+        DeviceError: Another provider got a heavy one, or the plan's own got none at all.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    found: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    for other, nodes in found.items():
+        heavy = [f"{nodes[name]} {name}" for name in sorted(HEAVY_OPERATORS) if nodes[name]]
+        if other != ORT_NAMES[plan.provider] and heavy:
+            where = other.removesuffix("ExecutionProvider")
+            raise DeviceError(f"ONNX Runtime {ort.__version__} would run {', '.join(heavy)} of {path.name} on {where}")
+    if not found.get(ORT_NAMES[plan.provider]):
+        raise DeviceError(f"ONNX Runtime {ort.__version__} gives {TITLES[plan.provider]} no node of {path.name}")
+    return {name: sum(nodes.values()) for name, nodes in found.items()}
+
+
+@contextlib.contextmanager
+def _engines(
+    path: Path, graph: str, info: ModelInfo, plan: Plan, cache: EngineCache | None
+) -> Iterator[tuple[Path | None, Path | None]]:
+    """Yield the folders of this graph's TensorRT engines and, where they are still to be built, of kernel timings.
+
+    One process builds at a time, the others wait and then read: ONNX Runtime writes these files in place, TensorRT
+    measures kernels while it builds, and every worker process of a run opens the same model. Engines appear whole, by
+    a rename, whatever is killed.
+    """
+    if cache is None:
+        yield None, None
+        return
+    options = tensorrt_options(plan, profile(graph, plan.tuning.buckets or Buckets(), info))
+    sources = sorted(path.parent.glob(f"{path.name}*"))  # weights beyond 2 GB lie beside the graph
+    folder = cache.engines(path.name, [sha256_of(source) for source in sources], _of_any_run(options))
+    if folder.is_dir():
+        yield folder, None
+        return
+    try:
+        cache.timings.mkdir(parents=True, exist_ok=True)
+        with _locked(cache.folder / "lock"):
+            for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)  # of a process that was killed: only this one builds now
+            if folder.is_dir():
+                yield folder, None
+                return
+            with whole_directory(folder) as temporary:
+                yield temporary, cache.timings
+    except OSError as error:
+        raise OutputError(f"{cache.root}: cannot be written ({error.strerror})") from None
+
+
+def _of_any_run(options: dict[str, str]) -> dict[str, str]:
+    """Without what differs from process to process and leaves the engine alone."""
+    return {name: value for name, value in options.items() if name not in {"device_id", "user_compute_stream"}}
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that goes with the process; without one where the system has none of these."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -91,6 +91,8 @@ class WorkerConfig:
         host_threads: Threads that decode, and as many that write.
         max_window_s: As in ``Anonymizer.load``.
         settings: How recordings are anonymized.
+        provider: As in ``Anonymizer.load``.
+        precision: As in ``Anonymizer.load``.
         factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
     """
 
@@ -101,6 +103,8 @@ class WorkerConfig:
     host_threads: int
     max_window_s: float
     settings: Settings
+    provider: str = "auto"
+    precision: str = "auto"
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
 
 
@@ -124,7 +128,13 @@ class Worker:
         module, _, name = config.factory.partition(":")
         begin = time.perf_counter()
         self.anonymizer: Anonymizer = getattr(importlib.import_module(module), name).load(
-            config.model, config.bank, config.device, threads=config.threads, max_window_s=config.max_window_s
+            config.model,
+            config.bank,
+            config.device,
+            threads=config.threads,
+            max_window_s=config.max_window_s,
+            provider=config.provider,
+            precision=config.precision,
         )
         self.load_s = time.perf_counter() - begin
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast import MkcError, OutputError, __version__
 from mkc_fast.engine.artifacts import BANK_FORMAT, MODEL_FORMAT, open_bank, read_model_info
 from mkc_fast.engine.files import sha256_of, whole_file
 from mkc_fast.engine.lists import read_named_paths
+from mkc_fast.engine.providers import default_cache
 from mkc_fast.export.bank import build_bank
+
+__all__ = ["cached_bank", "cached_model", "default_cache"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-CACHE_VARIABLE = "MKC_FAST_CACHE"
-
-
-def default_cache() -> Path:
-    """``$MKC_FAST_CACHE``, else ``mkc-fast`` in the user's cache folder."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mkc-fast"
+    from pathlib import Path
 
 
 def cached_model(
