@@ -29,16 +29,22 @@ def export(
         Path | None, typer.Option(help="JSON with the vocoder's sizes, where the checkpoint's are missing.")
     ] = None,
     layer: Annotated[int, typer.Option(help="WavLM layer whose output the k-means models were trained on.")] = 6,
+    half: Annotated[
+        bool, typer.Option("--half", help="Also write half-precision graphs (wavlm.fp16.onnx and so on), for GPUs.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory.")] = False,
 ) -> None:
     """Convert published checkpoints into ONNX graphs that run without torch."""
     export_model = load_exporter()
     begin = time.perf_counter()
     with steps() as progress:
-        info = export_model(wavlm_ckpt, ckpt, out, hifi_config, layer, overwrite=overwrite, progress=progress)
+        info = export_model(
+            wavlm_ckpt, ckpt, out, hifi_config, layer, half=half, overwrite=overwrite, progress=progress
+        )
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     console.print(
-        f"{out}: WavLM to layer {info.layer}, {info.conformer_layers} conformer layers, vocoder; D {info.dim}, "
+        f"{out}: WavLM to layer {info.layer}, {info.conformer_layers} conformer layers, vocoder"
+        f"{', in float32 and float16' if half else ''}; D {info.dim}, "
         f"{info.sample_rate} Hz, {size:.0f} MB, checked against PyTorch, in {time.perf_counter() - begin:.0f} s",
         soft_wrap=True,
     )

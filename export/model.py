@@ -20,6 +20,16 @@ from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, 
 from mkc_fast.engine.files import sha256_of, whole_directory
 from mkc_fast.export.checkpoints import load_voice, load_wavlm
 from mkc_fast.export.conformer import Conformer
+from mkc_fast.export.half import (
+    MAX_EMBEDDED_BYTES,
+    POLICIES,
+    half_file,
+    measured_peaks,
+    open_session,
+    rounding_shown,
+    save_graph,
+    to_half,
+)
 from mkc_fast.export.hifigan import HifiGan, reach_frames
 from mkc_fast.export.wavlm import WavLM
 
@@ -29,10 +39,12 @@ if TYPE_CHECKING:
 
 # 20 has Gelu and LayerNormalization as operators of their own, and TensorRT 10 reads it.
 OPSET = 20
-# A protobuf message ends at 2 GB; past this, weights go into a file beside the graph.
-_MAX_EMBEDDED_BYTES = 1_900_000_000
+_MAX_EMBEDDED_BYTES = MAX_EMBEDDED_BYTES
 # Largest difference from PyTorch that is rounding, as a share of the largest value (at least 1).
 _TOLERANCE = 1e-4
+# Relative RMS error of a half-precision graph past which something is wrong in it: ten times what rounding makes of
+# full-size random weights (3e-3, see benchmarks/precision.py), and 30 dB below the signal.
+_HALF_TOLERANCE = 3e-2
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ def export_model(
     hifi_config: str | PathLike[str] | None = None,
     layer: int = 6,
     *,
+    half: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ModelInfo:
@@ -67,6 +80,7 @@ def export_model(
         out: Directory to make. It must not be there, or be empty, unless ``overwrite``.
         hifi_config: JSON file with the vocoder's sizes, where the checkpoint's own are missing.
         layer: WavLM transformer layer whose output the k-means models were trained on, from 1.
+        half: Also write each graph in half precision, checked against the float32 one (``write_half_graphs``).
         overwrite: Replace ``out``.
         progress: Called with a line of text as each step begins.
 
@@ -113,6 +127,9 @@ def export_model(
         voice.conformer_weights.clear()
         say("vocoder")
         _export(directory, _vocoder_graph(HifiGan(voice_path, voice)), info, say)
+        if half:
+            del voice
+            write_half_graphs(directory, directory, info, say)
         write_info(directory, info)
     return info
 
@@ -235,3 +252,69 @@ def _compare(path: Path, found: np.ndarray, expected: np.ndarray, lengths: Seque
         raise MkcError(
             f"{path.name}: differs from PyTorch by {error:.2g} (largest value {scale:.2g}) for lengths {list(lengths)}"
         )
+
+
+def write_half_graphs(source: Path, out: Path, info: ModelInfo, say: Callable[[str], None]) -> None:
+    """Write the float32 graphs of ``source`` in half precision (``wavlm.fp16.onnx`` and so on) into ``out``.
+
+    What float16 cannot hold is measured on a loud synthetic voice, passed from graph to graph, and stays float32 (see
+    ``export.half``). Then each graph is run on a padded batch of voice, of quiet noise and of the shortest utterance,
+    with every rounding that a device would make, and as ONNX Runtime reads it, and compared with the float32 graph.
+
+    Raises:
+        MkcError: A graph cannot be converted, gives values that are not finite, or is too far from float32.
+    """
+    lengths = [info.min_samples + 100 * info.hop + 7, info.min_samples, info.min_samples + 40 * info.hop]
+    waveforms = np.zeros((3, lengths[0]), np.float32)
+    waveforms[0] = _voice(lengths[0], info.sample_rate)
+    waveforms[1:] = np.random.default_rng(0).standard_normal((2, lengths[0]), np.float32) * np.float32(0.003)
+    counts = [info.frames(length) for length in lengths]
+    values, sizes = waveforms, lengths
+    graphs = ((WAVLM_FILE, "waveform", "features"), (CONFORMER_FILE, "features", "restored"))
+    for file, given, made in (*graphs, (VOCODER_FILE, "features", "waveform")):
+        say(f"{half_file(file)}: converting and checking against float32")
+        inputs, alone = {given: values}, {given: values[:1]}
+        if file != VOCODER_FILE:
+            inputs["lengths"], alone["lengths"] = np.array(sizes, np.int64), np.array(sizes[:1], np.int64)
+        expected = open_session(source / file).run([made], inputs)[0]
+        model = onnx.load(source / file)
+        half = to_half(model, POLICIES[file], measured_peaks(model, alone))
+        del model
+        for node, why in half.outgrown.items():
+            say(f"{half_file(file)}: {node} stays float32: {why}")
+        kept = counts if file != VOCODER_FILE else [expected.shape[1]]
+        _compare_half(file, open_session(rounding_shown(half.model)).run([made], inputs)[0], expected, kept)
+        save_graph(half.model, out / half_file(file))
+        del half
+        _compare_half(file, open_session(out / half_file(file)).run([made], inputs)[0], expected, kept)
+        values, sizes = expected, counts
+        if file == CONFORMER_FILE:
+            values = expected[:1]  # the vocoder takes one length
+        gc.collect()
+
+
+def _voice(samples: int, rate: int) -> np.ndarray:
+    """Something like a loud voice: harmonics of a gliding pitch under three formants, in syllables."""
+    seconds = np.arange(samples) / rate
+    pitch = 120 + 30 * np.sin(2 * np.pi * 0.7 * seconds)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    sound = np.zeros(samples)
+    for harmonic in range(1, 30):
+        formants = np.exp(-(((harmonic * 120 - np.array([500, 1500, 2500])) / 150) ** 2)).sum()
+        sound += (0.02 + formants) * np.sin(harmonic * phase + harmonic**2)
+    sound *= 0.5 - 0.5 * np.cos(2 * np.pi * 4 * seconds)
+    loud: np.ndarray = (0.9 * sound / np.abs(sound).max()).astype(np.float32)
+    return loud
+
+
+def _compare_half(file: str, found: np.ndarray, expected: np.ndarray, counts: Sequence[int]) -> None:
+    for row, count in enumerate(counts):
+        one, other = found[row, :count], expected[row, :count]
+        if not np.isfinite(one).all():
+            raise MkcError(f"{half_file(file)}: gives values that are not finite; export without half precision")
+        error = float(np.linalg.norm(one - other) / max(float(np.linalg.norm(other)), 1e-6))
+        if not error <= _HALF_TOLERANCE:
+            raise MkcError(
+                f"{half_file(file)}: differs from float32 by {error:.2g} of its RMS, more than {_HALF_TOLERANCE:g}; "
+                "export without half precision"
+            )

@@ -1,0 +1,231 @@
+"""Half precision against float32, stage by stage, on recordings: errors, cluster ids, waveform SNR, file sizes.
+
+python benchmarks/precision.py MODEL BANK SPEECH... [--weights random] [--seconds 30]
+
+Takes the half-precision graphs of MODEL, or makes them where it has none, and writes results/precision.json. It needs
+no GPU: each graph runs in a form that shows every rounding to float16 (``mkc_fast.export.half.rounding_shown``), since
+ONNX Runtime's CPU provider leaves most of them out; what that provider makes of the graphs is given beside it. It says
+nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from common import write_result
+from rich.console import Console
+from rich.table import Table
+
+from mkc_fast import Anonymizer
+from mkc_fast.engine.artifacts import CONFORMER_FILE, MODEL_FILE, VOCODER_FILE, WAVLM_FILE, read_model_info
+from mkc_fast.engine.audio import read_waveform
+from mkc_fast.export.half import half_file, rounding_shown, save_graph
+from mkc_fast.export.model import write_half_graphs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+GRAPHS = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
+MODES = ("frame", "audio")
+SEED = 7
+# A segment of the segmental SNR: 32 ms at 16 kHz, as is usual for speech.
+SEGMENT_S = 0.032
+# Frames whose two nearest centroids are measured, to say how close decisions are.
+MARGIN_FRAMES = 200
+
+
+@dataclass
+class Pairs:
+    """What half precision and float32 make of the same input, recording after recording."""
+
+    found: list[NDArray[np.float32]] = field(default_factory=list)
+    expected: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def add(self, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+        self.found.append(found.ravel())
+        self.expected.append(expected.ravel())
+
+    def errors(self) -> dict[str, float]:
+        found, expected = np.concatenate(self.found).astype(float), np.concatenate(self.expected).astype(float)
+        error = np.abs(found - expected)
+        rms, power = np.sqrt((error**2).mean()), np.sqrt((expected**2).mean())
+        return {
+            "max_error": rounded(error.max()),
+            "max_value": rounded(np.abs(expected).max()),
+            "rms_error": rounded(rms),
+            "rms_value": rounded(power),
+            "relative_rms_error": rounded(rms / power),
+        }
+
+    def snr(self, segment: int) -> dict[str, float]:
+        """Of waveforms: the ratio of all energy, and the median over segments that are not silent, in dB."""
+        found, expected = np.concatenate(self.found).astype(float), np.concatenate(self.expected).astype(float)
+        count = len(expected) // segment
+        signal = (expected[: count * segment].reshape(count, segment) ** 2).sum(1)
+        noise = ((found - expected)[: count * segment].reshape(count, segment) ** 2).sum(1)
+        heard = signal > 1e-8 * signal.max()
+        return {
+            "snr_db": decibels((expected**2).sum(), ((found - expected) ** 2).sum()),
+            "segmental_median_db": float(
+                np.median([decibels(*pair) for pair in zip(signal[heard], noise[heard], strict=True)])
+            ),
+        }
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def decibels(signal: float, noise: float) -> float:
+    return round(float(10 * np.log10(signal / max(noise, 1e-30))), 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("bank", type=Path, metavar="BANK")
+    parser.add_argument("speech", type=Path, nargs="+", metavar="SPEECH")
+    parser.add_argument("--weights", default="random", help="what the weights are, for the record (default: random)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each recording that are used")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        halves = args.model
+        if not (args.model / half_file(VOCODER_FILE)).is_file():
+            halves = work / "made"
+            halves.mkdir()
+            write_half_graphs(args.model, halves, read_model_info(args.model), print)
+        full = Anonymizer.load(args.model, args.bank)
+        rate = full.info.sample_rate
+        waveforms = [read_waveform(path, rate)[: int(args.seconds * rate)] for path in args.speech]
+        shown = Anonymizer.load(model_of(args.model, halves, work / "shown", show=True), args.bank)
+        result = {
+            "note": f"weights: {args.weights}; every rounding to float16 made, sums in float32, on a CPU. "
+            "No GPU was used: speed was not measured, nor what a GPU's kernels add in error. Where a cluster id "
+            "differs, the conformer reads another centroid: the SNR of everything shows that, not rounding.",
+            "weights": args.weights,
+            "speed_measured_on_gpu": False,
+            "recordings": {path.name: round(len(w) / rate, 2) for path, w in zip(args.speech, waveforms, strict=True)},
+            "bank": {"entries": len(full.bank), "largest_k": int(full.bank.centroids.shape[1]), "dim": full.info.dim},
+            "files": sizes(args.model, halves),
+            **compare(full, shown, waveforms),
+        }
+        del shown
+        as_read = Anonymizer.load(model_of(args.model, halves, work / "read", show=False), args.bank)
+        result["as_the_cpu_provider_computes_them"] = isolated(full, as_read, waveforms)[0]
+    show(result)
+    print(write_result("precision", result))
+
+
+def model_of(model: Path, halves: Path, out: Path, *, show: bool) -> Path:
+    """A model directory whose graphs are the half-precision ones, as they are or with every rounding shown."""
+    out.mkdir()
+    shutil.copy(model / MODEL_FILE, out / MODEL_FILE)
+    for file in GRAPHS:
+        graph = onnx.load(halves / half_file(file))
+        save_graph(rounding_shown(graph) if show else graph, out / file)
+    return out
+
+
+def sizes(model: Path, halves: Path) -> dict[str, dict[str, float]]:
+    result = {}
+    for file in GRAPHS:
+        full = sum(path.stat().st_size for path in model.glob(f"{file}*"))
+        half = sum(path.stat().st_size for path in halves.glob(f"{half_file(file)}*"))
+        result[file] = {"float32_mb": round(full / 1e6, 2), "half_mb": round(half / 1e6, 2)}
+    return result
+
+
+def compare(full: Anonymizer, half: Anonymizer, waveforms: list[NDArray[np.float32]]) -> dict[str, Any]:
+    """All that is reported of one pair of models."""
+    stages, snr = isolated(full, half, waveforms)
+    snr = {"vocoder alone, from the same restored features": snr}
+    ids: dict[str, Any] = {}
+    for mode in MODES:
+        same_ids, whole = Pairs(), Pairs()
+        agree, agree_rounded, frames, farther = 0, 0, 0, []
+        margins: list[float] = []
+        for index, waveform in enumerate(waveforms):
+            expected = full.anonymize(waveform, mode=mode, seed=SEED, utterance_id=str(index))
+            found = half.anonymize(waveform, mode=mode, bank_ids=expected.bank_ids)
+            banks, features = expected.bank_ids, full.encode(waveform)
+            frames += len(banks)
+            agree += int((found.cluster_ids == expected.cluster_ids).sum())
+            narrow = features.astype(np.float16).astype(np.float32)
+            agree_rounded += int((full.assign(narrow, banks) == expected.cluster_ids).sum())
+            for frame in np.flatnonzero(found.cluster_ids != expected.cluster_ids):
+                pair = [expected.cluster_ids[frame], found.cluster_ids[frame]]
+                near, far = np.linalg.norm(full.bank.centroids[banks[frame], pair] - features[frame], axis=1)
+                farther.append(far / near - 1)
+            for frame in range(0, len(banks), max(1, len(banks) // MARGIN_FRAMES)):
+                count = full.bank.info.num_clusters[banks[frame]]
+                distances = np.linalg.norm(full.bank.centroids[banks[frame], :count] - features[frame], axis=1)
+                first, second = np.partition(distances, 1)[:2]
+                margins.append(second / first - 1)
+            same_ids.add(half.vocode(half.restore(full.lookup(banks, expected.cluster_ids))), expected.waveform)
+            whole.add(found.waveform, expected.waveform)
+        ids[mode] = {
+            "frames": frames,
+            "agreement": rounded(agree / frames),
+            # The look-up itself is the same code in float32 and float64: equal features give equal ids.
+            "agreement_from_the_same_features": 1.0,
+            "agreement_from_the_same_features_rounded_to_float16": rounded(agree_rounded / frames),
+            "largest_excess_distance_of_another_choice": rounded(max(farther, default=0.0)),
+            "median_margin_of_the_nearest_centroid": rounded(float(np.median(margins))),
+        }
+        segment = int(SEGMENT_S * full.info.sample_rate)
+        snr[f"conformer and vocoder, from the same cluster ids, {mode} mode"] = same_ids.snr(segment)
+        snr[f"everything, each with its own cluster ids, {mode} mode"] = whole.snr(segment)
+    return {"stages": stages, "cluster_ids": ids, "waveform_snr": snr}
+
+
+def isolated(
+    full: Anonymizer, half: Anonymizer, waveforms: list[NDArray[np.float32]]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Errors of each stage alone, given what float32 makes of the stages before it; SNR of the vocoder alone."""
+    features, restored, speech = Pairs(), Pairs(), Pairs()
+    for index, waveform in enumerate(waveforms):
+        expected = full.anonymize(waveform, mode="frame", seed=SEED, utterance_id=str(index))
+        features.add(half.encode(waveform), full.encode(waveform))
+        quantized = full.lookup(expected.bank_ids, expected.cluster_ids)
+        given = full.restore(quantized)
+        restored.add(half.restore(quantized), given)
+        speech.add(half.vocode(given), full.vocode(given))
+    errors = {"features": features.errors(), "restored": restored.errors(), "waveform": speech.errors()}
+    return errors, speech.snr(int(SEGMENT_S * full.info.sample_rate))
+
+
+def show(result: dict[str, Any]) -> None:
+    console = Console(width=120)
+    table = Table("stage, given the same input", "relative RMS error", "max error", "max value", "on the CPU provider")
+    beside = result["as_the_cpu_provider_computes_them"]
+    for stage, errors in result["stages"].items():
+        cells = [errors["relative_rms_error"], errors["max_error"], errors["max_value"]]
+        table.add_row(stage, *(f"{cell:.3g}" for cell in cells), f"{beside[stage]['relative_rms_error']:.3g}")
+    console.print(table)
+    table = Table("cluster ids", "agreement", "features rounded only", "excess distance", "median margin")
+    for mode, ids in result["cluster_ids"].items():
+        keys = ("agreement", "agreement_from_the_same_features_rounded_to_float16")
+        more = ("largest_excess_distance_of_another_choice", "median_margin_of_the_nearest_centroid")
+        table.add_row(mode, *(f"{ids[key]:.4%}" for key in (*keys, *more)))
+    console.print(table)
+    table = Table("waveform", "SNR, dB", "segmental median, dB")
+    for name, values in result["waveform_snr"].items():
+        table.add_row(name, f"{values['snr_db']:.1f}", f"{values['segmental_median_db']:.1f}")
+    console.print(table)
+    table = Table("file", "float32, MB", "half, MB")
+    for name, mb in result["files"].items():
+        table.add_row(name, f"{mb['float32_mb']:.1f}", f"{mb['half_mb']:.1f}")
+    console.print(table)
+    console.print(result["note"])
+
+
+if __name__ == "__main__":
+    main()
