@@ -213,8 +213,8 @@ def run_corpus(
         raise WriteError(f"{error.filename or 'output'}: cannot be written ({error.strerror})") from None
     finally:
         _remove_temporaries(run.folders, manifests)
-        for manifest in manifests:
-            manifest.close()
+        for folder, manifest in zip(run.folders, manifests, strict=False):
+            manifest.close(folder.outputs.values())
     return summary
 
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -113,10 +114,10 @@ class Manifest:
         except OSError as error:
             raise WriteError(f"{self.path}: cannot be written ({error.strerror})") from None
 
-    def close(self) -> None:
-        """Let go of the folder; of a run that came to nothing, leave nothing."""
+    def close(self, outputs: Iterable[Path] = ()) -> None:
+        """Let go of the folder; of a run that came to nothing, none of its outputs and no record, leave nothing."""
         with contextlib.suppress(OSError):
-            if self._begun and not self.records:
+            if self._begun and not self.records and not any(output.exists() for output in outputs):
                 self.path.unlink()
         with contextlib.suppress(OSError):
             self._file.close()
@@ -130,6 +131,8 @@ class Manifest:
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._file.fileno()).st_nlink:  # removed by the run that has just let go of it
+                raise OutputError(f"{self.folder}: another run is writing there")
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise OutputError(f"{self.folder}: another run is writing there") from None

@@ -147,6 +147,15 @@ class DiesOnceItHasReported(Echo):
         worker.Worker.send = last_words
         return cls()
 
+class FailsOnceItHasWritten(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        send = worker.Worker.send
+        def fails(self, kind, *content):
+            send(self, *(("fatal", "WriteError", "no more") if kind == "outcome" else (kind, *content)))
+        worker.Worker.send = fails
+        return cls()
+
 class SaysMuch(Echo):
     def one(self, waveform):
         return super().one(waveform)._replace(bank_ids=np.arange(200_000))
@@ -257,9 +266,11 @@ def mount(disk: Path, options: str) -> int:
     return subprocess.run(mounting, check=False, capture_output=True).returncode
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for something to come of a run; one that ended will not bring it."""
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)
 
@@ -333,7 +344,7 @@ def test_ten_killed_workers_and_a_killed_run_change_nothing(
     for _ in range(10):
         # Something has been finished since the last kill: the run goes on.
         enough = recorded(out) + 4
-        wait_until(lambda enough=enough: recorded(out) >= enough)
+        wait_until(lambda enough=enough: recorded(out) >= enough, process)
         rng.choice(workers_of(process)).kill()
     left = workers_of(process)
     process.kill()
@@ -389,7 +400,7 @@ def test_a_disk_full_for_the_last_recording_ends_the_run_too(
     assert main(command(artifacts, few, out)) == 3
     (line,) = errors_in(capfd.readouterr().err)
     assert "No space left" in line
-    assert [path.name for path in out.iterdir()] == [MANIFEST_FILE]
+    assert not list(out.iterdir())
     filler.unlink()
     assert main(command(artifacts, few, out)) == 0
     assert_complete(out, ids_of(few))
@@ -462,7 +473,7 @@ def test_a_signal_ends_the_run_and_the_same_command_goes_on(
 ) -> None:
     out = tmp_path / "out"
     process = start(command(artifacts, few, out), "Slow")
-    wait_until(lambda: recorded(out) > 2)
+    wait_until(lambda: recorded(out) > 2, process)
     workers = workers_of(process)
     begin = time.monotonic()
     (os.killpg if to_group else os.kill)(process.pid, number)
@@ -475,7 +486,8 @@ def test_a_signal_ends_the_run_and_the_same_command_goes_on(
     assert_whole(out)
     done = recorded(out)
     assert 2 < done < 24
-    assert len(list(out.glob("*.wav"))) == done
+    # A worker may be ended between a file's renaming and its report; the file is whole, and is done again.
+    assert done <= len(list(out.glob("*.wav"))) <= done + len(workers)
     stand_in("Echo")
     assert main(command(artifacts, few, out)) == 0
     assert_complete(out, ids_of(few))
@@ -486,7 +498,7 @@ def test_workers_leave_with_the_run_even_while_they_load(
     number: int, artifacts: Artifacts, few: Path, tmp_path: Path, start: Callable, stand_ins: Path
 ) -> None:
     process = start(command(artifacts, few, tmp_path / "out"), "SlowToLoad")
-    wait_until((stand_ins / "loading").exists)
+    wait_until((stand_ins / "loading").exists, process)
     workers = workers_of(process)
     assert workers
     begin = time.monotonic()
@@ -519,7 +531,7 @@ def test_a_folder_whose_run_goes_on_is_refused(
 ) -> None:
     out = tmp_path / "out"
     process = start(command(artifacts, few, out), "Slow")
-    wait_until(lambda: recorded(out) > 0)
+    wait_until(lambda: recorded(out) > 0, process)
     for more in ([], ["--overwrite"]):
         assert main(command(artifacts, few, out, *more)) == 2
         (line,) = errors_in(capfd.readouterr().err)
@@ -780,6 +792,27 @@ def test_the_last_words_of_a_worker_are_heard(
     summary = json.loads(capfd.readouterr().out)
     assert (summary["written"], summary["replaced_workers"]) == (24, 1)
     assert recorded(out) == 24  # each once: nothing that was reported was done again
+    assert_complete(out, ids_of(few))
+
+
+def test_a_run_that_ends_before_its_first_report_can_go_on(
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    stand_in("FailsLoading")
+    assert main(command(artifacts, few, out)) == 2
+    assert not list(out.iterdir())  # nothing was written, so nothing is there
+    stand_in("FailsOnceItHasWritten")
+    assert main(command(artifacts, few, out)) == 3
+    assert errors_in(capfd.readouterr().err)[-1] == "error: no more"
+    assert outputs(out)
+    assert not records(out)
+    stand_in("Echo")
+    assert main(command(artifacts, few, out)) == 0  # these outputs are its own, not another program's
     assert_complete(out, ids_of(few))
 
 
