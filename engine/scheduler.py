@@ -301,16 +301,20 @@ def _cause(code: int) -> str:
 
 
 def share_out(config: WorkerConfig, devices: Sequence[str], num_proc: int | None) -> list[WorkerConfig]:
-    """A configuration for each worker: processes over the devices in turn, the processor's threads shared out."""
+    """A configuration for each worker: processes over the devices in turn.
+
+    On a CPU each computes with as many threads as there are cores, and the system shares the cores out; the threads
+    sleep when they have nothing to do. ONNX Runtime splits sums by its number of threads, so that with fewer threads
+    for more workers, the last bits of every sample would depend on the number of workers.
+    """
     count = num_proc or len(devices)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = [devices[index % len(devices)] for index in range(count)]
-    on_cpu = chosen.count("cpu")
     return [
         replace(
             config,
             device=device,
-            threads=max(1, cores // on_cpu) if device == "cpu" else None,
+            threads=cores if device == "cpu" else None,
             host_threads=1 if device == "cpu" else max(2, cores // count),
         )
         for device in chosen
