@@ -15,7 +15,8 @@ DEFAULT_WINDOW_S = 40.0
 def default_batch_s(device: str) -> float:
     """Padded seconds of audio that run at once on a device.
 
-    On a CPU batches do not pay (benchmarks/results/scaling.json), and alone every sample is the same to the last bit.
+    On a CPU batches pay for the shortest utterances only (benchmarks/results/cpu_batches.json), and alone every sample
+    is the same to the last bit.
     """
     return 0.0 if device == "cpu" else 240.0
 

@@ -56,11 +56,11 @@ SIZES = Buckets(max_batch=8, max_seconds=40, window_frames=500)
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_cpu_gets_what_it_always_got() -> None:
+def test_the_cpu_gets_threads_that_sleep_and_nothing_else() -> None:
     assert provider_list(Plan("cpu", "fp32"), WAVLM_FILE, INFO) == [(CPU, {})]
     given = session_settings(Plan("cpu", "fp32", threads=3))
     assert given.attributes == {"log_severity_level": 3, "enable_mem_pattern": False, "intra_op_num_threads": 3}
-    assert given.entries == {}
+    assert given.entries == {"session.intra_op.allow_spinning": "0"}
     assert "intra_op_num_threads" not in session_settings(Plan("cpu", "fp32")).attributes
 
 
