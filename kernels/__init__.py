@@ -22,12 +22,25 @@ def make_lookup(
     half_norms: NDArray[np.float64],
     num_clusters: Sequence[int],
     backend: str = "numpy",
+    device: int = 0,
 ) -> Lookup:
-    """The look-up over these arrays (see ``Lookup``), on a back end: ``"numpy"``.
+    """The look-up over these arrays (see ``Lookup``).
+
+    Args:
+        centroids: (N, K, D) float32.
+        half_norms: (N, K) float64, half the squared norm of each centroid.
+        num_clusters: K of each of the N entries.
+        backend: ``"numpy"``, or ``"cupy"``: on a GPU.
+        device: The number of the CUDA device, for ``"cupy"``.
 
     Raises:
-        DeviceError: There is no such back end.
+        DeviceError: There is no such back end, or it cannot run here.
+        BankError: The back end does not take this bank.
     """
     if backend == "numpy":
         return NumpyLookup(centroids, half_norms, num_clusters)
-    raise DeviceError(f"no look-up back end {backend!r}; there is: numpy")
+    if backend == "cupy":
+        from mkc_fast.kernels.cupy_lookup import CupyLookup
+
+        return CupyLookup(centroids, half_norms, num_clusters, device)
+    raise DeviceError(f"no look-up back end {backend!r}; there are: numpy, cupy")

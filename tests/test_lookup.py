@@ -1,19 +1,43 @@
-"""The look-up finds the nearest centroid whatever the rounding, the order of frames and the sizes of the models."""
+"""Every back end finds the nearest centroid whatever the rounding, the order of frames and the sizes of the models."""
 
 from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from mkc_fast import BankError, DeviceError
 from mkc_fast.kernels import Lookup, make_lookup
+from tests.cuda_shim import shim
+from tests.cuda_shim.fake_cupy import FakeCupy
+
+MakeLookup = Callable[..., Lookup]
 
 # Shapes (entries, largest K, D): one of everything, ragged, the published D with few clusters, D not a multiple of 8.
 SHAPES = [(1, 1, 4), (5, 7, 12), (3, 64, 1024), (40, 33, 20)]
 FRAMES = [1, 2, 17, 300]
 
 
-def random_bank(shape: tuple[int, int, int], seed: int = 0) -> Lookup:
+@pytest.fixture(params=["numpy", "cuda source on the CPU", pytest.param("cupy", marks=pytest.mark.gpu)])
+def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MakeLookup:
+    """``make_lookup`` with each back end."""
+    if request.param == "numpy":
+        return make_lookup
+    if request.param == "cupy":
+        try:
+            make_lookup(np.zeros((1, 1, 4), np.float32), np.zeros((1, 1)), [1], backend="cupy")
+        except DeviceError as error:
+            pytest.skip(str(error))
+    else:
+        shim.library()
+        monkeypatch.setitem(sys.modules, "cupy", FakeCupy(schedule=2))
+    return functools.partial(make_lookup, backend="cupy")
+
+
+def random_bank(make: MakeLookup, shape: tuple[int, int, int], seed: int = 0) -> Lookup:
     rng = np.random.default_rng(seed)
     entries, clusters, _ = shape
     sizes = rng.integers(1, clusters + 1, entries)
@@ -23,7 +47,7 @@ def random_bank(shape: tuple[int, int, int], seed: int = 0) -> Lookup:
     for entry, size in enumerate(sizes):
         centroids[entry, size:] = 0  # nearer to most frames than any centroid, were it one
         half_norms[entry, size:] = np.inf
-    return make_lookup(centroids, half_norms, sizes.tolist())
+    return make(centroids, half_norms, sizes.tolist())
 
 
 def brute_force(lookup: Lookup, features: np.ndarray, banks: np.ndarray) -> np.ndarray:
@@ -36,8 +60,8 @@ def brute_force(lookup: Lookup, features: np.ndarray, banks: np.ndarray) -> np.n
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("frames", FRAMES)
-def test_ids_equal_brute_force_in_float64(shape: tuple[int, int, int], frames: int) -> None:
-    lookup, rng = random_bank(shape), np.random.default_rng(frames)
+def test_ids_equal_brute_force_in_float64(make: MakeLookup, shape: tuple[int, int, int], frames: int) -> None:
+    lookup, rng = random_bank(make, shape), np.random.default_rng(frames)
     features = rng.standard_normal((frames, shape[2])).astype(np.float32)
     banks = rng.integers(0, shape[0], frames)
     found = lookup.assign(features, banks)
@@ -46,13 +70,13 @@ def test_ids_equal_brute_force_in_float64(shape: tuple[int, int, int], frames: i
     np.testing.assert_array_equal(lookup.lookup(banks, found), lookup.centroids[banks, found])
 
 
-def test_near_ties_far_from_the_origin_are_decided_in_float64() -> None:
+def test_near_ties_far_from_the_origin_are_decided_in_float64(make: MakeLookup) -> None:
     # Norms of 1e3 and gaps of 1e-4: float32's products (error near 0.1) say nothing about which is nearer.
     rng = np.random.default_rng(1)
     base = 1e3 / 16 * np.ones(256)
     centroids = (base + 1e-4 * rng.standard_normal((1, 50, 256))).astype(np.float32)
     half_norms = 0.5 * (centroids.astype(np.float64) ** 2).sum(-1)
-    lookup = make_lookup(centroids, half_norms, [50])
+    lookup = make(centroids, half_norms, [50])
     features = (base + 1e-4 * rng.standard_normal((200, 256))).astype(np.float32)
     banks = np.zeros(200, int)
     naive = (half_norms[0].astype(np.float32) - features @ centroids[0].T).argmin(axis=1)
@@ -61,37 +85,62 @@ def test_near_ties_far_from_the_origin_are_decided_in_float64() -> None:
     np.testing.assert_array_equal(lookup.assign(features, banks), expected)
 
 
-def test_ties_go_to_the_lowest_id() -> None:
+def test_ties_go_to_the_lowest_id(make: MakeLookup) -> None:
     centroids = np.zeros((1, 6, 8), np.float32)
     centroids[0, [1, 4]] = 1.0
     centroids[0, [0, 2, 3, 5]] = -1.0
-    lookup = make_lookup(centroids, np.full((1, 6), 4.0), [6])
+    lookup = make(centroids, np.full((1, 6), 4.0), [6])
     features = np.array([np.ones(8), -np.ones(8), np.zeros(8)], np.float32)
     np.testing.assert_array_equal(lookup.assign(features, [0, 0, 0]), [1, 0, 0])
 
 
-def test_order_of_frames_does_not_matter() -> None:
-    lookup, rng = random_bank((9, 30, 16)), np.random.default_rng(5)
+def test_order_of_frames_does_not_matter(make: MakeLookup) -> None:
+    lookup, rng = random_bank(make, (9, 30, 16)), np.random.default_rng(5)
     features, banks = rng.standard_normal((100, 16)).astype(np.float32), rng.integers(0, 9, 100)
     order = rng.permutation(100)
     np.testing.assert_array_equal(lookup.assign(features, banks)[order], lookup.assign(features[order], banks[order]))
 
 
-def test_more_frames_than_one_product_takes() -> None:
-    lookup, rng = random_bank((1, 5, 4)), np.random.default_rng(6)
+def test_more_frames_than_one_product_takes(make: MakeLookup) -> None:
+    lookup, rng = random_bank(make, (1, 5, 4)), np.random.default_rng(6)
     features = rng.standard_normal((10_000, 4)).astype(np.float32)
     banks = np.zeros(10_000, np.int32)
     np.testing.assert_array_equal(lookup.assign(features, banks), brute_force(lookup, features, banks))
 
 
-def test_no_frames_give_no_ids() -> None:
-    lookup = random_bank((2, 3, 4))
+@pytest.mark.gpu
+@pytest.mark.parametrize("held", [8, 3])
+@pytest.mark.parametrize("frames", [1, 50, 3000, 20_000])
+def test_a_gpu_gives_the_ids_of_numpy_at_full_size(frames: int, held: int) -> None:
+    from mkc_fast.kernels.cupy_lookup import CupyLookup
+
+    rng = np.random.default_rng(frames)
+    centroids = rng.standard_normal((8, 1024, 1024), np.float32)
+    bank = centroids, 0.5 * (centroids.astype(np.float64) ** 2).sum(-1), [1024, 1000, 1, 1024, 33, 1024, 1024, 1024]
+    try:
+        make_lookup(centroids[:1, :1], bank[1][:1, :1], [1], backend="cupy")
+    except DeviceError as error:
+        pytest.skip(str(error))
+    import cupy
+
+    free, _ = cupy.cuda.Device(0).mem_info
+    lookup = CupyLookup(*bank, memory_fraction=(held + 0.5) * 4 * 1024**2 / free)  # so many entries are on the device
+    features, banks = rng.standard_normal((frames, 1024), np.float32), rng.integers(0, 8, frames)
+    expected, out = make_lookup(*bank).assign(features, banks), cupy.zeros((frames, 1024), np.float32)
+    ids = lookup.assign_device(cupy.asarray(features), banks, out=out)
+    np.testing.assert_array_equal(ids.get(), expected)
+    np.testing.assert_array_equal(out.get(), centroids[banks, expected])
+    np.testing.assert_array_equal(lookup.assign(features, banks), expected)
+
+
+def test_no_frames_give_no_ids(make: MakeLookup) -> None:
+    lookup = random_bank(make, (2, 3, 4))
     assert lookup.assign(np.empty((0, 4), np.float32), np.empty(0, int)).shape == (0,)
     assert lookup.lookup([], []).shape == (0, 4)
 
 
-def test_features_whose_products_overflow_still_get_a_cluster() -> None:
-    lookup = random_bank((1, 10, 4))
+def test_features_whose_products_overflow_still_get_a_cluster(make: MakeLookup) -> None:
+    lookup = random_bank(make, (1, 10, 4))
     found = lookup.assign(np.array([[3e38, 3e38, -3e38, 3e38]], np.float32), [0])
     assert 0 <= found[0] < 10
 
@@ -110,13 +159,15 @@ def test_features_whose_products_overflow_still_get_a_cluster() -> None:
         (np.zeros((2, 4), np.float32), [0.0, 1.0], "float64"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(features: np.ndarray, banks: list[int], words: str) -> None:
+def test_what_does_not_fit_is_refused_by_name(
+    make: MakeLookup, features: np.ndarray, banks: list[int], words: str
+) -> None:
     with pytest.raises(BankError, match=words):
-        random_bank((3, 6, 4)).assign(features, banks)
+        random_bank(make, (3, 6, 4)).assign(features, banks)
 
 
-def test_cluster_ids_past_an_entrys_own_k_are_refused() -> None:
-    lookup = make_lookup(np.zeros((2, 5, 4), np.float32), np.zeros((2, 5)), [5, 3])
+def test_cluster_ids_past_an_entrys_own_k_are_refused(make: MakeLookup) -> None:
+    lookup = make(np.zeros((2, 5, 4), np.float32), np.zeros((2, 5)), [5, 3])
     lookup.lookup([0, 1], [4, 2])
     with pytest.raises(BankError, match="clusters 0 to 2"):
         lookup.lookup([0, 1], [4, 3])
