@@ -353,7 +353,7 @@ def measure_workers(setup: Setup, rtfx: float) -> dict[str, Any]:
     counts = [
         {
             "workers": count,
-            "threads_each": max(1, cores // count),
+            "threads_each": cores,
             "rtfx": short(median(run.rtfx for run in each)),
             "runs": [short(run.rtfx) for run in each],
             "ratio_to_1": short(median(run.rtfx for run in each) / first),
