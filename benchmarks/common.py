@@ -61,10 +61,10 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write ``results/<name>.json``, the context first."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, result: dict[str, Any], path: Path | None = None) -> Path:
+    """Write ``results/<name>.json``, or ``path``, the context first."""
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**context(), **result}, indent=1) + "\n")
     return path
 
