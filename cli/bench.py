@@ -175,7 +175,7 @@ def throughput(
     modes: Annotated[str, typer.Option(help="Of frame and audio.")] = "frame,audio",
     stride: Annotated[int, typer.Option(help="As in infer.", min=1)] = 1,
     batches: Annotated[
-        str | None, typer.Option(help="Padded seconds that run at once (default: 0,30,60 on a CPU).")
+        str | None, typer.Option(help="Padded seconds that run at once (default: 0,30 on a CPU).")
     ] = None,
     workers: Annotated[str | None, typer.Option(help="Numbers of worker processes (default: 1,2).")] = None,
     device: DeviceOption = "cpu",
@@ -186,7 +186,7 @@ def throughput(
     ckpt: CkptOption = None,
     kmeans_scp: KmeansOption = None,
     speech: SpeechOption = None,
-    budget_s: BudgetOption = 300.0,
+    budget_s: BudgetOption = 330.0,
     out: OutOption = None,
     json_: JsonOption = False,
     cache_dir: CacheOption = None,
@@ -364,7 +364,14 @@ def _practice(setup: _Setup, device: str) -> tuple[Callable[[], OneByOne], dict[
     checkpoints, threads = setup.checkpoints, setup.target.used_threads
 
     def load_baseline() -> OneByOne:
-        return Baseline.load(**checkpoints, device=device, threads=threads, layer=setup.target.info.layer)
+        return Baseline.load(
+            checkpoints["wavlm_ckpt"],
+            checkpoints["ckpt"],
+            checkpoints["kmeans_scp"],
+            device=device,
+            threads=threads,
+            layer=setup.target.info.layer,
+        )
 
     return load_baseline, {"torch": product}
 

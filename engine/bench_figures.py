@@ -25,7 +25,7 @@ _MODES = {"frame": (OURS, "o", "-"), "audio": ("#009E73", "s", "--")}
 _ARMS = (OURS, PRACTICE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH_IN, _DPI, _COLORS = 7.4, 170, 64
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": GREY,
@@ -134,7 +134,7 @@ def _comparison(figure: Figure, record: Mapping[str, Any]) -> None:
     axes.set_xlabel("milliseconds of work for one second of audio")
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
-    handles = [axes.barh(0, 0, color=color) for color in STAGES.values()]
+    handles: list[Any] = [axes.barh(0, 0, color=color) for color in STAGES.values()]
     figure.legend(handles, [STAGE_TITLES[stage] for stage in STAGES], loc="outside upper right", ncols=4)
 
 
@@ -235,7 +235,7 @@ def _latency(figure: Figure, record: Mapping[str, Any]) -> None:
     right.set_ylabel("share of the time (%)")
     right.set_title("stages")
     right.set_ylim(0, 100)
-    handles = [right.bar(0, 0, color=color) for color in STAGES.values()]
+    handles: list[Any] = [right.bar(0, 0, color=color) for color in STAGES.values()]
     figure.legend(handles, [STAGE_TITLES[stage] for stage in STAGES], loc="outside lower right", ncols=4)
 
 
@@ -324,7 +324,9 @@ def _start_up(figure: Figure, record: Mapping[str, Any]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     axes.set_xlabel("seconds from the process's start")
-    handles = [axes.barh(0, 0, color=color) for color in ("#b9c0c7", *(color for _, color in parts.values()))]
+    handles: list[Any] = [
+        axes.barh(0, 0, color=color) for color in ("#b9c0c7", *(color for _, color in parts.values()))
+    ]
     figure.legend(handles, ["interpreter", *(title for title, _ in parts.values())], loc="outside upper right", ncols=4)
 
 

@@ -202,7 +202,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1)
 
 def _section(section: _Section, pictures: Mapping[str, bytes], number: int) -> str:
     picture = ""
-    if section.picture in pictures:
+    if section.picture is not None and section.picture in pictures:
         data = base64.b64encode(pictures[section.picture]).decode()
         picture = (
             f'<figure><div class=scroll><img alt="{_e(section.caption)}" src="data:image/png;base64,{data}"></div>'
@@ -292,13 +292,13 @@ def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Sect
             )
         )
     device, files = record["device_only"], record["files_to_files"]
-    rows = []
+    speeds: list[tuple[object, ...]] = []
     for case in device["cases"]:
         how = f"batches of {case['batch_s']:g} s" if case["batch_s"] else "one by one"
-        rows.append((f"device only, {how}", case["mode"], _number(case["rtfx"]), _share(case["utilization"])))
+        speeds.append((f"device only, {how}", case["mode"], _number(case["rtfx"]), _share(case["utilization"])))
     for case in files["cases"]:
         how = f"{case['workers']} worker{'s' * (case['workers'] > 1)}"
-        rows.append((f"files to files, {how}", case["mode"], _number(case["rtfx"]), _share(case["utilization"])))
+        speeds.append((f"files to files, {how}", case["mode"], _number(case["rtfx"]), _share(case["utilization"])))
     sections.append(
         _Section(
             "Corpora",
@@ -313,7 +313,7 @@ def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Sect
                 ),
                 _why(record),
             ],
-            _table(("how", "mode", "RTFx", "of the GEMM rate"), rows, left=2),
+            _table(("how", "mode", "RTFx", "of the GEMM rate"), speeds, left=2),
             _source(record),
         )
     )

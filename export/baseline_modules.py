@@ -117,7 +117,8 @@ class EagerWavLM(nn.Module):
         bias = self._position_bias(x.shape[0], x.device) if self.config.relative_positions else None
         for module in self.layers[:layer]:
             x = module(x, bias)
-        return x.transpose(0, 1)
+        features: torch.Tensor = x.transpose(0, 1)
+        return features
 
     def _position_bias(self, frames: int, device: torch.device) -> torch.Tensor:
         """The bucketed bias, (H, T, T), once an utterance."""
@@ -180,6 +181,8 @@ class GatedAttention(nn.Module):
         self.num_heads, self.head_dim = heads, dim // heads
         self.q, self.k, self.v = (_linear(read, f"{name}.{part}_proj", dim, dim) for part in "qkv")
         self.out = _linear(read, f"{name}.out_proj", dim, dim)
+        biased = read.has(f"{name}.q_proj.bias")
+        self.in_bias = _parameter(torch.cat((self.q.bias, self.k.bias, self.v.bias))) if biased else None
         self.gate: nn.Linear | None = None
         if config.gated and config.relative_positions:
             self.gate = _linear(read, f"{name}.grep_linear", 8, self.head_dim)
@@ -199,7 +202,7 @@ class GatedAttention(nn.Module):
             dim,
             self.num_heads,
             None,
-            torch.cat((self.q.bias, self.k.bias, self.v.bias)) if self.q.bias is not None else None,
+            self.in_bias,
             None,
             None,
             False,
@@ -316,9 +319,10 @@ class EagerHifiGan(nn.Module):
         x = self.conv_pre(self.lin_pre(features).permute(0, 2, 1))
         for index, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, _SLOPE))
-            total = None
-            for block in self.blocks[index * self.num_blocks : (index + 1) * self.num_blocks]:
-                total = block(x) if total is None else total + block(x)
+            blocks = self.blocks[index * self.num_blocks : (index + 1) * self.num_blocks]
+            total = blocks[0](x)
+            for block in blocks[1:]:
+                total = total + block(x)
             x = total / self.num_blocks
         waveform = torch.tanh(self.conv_post(F.leaky_relu(x)))
         return waveform.squeeze(1)[:, : features.shape[1] * self.hop]

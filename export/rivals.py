@@ -86,7 +86,7 @@ def _torch(centroids: NDArray[np.float32], device: str, threads: int | None) -> 
             for entry, which in _grouped(banks):
                 index = torch.from_numpy(which).to(device)
                 ids[index] = torch.cdist(frames[index], stack[entry % len(stack)]).argmin(1)
-            return ids.cpu().numpy()  # type: ignore[no-any-return]
+            return ids.cpu().numpy()
 
     return assign
 
