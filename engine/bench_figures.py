@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _log(axis: Any, ticks: list[float]) -> None:
     """Ticks at these numbers alone, written as numbers."""
     axis.set_ticks(ticks)
     axis.set_major_formatter(FuncFormatter(_plain))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _comparison(figure: Figure, record: Mapping[str, Any]) -> None:
@@ -217,7 +217,7 @@ def _latency(figure: Figure, record: Mapping[str, Any]) -> None:
     )
     left.set_xlabel("length of the utterance (s)")
     left.set_ylabel("seconds until its output")
-    left.set_title("latency")
+    left.set_title("time to output")
     left.grid()
     left.legend(loc="upper left")
     below = np.zeros(len(cases))
@@ -233,7 +233,7 @@ def _latency(figure: Figure, record: Mapping[str, Any]) -> None:
     right.set_xticks(range(len(cases)), [f"{length:g}" for length in lengths])
     right.set_xlabel("length of the utterance (s)")
     right.set_ylabel("share of the time (%)")
-    right.set_title("stages")
+    right.set_title("stages, warm")
     right.set_ylim(0, 100)
     handles: list[Any] = [right.bar(0, 0, color=color) for color in STAGES.values()]
     figure.legend(handles, [STAGE_TITLES[stage] for stage in STAGES], loc="outside lower right", ncols=4)
@@ -300,13 +300,13 @@ def _start_up(figure: Figure, record: Mapping[str, Any]) -> None:
         title: start_up[name] for name, title in (("practice", "practice"), ("ours", "mkc-fast")) if name in start_up
     }  # fmt: skip
     parts = {
-        "import_s": ("imports", "#56B4E9"),
-        "load_s": ("loading", "#E69F00"),
-        "first_output_s": ("first output", "#009E73"),
+        "import_s": ("imports", "#8fa3b5"),
+        "load_s": ("loading", "#4f7396"),
+        "first_output_s": ("first output", "#1f3b57"),
     }
     for place, (title, run) in enumerate(arms.items()):
         left = max(0.0, run["ready_s"] - sum(run[part] for part in parts))
-        axes.barh(place, left, 0.7, color="#b9c0c7", edgecolor="white", linewidth=0.8)
+        axes.barh(place, left, 0.7, color="#d3d9de", edgecolor="white", linewidth=0.8)
         for part, (_, color) in parts.items():
             axes.barh(place, run[part], 0.7, left, color=color, edgecolor="white", linewidth=0.8)
             left += run[part]
@@ -325,50 +325,53 @@ def _start_up(figure: Figure, record: Mapping[str, Any]) -> None:
     axes.grid(axis="x")
     axes.set_xlabel("seconds from the process's start")
     handles: list[Any] = [
-        axes.barh(0, 0, color=color) for color in ("#b9c0c7", *(color for _, color in parts.values()))
+        axes.barh(0, 0, color=color) for color in ("#d3d9de", *(color for _, color in parts.values()))
     ]
     figure.legend(handles, ["interpreter", *(title for title, _ in parts.values())], loc="outside upper right", ncols=4)
 
 
 def _loading(figure: Figure, record: Mapping[str, Any]) -> None:
-    """Seconds and memory until a bank is ready, by its entries."""
+    """Seconds and memory until a bank is ready, by its entries; hollow where extrapolated."""
     left, right = figure.subplots(1, 2)
     cases = record["cases"]
-    counts = [case["entries"] for case in cases]
-    arms = (("ours", "mkc-fast", OURS, -0.2), ("practice", "practice: unpickling", PRACTICE, 0.2))
-    for name, title, color, offset in arms:
-        mine = [(index, case[name]) for index, case in enumerate(cases) if name in case]
+    for name, title, color, marker in (
+        ("practice", "practice: unpickling", PRACTICE, "s"),
+        ("ours", "mkc-fast", OURS, "o"),
+    ):
         for axes, value in ((left, "ready_s"), (right, "pss_mb")):
-            known = [(index, one[value], "extrapolated" in one) for index, one in mine if one.get(value)]
+            known = [(index, case[name]) for index, case in enumerate(cases) if case.get(name, {}).get(value)]
             if not known:
                 continue
-            bars = axes.bar(
-                [index + offset for index, _, _ in known],
-                [height for _, height, _ in known],
-                0.38,
-                color=color,
-                label=title,
-            )
-            for bar, (_, height, extrapolated) in zip(bars, known, strict=True):
-                if extrapolated:
-                    bar.set_hatch("////")
-                    bar.set_edgecolor("white")
-                text = f"{height:.2g}" if height < 100 else f"{height:,.0f}"
-                axes.text(
-                    bar.get_x() + bar.get_width() / 2, height * 1.05, text, ha="center", va="bottom", fontsize=8.5
+            axes.plot([index for index, _ in known], [one[value] for _, one in known], color=color, label=title)
+            for index, one in known:
+                face = "white" if "extrapolated" in one else color
+                axes.plot(index, one[value], marker, color=color, markerfacecolor=face, markersize=7)
+                axes.annotate(
+                    _rounded(one[value]),
+                    (index, one[value]),
+                    (0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8.5,
                 )
     for axes, title in ((left, "seconds until ready"), (right, "memory of a process (MB, PSS)")):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(range(len(counts)), [f"{count:,}" for count in counts])
+        low, high = axes.get_ylim()
+        axes.set_ylim(low / 1.5, high * 2)
+        powers = range(int(np.floor(np.log10(low / 1.5))), int(np.ceil(np.log10(high * 2))) + 1)
+        _log(axes.yaxis, [10.0**power for power in powers if low / 1.5 <= 10.0**power <= high * 2])
+        axes.set_xticks(range(len(cases)), [f"{case['entries']:,}" for case in cases])
+        axes.margins(x=0.15)
         axes.set_xlabel("bank entries")
         axes.set_title(title)
-        axes.margins(y=0.18)
         axes.grid(axis="y")
         axes.tick_params(axis="x", length=0)
     handles, titles = left.get_legend_handles_labels()
     figure.legend(handles, titles, loc="outside lower center", ncols=2)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def _lookup(figure: Figure, record: Mapping[str, Any]) -> None:
@@ -399,6 +402,7 @@ def _lookup(figure: Figure, record: Mapping[str, Any]) -> None:
                 axes.set_ylabel("frames a second")
     _log(grid[0, 0].xaxis, sorted({float(case["frames"]) for case in cases}))
     grid[0, 0].yaxis.set_major_formatter(FuncFormatter(_plain))
+    grid[0, 0].yaxis.set_minor_locator(NullLocator())
     by_name = {}
     for axes in grid.flat:
         by_name.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))

@@ -14,7 +14,7 @@ import numpy as np  # noqa: E402
 from mkc_fast.engine.bench_child import serve  # noqa: E402
 
 
-def bank_ready(arguments: dict[str, Any]) -> dict[str, Any]:
+def bank_ready(arguments: dict[str, Any]) -> tuple[dict[str, Any], object]:
     """Open a bank and look ``frames`` frames up, each in an entry of its own draw."""
     from mkc_fast.engine.artifacts import open_bank
     from mkc_fast.kernels import make_lookup
@@ -26,15 +26,16 @@ def bank_ready(arguments: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     features = rng.standard_normal((arguments["frames"], bank.info.dim), np.float32)
     lookup.assign(features, rng.integers(0, len(bank), len(features)))
-    return {
+    report = {
         "import_s": imported - BEGIN,
         "open_s": opened - imported,
         "first_lookup_s": time.perf_counter() - opened,
         "entries": len(bank),
     }
+    return report, lookup
 
 
-def pass_ready(arguments: dict[str, Any]) -> dict[str, Any]:
+def pass_ready(arguments: dict[str, Any]) -> tuple[dict[str, Any], object]:
     """Open model and bank and anonymize one utterance, given as samples in a file."""
     from mkc_fast.engine.bench_target import Target
 
@@ -50,12 +51,13 @@ def pass_ready(arguments: dict[str, Any]) -> dict[str, Any]:
     anonymizer = target.load()
     loaded = time.perf_counter()
     result = anonymizer.anonymize(np.load(arguments["waveform"]), arguments["mode"], seed=7, utterance_id="u")
-    return {
+    report = {
         "import_s": imported - BEGIN,
         "load_s": loaded - imported,
         "first_output_s": time.perf_counter() - loaded,
         "samples": len(result.waveform),
     }
+    return report, anonymizer
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def build_page(records: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, 
         *_load_sections(records),
         *_lookup(records),
     ]
-    body = "\n".join(_section(section, pictures, number) for number, section in enumerate(sections, 1))
+    numbers = {name: number for number, name in enumerate((s.picture for s in sections if s.picture in pictures), 1)}
+    body = "\n".join(_section(section, pictures, numbers) for section in sections)
     return _PAGE.format(
         style=_STYLE,
         lead=_lead(records),
@@ -200,13 +201,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1)
     return f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
-def _section(section: _Section, pictures: Mapping[str, bytes], number: int) -> str:
+def _section(section: _Section, pictures: Mapping[str, bytes], numbers: Mapping[str | None, int]) -> str:
     picture = ""
     if section.picture is not None and section.picture in pictures:
         data = base64.b64encode(pictures[section.picture]).decode()
         picture = (
             f'<figure><div class=scroll><img alt="{_e(section.caption)}" src="data:image/png;base64,{data}"></div>'
-            f"<figcaption><b>Figure {number}.</b> {_e(section.caption)}</figcaption></figure>"
+            f"<figcaption><b>Figure {numbers[section.picture]}.</b> {_e(section.caption)}</figcaption></figure>"
         )
     text = "".join(f"<p>{paragraph}</p>" for paragraph in section.paragraphs)
     source = f"<p class=source>From {_e(section.source)}.</p>" if section.source else ""
@@ -438,13 +439,13 @@ def _load_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
             _Section(
                 "Banks",
                 "loading",
-                "Until a bank is ready and 499 frames have been looked up, in a fresh process. Hatched: extrapolated.",
+                "Until a bank is ready and 499 frames have been looked up, in a fresh process. Hollow: extrapolated.",
                 [
                     (
                         "mkc-fast maps one file of all centroids in float32, so that what is not used is not read, and "
                         "processes share what is; the practice unpickles every model, float64, in every process."
                     ),
-                    *(_e(note) for note in load["notes"]),
+                    _notes(load),
                 ],
                 _table(("entries", "", "ready", "memory (PSS)", "two processes"), rows, left=2),
                 _source(load),
@@ -483,17 +484,23 @@ def _lookup(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
         ),
     ]
     text += [f"Not here: {_e(name)} ({_e(why)})." for name, why in record["missing"].items()]
-    text += [_e(note) for note in record["notes"]]
+    text.append(_notes(record))
     return [
         _Section(
             "Look-up",
             "lookup",
             "Frames a second by frames in a call (T), bank entries (N) and frames that share a draw (stride).",
             text,
-            _table(("N", "T", "stride", *(f"{name}, frames/s" for name in names)), rows, left=0),
+            "<details><summary>All numbers</summary>"
+            + _table(("N", "T", "stride", *(f"{name}, frames/s" for name in names)), rows, left=0)
+            + "</details>",
             _source(record),
         )
     ]
+
+
+def _notes(record: Mapping[str, Any]) -> str:
+    return f"<small>{_e('; '.join(record['notes']))}.</small>"
 
 
 def _source(record: Mapping[str, Any]) -> str:
@@ -543,7 +550,7 @@ table{border-collapse:collapse;font-size:.88rem;margin:.8rem 0;font-variant-nume
 th,td{padding:.28rem .9rem .28rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
 th{font-weight:600;border-bottom:1.5px solid var(--ink)}
 .n{text-align:right}td.n{white-space:nowrap}
-code{font-size:.92em}
+code{font-size:.92em}small{color:var(--grey);font-size:.88rem}summary{cursor:pointer;color:var(--accent)}
 @media print{body{max-width:none}.scroll{overflow:visible}section{break-inside:avoid}}
 """
 

@@ -14,7 +14,7 @@ import numpy as np  # noqa: E402
 from mkc_fast.engine.bench_child import serve  # noqa: E402
 
 
-def kmeans_ready(arguments: dict[str, Any]) -> dict[str, Any]:
+def kmeans_ready(arguments: dict[str, Any]) -> tuple[dict[str, Any], object]:
     """Unpickle every model and predict ``frames`` frames, each in a model of its own draw."""
     import sklearn.cluster  # noqa: F401 - what joblib would import while it reads the first file
 
@@ -27,15 +27,16 @@ def kmeans_ready(arguments: dict[str, Any]) -> dict[str, Any]:
     features = rng.standard_normal((arguments["frames"], models[0].cluster_centers_.shape[1]))
     for frame, entry in zip(features, rng.integers(0, len(models), len(features)), strict=True):
         models[entry].predict(frame[None])
-    return {
+    report = {
         "import_s": imported - BEGIN,
         "open_s": opened - imported,
         "first_lookup_s": time.perf_counter() - opened,
         "entries": len(models),
     }
+    return report, models
 
 
-def pass_ready(arguments: dict[str, Any]) -> dict[str, Any]:
+def pass_ready(arguments: dict[str, Any]) -> tuple[dict[str, Any], object]:
     """Load checkpoints and k-means models and anonymize one utterance, given as samples in a file."""
     from mkc_fast.export.baseline import Baseline
 
@@ -50,12 +51,13 @@ def pass_ready(arguments: dict[str, Any]) -> dict[str, Any]:
     )
     loaded = time.perf_counter()
     result = baseline.anonymize(np.load(arguments["waveform"]), arguments["mode"], seed=7, utterance_id="u")
-    return {
+    report = {
         "import_s": imported - BEGIN,
         "load_s": loaded - imported,
         "first_output_s": time.perf_counter() - loaded,
         "samples": len(result.waveform),
     }
+    return report, baseline
 
 
 if __name__ == "__main__":

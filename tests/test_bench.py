@@ -123,6 +123,19 @@ def test_a_failing_child_is_one_line() -> None:
         run_children("mkc_fast.engine.bench_ready", [{"what": "bank", "bank": "/nowhere", "frames": 1}])
 
 
+def test_a_child_s_memory_is_read_while_it_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "holder.py").write_text(
+        "import numpy as np; from mkc_fast.engine.bench_child import serve; "
+        "serve(lambda arguments: ({'n': arguments['n']}, np.ones(arguments['n'] * 10**6, np.uint8)))"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    small, large = (run_children("holder", [{"n": megabytes}])[0] for megabytes in (1, 150))
+    assert large["n"] == 150
+    assert 0 < small["ready_s"] < 30
+    if "pss_mb" in large:  # where the system tells
+        assert 130 < large["pss_mb"] - small["pss_mb"] < 170
+
+
 @pytest.fixture(scope="module")
 def results(artifacts: Artifacts, checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the four benches write about the small models, in seconds."""
