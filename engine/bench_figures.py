@@ -168,7 +168,7 @@ def _throughput(figure: Figure, record: Mapping[str, Any]) -> None:
             va="bottom",
             transform=left.get_yaxis_transform(),
         )
-    left.set_ylim(0, 1.2 * max(tallest, floor or 0))
+    left.set_ylim(0, 1.2 * max(tallest, floor or 0) or 1)
     left.set_ylabel("RTFx (seconds of audio / second)")
     left.set_title("device only")
     left.set_xlabel("padded seconds that run at once")

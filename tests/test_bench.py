@@ -144,9 +144,9 @@ def results(artifacts: Artifacts, checkpoints: Checkpoints, tmp_path_factory: py
     practice = ["--wavlm-ckpt", checkpoints.wavlm, "--ckpt", checkpoints.ckpt, "--kmeans-scp", checkpoints.kmeans_scp]
     commands = {
         "latency": [*given, "--lengths", "1,2", "--budget-s", "4"],
-        "throughput": [*given, *map(str, practice), "--baseline", "--rounds", "2", "--budget-s", "12"],
+        "throughput": [*given, *map(str, practice), "--baseline", "--rounds", "2", "--budget-s", "15"],
         "lookup": [*given, "--frames", "20,60", "--banks", "1,8,20", "--strides", "1,5", "--budget-s", "4"],
-        "load": [*given, *map(str, practice), "--banks", "8,20", "--repeats", "1", "--budget-s", "30"],
+        "load": [*given, *map(str, practice), "--banks", "20", "--repeats", "1", "--budget-s", "30"],
     }
     for bench, options in commands.items():
         assert main(["bench", bench, *options, "--out", str(out / f"{bench}.json")]) == 0
