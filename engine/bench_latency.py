@@ -39,7 +39,7 @@ def bench_latency(
     lengths_s: Sequence[float] = LENGTHS_S,
     mode: str = "frame",
     stride: int = 1,
-    budget_s: float = 240.0,
+    budget_s: float = 180.0,
     repeats: int | None = None,
     start_ups: int = 3,
     progress: Callable[[str], None] = lambda _: None,

@@ -43,7 +43,7 @@ def bench_lookup(
     strides: Sequence[int] = STRIDES,
     rivals: Mapping[str, RivalFactory] | None = None,
     missing: Mapping[str, str] | None = None,
-    budget_s: float = 240.0,
+    budget_s: float = 200.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Time ``assign`` of every back end that is here, and of other libraries, all in turn on the same frames.

@@ -165,7 +165,7 @@ def _device_only(
 ) -> dict[str, Any]:
     waveforms = [cut(speech, length, anonymizer.info.sample_rate, index) for index, length in enumerate(lengths)]
     seconds_of_audio = sum(lengths)
-    cases = []
+    cases: list[dict[str, Any]] = []
     for mode in modes:
         for batch_s in batches_s:
             name = f"device only, {mode} mode, " + (f"batches of {batch_s:g} s" if batch_s else "one by one")
@@ -212,7 +212,7 @@ def _files(
     start_s = 6.0  # to start workers and stop them
     audio_s = max(0.0, budget.left - start_s * len(arms)) * rate / len(arms)
     lengths = draw_lengths(count_for(audio_s, least=max(workers) + 1))
-    cases = []
+    cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         utterances = write_corpus(Path(temporary) / "in", speech, lengths, target.info.sample_rate)
         out = Path(temporary) / "out"
