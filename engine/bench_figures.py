@@ -116,21 +116,20 @@ def _comparison(figure: Figure, record: Mapping[str, Any]) -> None:
         stride = f", stride {mode['stride']}" if mode["stride"] else ""
         labels += [f"{mode['mode']} mode{stride}\npractice", "mkc-fast"]
     heights = [index + 0.35 * (index // 2) for index in range(len(rows))]
+    longest = 0.0
     for place, (mode, arm) in zip(heights, rows, strict=True):
         left = 0.0
         for stage, color in STAGES.items():
             width = 1000 * mode["stage_seconds"][arm][stage] / comparison["audio_s"]
             axes.barh(place, width, 0.72, left, color=color, edgecolor="white", linewidth=0.8)
             left += width
+        longest = max(longest, left)
         speed = mode["practice_rtfx" if arm == "practice" else "ours_rtfx"]
-        text = f"{speed:g} times real time" + (
-            f", {mode['ratio']:g} times as fast as the practice" if arm == "ours" else ""
-        )
+        text = f"RTFx {speed:g}" + (f", {mode['ratio']:g} times the practice" if arm == "ours" else "")
         axes.text(left * 1.01, place, f" {text}", va="center", fontweight="bold" if arm == "ours" else "normal")
     axes.set_yticks(heights, labels)
     axes.invert_yaxis()
-    axes.margins(x=0.42)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.5 * longest)
     axes.set_xlabel("milliseconds of work for one second of audio")
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
@@ -258,7 +257,10 @@ def _roofline(figure: Figure, record: Mapping[str, Any]) -> None:
     for stage, part in points.items():
         if part:
             xs, ys, _ = zip(*part, strict=True)
-            left.plot(xs, ys, color=STAGES[stage], marker="o", linewidth=1, label=STAGE_TITLES[stage])
+            left.plot(xs, ys, color=STAGES[stage], marker="o", linewidth=1)
+            left.annotate(
+                STAGE_TITLES[stage], (xs[0], ys[0]), (-3, -13), textcoords="offset points", fontsize=8.5, color=INK
+            )
     left.text(high, peak * 1.08, f"matrix products: {peak:,.0f} GFLOP/s", ha="right", va="bottom")
     left.text(
         0.03, 0.97, f"slope: copies, {ceilings['copy_gbs']:g} GB/s", transform=left.transAxes, va="top", color=GREY
