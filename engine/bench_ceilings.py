@@ -20,7 +20,7 @@ from mkc_fast.engine.bench_records import cores, short
 from mkc_fast.engine.devices import cuda_index
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -74,6 +74,20 @@ def measure_ceilings(
         "copy_gbs": short(_copy_rate(threads, budget_s / (len(arms) + 1)) / 1e9),
         "threads": threads,
     }
+
+
+def best_of(ceilings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The best rates of several measurements in one run: what else the machine does only ever takes away."""
+    best = dict(ceilings[0])
+    for name in ("gemm_gflops", "gemm_by"):
+        keys = [key for key in best[name] if all(key in each[name] for each in ceilings)]
+        best[name] = {key: max(each[name][key] for each in ceilings) for key in keys}
+    best["copy_gbs"] = max(each["copy_gbs"] for each in ceilings)
+    best["measured"] = len(ceilings)
+    first = next(iter(best["gemm_gflops"]))
+    # Far apart, and something else was running: then every time in the record is to be taken with care.
+    best["gemm_spread"] = [each["gemm_gflops"][first] for each in ceilings]
+    return best
 
 
 def floors(target: Target, ceilings: dict[str, Any], precision: str, length_s: float, entries: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mkc_fast.engine.anonymizer import STAGES
-from mkc_fast.engine.bench_ceilings import floors, measure_ceilings
+from mkc_fast.engine.bench_ceilings import best_of, floors, measure_ceilings
 from mkc_fast.engine.bench_child import read_through, run_children
 from mkc_fast.engine.bench_corpus import cut
 from mkc_fast.engine.bench_records import context, short
@@ -73,9 +73,13 @@ def bench_latency(
     cases = []
     for index, length_s in enumerate(lengths_s):
         progress(f"utterances of {length_s:g} s")
-        share_s = budget.left / (len(lengths_s) - index)
+        share_s = max(0.0, budget.left - _CEILING_S) / (len(lengths_s) - index)
         cases.append(_case(anonymizer, target, speech, length_s, mode, stride, share_s, repeats, budget))
-        cases[-1]["floors"] = floors(target, ceilings, anonymizer.info.precision, length_s, len(anonymizer.bank))
+    progress("machine ceilings")
+    ceilings = best_of([ceilings, measure_ceilings(target.device, target.used_threads, min(_CEILING_S, budget_s / 10))])
+    for case in cases:
+        precision = anonymizer.info.precision if target.precision == "auto" else target.precision
+        case["floors"] = floors(target, ceilings, precision, case["length_s"], len(anonymizer.bank))
     return {
         "bench": "latency",
         **record,

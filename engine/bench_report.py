@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BENCHES = ("latency", "throughput", "lookup", "load")
 PAGE_FILE = "report.html"
+# Rates of one run that differ by more say that something else was running.
+_QUIET = 0.85
 
 
 @dataclass(frozen=True)
@@ -223,13 +225,20 @@ def _why(record: Mapping[str, Any]) -> str:
     ceilings = record["ceilings"]
     precision = record["target"]["precision"]
     rate = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"]["fp32"])
-    return (
-        f"<b>Why not faster?</b> A second of audio takes {rate * share / rtfx:.3g} billion operations, and large "
-        f"matrix "
+    text = (
+        f"<b>Why not faster?</b> A second of audio takes {rate * share / rtfx:.3g} billion operations, and large matrix "
         f"products reach {_number(rate)} GFLOP/s here in the same run. So nothing exact in this precision can pass "
         f"{rtfx / share:.3g} times real time on this machine; the best run reaches {100 * share:.0f} % of that. What "
         "remains is convolutions of few channels in the vocoder, and passes over memory between the products."
     )
+    seen = ceilings.get("gemm_spread", [rate])
+    if min(seen) < _QUIET * max(seen):
+        text += (
+            f" <b>The machine was not quiet</b>: the same products reached between {_number(min(seen))} and "
+            f"{_number(max(seen))} GFLOP/s during the run, so times here are longer than they need be; ratios of runs "
+            "that took turns mean more."
+        )
+    return text
 
 
 def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:

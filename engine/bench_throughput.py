@@ -16,7 +16,7 @@ import numpy as np
 
 from mkc_fast import MkcError
 from mkc_fast.engine.anonymizer import STAGES
-from mkc_fast.engine.bench_ceilings import measure_ceilings
+from mkc_fast.engine.bench_ceilings import best_of, measure_ceilings
 from mkc_fast.engine.bench_corpus import DISTRIBUTION, MEAN_S, count_for, cut, draw_lengths, write_corpus
 from mkc_fast.engine.bench_records import context, cores, short
 from mkc_fast.engine.bench_timing import Budget, ratios, spread
@@ -95,7 +95,11 @@ def bench_throughput(
     batches_s = batches_s or (_BATCHES_CPU_S if on_cpu else _BATCHES_GPU_S)
     workers = workers or ((1, 2) if cores() > 1 else (1,))
     progress("machine ceilings")
-    ceilings = measure_ceilings(target.device, target.used_threads, min(_CEILING_S, budget_s / 10), products)
+
+    def measure() -> dict[str, Any]:
+        return measure_ceilings(target.device, target.used_threads, min(_CEILING_S, budget_s / 20), products)
+
+    ceilings = [measure()]
     progress("loading")
     begin = time.perf_counter()
     anonymizer = target.load()
@@ -109,25 +113,28 @@ def bench_throughput(
         "stride": stride,
         "budget_s": budget_s,
         "corpus": {"distribution": DISTRIBUTION, "mean_s": MEAN_S, "drawn": "stratified, seed 7"},
-        "ceilings": ceilings,
     }
     if baseline is not None:
         result["comparison"] = _compare(
             anonymizer, baseline, target, speech, modes, stride, rounds, ours_rate, budget, progress
         )
+        ceilings.append(measure())
     precision = anonymizer.info.precision if target.precision == "auto" else target.precision
     # What is left is shared by the arms of device only, and by the runs of files to files, which also have to start.
     arms = len(batches_s) * len(modes)
     audio_s = _DEVICE_SHARE * budget.left * ours_rate / arms
     lengths = draw_lengths(count_for(audio_s, least=3 if on_cpu else 64))
     result["device_only"] = _device_only(
-        anonymizer, target, speech, lengths, modes, stride, batches_s, ceilings, precision, ours_rate, budget, progress
+        anonymizer, speech, lengths, modes, stride, batches_s, ours_rate, budget, progress
     )
     best = max((case["rtfx"] for case in result["device_only"]["cases"]), default=ours_rate)
     del anonymizer
-    result["files_to_files"] = _files(
-        target, speech, modes, stride, workers, ceilings, precision, best, budget, progress
-    )
+    result["files_to_files"] = _files(target, speech, modes, stride, workers, best, budget, progress)
+    ceilings.append(measure())
+    result["ceilings"] = best_of(ceilings)
+    for part in ("device_only", "files_to_files"):
+        for case in result[part]["cases"]:
+            case["utilization"] = utilization(target, case["rtfx"], result["ceilings"], precision)
     return {**result, "measuring_s": short(budget.spent), "cut": budget.cut}
 
 
@@ -151,14 +158,11 @@ def utilization(target: Target, rtfx: float, ceilings: dict[str, Any], precision
 
 def _device_only(
     anonymizer: Anonymizer,
-    target: Target,
     speech: NDArray[np.float32],
     lengths: list[float],
     modes: Sequence[str],
     stride: int,
     batches_s: Sequence[float],
-    ceilings: dict[str, Any],
-    precision: str,
     rate: float,
     budget: Budget,
     progress: Callable[[str], None],
@@ -185,7 +189,6 @@ def _device_only(
                     "rtfx": short(rtfx),
                     "seconds": short(taken),
                     "stage_share": {stage: short(each / taken) for stage, each in stages.items()},
-                    "utilization": utilization(target, rtfx, ceilings, precision),
                 }
             )
     return {
@@ -202,8 +205,6 @@ def _files(
     modes: Sequence[str],
     stride: int,
     workers: Sequence[int],
-    ceilings: dict[str, Any],
-    precision: str,
     rate: float,
     budget: Budget,
     progress: Callable[[str], None],
@@ -242,7 +243,6 @@ def _files(
                     "workers": count,
                     "rtfx": short(summary.rtfx),
                     "start_up_s": short(summary.start_up_s),
-                    "utilization": utilization(target, summary.rtfx, ceilings, precision),
                 }
             )
     return {

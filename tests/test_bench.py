@@ -17,7 +17,7 @@ import pytest
 
 from mkc_fast import ArtifactError, MkcError
 from mkc_fast.cli import main
-from mkc_fast.engine.bench_ceilings import floors, measure_ceilings
+from mkc_fast.engine.bench_ceilings import best_of, floors, measure_ceilings
 from mkc_fast.engine.bench_child import run_children
 from mkc_fast.engine.bench_corpus import LONGEST_S, MEAN_S, SHORTEST_S, draw_lengths, quantiles
 from mkc_fast.engine.bench_records import context, read_record, short, write_record
@@ -84,6 +84,16 @@ def test_ceilings_are_plausible_and_the_fastest_library_counts() -> None:
     assert found["gemm_gflops"]["fp32"] == max(found["gemm_by"].values())
     assert 1 < found["gemm_gflops"]["fp32"] < 1e5
     assert 0.5 < found["copy_gbs"] < 1e4
+
+
+def test_the_best_of_several_ceilings_counts() -> None:
+    one = {"gemm_gflops": {"fp32": 100.0}, "gemm_by": {"numpy": 100.0, "torch": 90.0}, "copy_gbs": 9.0, "threads": 2}
+    two = {"gemm_gflops": {"fp32": 120.0}, "gemm_by": {"numpy": 80.0, "torch": 120.0}, "copy_gbs": 8.0, "threads": 2}
+    best = best_of([one, two])
+    assert best["gemm_gflops"] == {"fp32": 120.0}
+    assert best["gemm_by"] == {"numpy": 100.0, "torch": 120.0}
+    assert best["copy_gbs"] == 9.0
+    assert best["gemm_spread"] == [100.0, 120.0]
 
 
 def test_floors_are_the_larger_of_arithmetic_and_memory(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
