@@ -226,7 +226,8 @@ def _why(record: Mapping[str, Any]) -> str:
     precision = record["target"]["precision"]
     rate = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"]["fp32"])
     text = (
-        f"<b>Why not faster?</b> A second of audio takes {rate * share / rtfx:.3g} billion operations, and large matrix "
+        f"<b>Why not faster?</b> A second of audio takes {rate * share / rtfx:.3g} billion operations, and large "
+        f"matrix "
         f"products reach {_number(rate)} GFLOP/s here in the same run. So nothing exact in this precision can pass "
         f"{rtfx / share:.3g} times real time on this machine; the best run reaches {100 * share:.0f} % of that. What "
         "remains is convolutions of few channels in the vocoder, and passes over memory between the products."
