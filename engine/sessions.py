@@ -12,9 +12,10 @@ import onnxruntime as ort
 
 from mkc_fast import ArtifactError, DeviceError, OutputError
 from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.cpu_sessions import PiecedVocoder, configured, open_on_cpu
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.diagnosis import NVINFER, gather_gpu_facts, obstacle
-from mkc_fast.engine.files import sha256_of, whole_directory
+from mkc_fast.engine.files import locked, sha256_of, whole_directory
 from mkc_fast.engine.providers import (
     CPU,
     FP16,
@@ -36,7 +37,6 @@ from mkc_fast.engine.providers import (
     provider_list,
     refusal,
     resolve_precision,
-    session_settings,
     tensorrt_options,
 )
 
@@ -68,7 +68,7 @@ class Sessions:
 
     wavlm: ort.InferenceSession
     conformer: ort.InferenceSession
-    vocoder: ort.InferenceSession
+    vocoder: ort.InferenceSession | PiecedVocoder
     provider: str = CPU
     precision: str = FP32
     chosen: str = ""
@@ -97,7 +97,7 @@ def open_sessions(
             the device can do. TensorRT is tried only with ``tuning.buckets``, since its engines take no other sizes.
         precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so) or ``bf16`` (TensorRT alone); ``auto``:
             fp32, or tf32 where TensorRT was asked for by name, since it has no fp32.
-        cache: Folder for TensorRT's engines; default: the user's cache folder.
+        cache: Folder for TensorRT's engines, and for what a CPU prepares; default: the user's cache folder.
         stream: Address of a CUDA stream to run on, such as CuPy's ``stream.ptr``; it must outlive the sessions.
         tuning: Sizes and options that a benchmark may vary.
 
@@ -115,7 +115,9 @@ def open_sessions(
         plan = Plan(CPU, resolve_precision(provider, precision, None), threads=threads)
         if plan.precision == FP16:
             _check_half(model)
-        return _open(model, info, plan, f"{TITLES[CPU]}, {plan.precision}: the device is cpu", None)
+        wavlm, conformer, vocoder = open_on_cpu(model, plan, cache or default_cache())
+        chosen = f"{TITLES[CPU]}, {plan.precision}: the device is cpu"
+        return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen)
     gpu = driver().gpus[index]
     precision = resolve_precision(provider, precision, gpu)
     if precision == FP16:
@@ -157,8 +159,7 @@ def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCa
         path = model / graph_file(graph, plan.precision)
         with _engines(path, graph, info, plan, cache) as (engines, timings):
             session = _session(path, plan, provider_list(plan, graph, info, engines, timings))
-            if plan.provider != CPU:
-                placement[graph] = _checked_placement(path, plan, session)
+            placement[graph] = _checked_placement(path, plan, session)
         opened.append(session)
     if None in placement.values():
         chosen += f"; ONNX Runtime {ort.__version__} cannot tell which nodes run where"
@@ -186,20 +187,16 @@ def _check_half(model: Path) -> None:
 
 def _session(path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]]) -> ort.InferenceSession:
     """Open one graph, with the provider asked for or not at all."""
-    options, settings = ort.SessionOptions(), session_settings(plan)
-    for name, value in settings.attributes.items():
-        setattr(options, name, value)
-    for name, text in settings.entries.items():
-        options.add_session_config_entry(name, text)
+    options = configured(ort.SessionOptions(), plan)
     try:
         # Without enable_fallback=0, ONNX Runtime prints a provider's failure and goes on with the CPU, now or in a run.
         session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # see _FILE_ERRORS
         said = " ".join(str(error).split())[:300]
-        if plan.provider == CPU or type(error).__name__ in _FILE_ERRORS:
+        if type(error).__name__ in _FILE_ERRORS:
             raise ArtifactError(f"{path}: not a usable graph ({said[:160]})") from None
         raise DeviceError(f"{path.name} does not open: {said}") from None
-    if plan.provider != CPU and session.get_providers()[0] != providers[0][0]:
+    if session.get_providers()[0] != providers[0][0]:
         raise DeviceError(f"ONNX Runtime {ort.__version__} cannot load it here, and would run {path.name} on the CPU")
     return session
 
@@ -246,7 +243,7 @@ def _engines(
         return
     try:
         cache.timings.mkdir(parents=True, exist_ok=True)
-        with _locked(cache.folder / "lock"):
+        with locked(cache.folder / "lock"):
             for left in folder.parent.glob(f".{folder.name}.*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)  # of a process that was killed: only this one builds now
             if folder.is_dir():
@@ -261,16 +258,3 @@ def _engines(
 def _of_any_run(options: dict[str, str]) -> dict[str, str]:
     """Without what differs from process to process and leaves the engine alone."""
     return {name: value for name, value in options.items() if name not in {"device_id", "user_compute_stream"}}
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that goes with the process; without one where the system has none of these."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

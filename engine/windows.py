@@ -45,6 +45,24 @@ def exact_windows(frames: int, size: int, reach: int) -> list[Window]:
     return windows
 
 
+def pieces(frames: int, count: int, reach: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """At most ``count`` exact windows of one length as indices, for a graph that cuts and joins by itself.
+
+    Returns:
+        The frames of each window (n, w), and where in the windows, laid end to end, each frame is taken from (frames,).
+    """
+    # A window that gave less than it shares with its neighbours would cost more than it saves.
+    count = max(1, min(count, frames // (4 * reach + 1)))
+    size = -(-(frames + 2 * reach * (count - 1)) // count)
+    windows = exact_windows(frames, size, reach)
+    taken = np.array([window.start for window in windows], np.int64)[:, None] + np.arange(size)
+    kept = [
+        np.arange(window.keep_start, window.keep_stop) - window.start + index * size
+        for index, window in enumerate(windows)
+    ]
+    return taken, np.concatenate(kept)
+
+
 def common_window(frames: Sequence[int], most: int, reach: int) -> int:
     """The length, at most about ``most``, in which all of these sequences are computed with the least to spare.
 
