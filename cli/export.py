@@ -32,6 +32,9 @@ def export(
     half: Annotated[
         bool, typer.Option("--half", help="Also write half-precision graphs (wavlm.fp16.onnx and so on), for GPUs.")
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also write graphs with linear layers in 8 bits (wavlm.int8.onnx), for CPUs.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory.")] = False,
 ) -> None:
     """Convert published checkpoints into ONNX graphs that run without torch."""
@@ -39,12 +42,12 @@ def export(
     begin = time.perf_counter()
     with steps() as progress:
         info = export_model(
-            wavlm_ckpt, ckpt, out, hifi_config, layer, half=half, overwrite=overwrite, progress=progress
+            wavlm_ckpt, ckpt, out, hifi_config, layer, half=half, int8=int8, overwrite=overwrite, progress=progress
         )
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     console.print(
         f"{out}: WavLM to layer {info.layer}, {info.conformer_layers} conformer layers, vocoder"
-        f"{', in float32 and float16' if half else ''}; D {info.dim}, "
+        f"{', also in float16' if half else ''}{', also in int8' if int8 else ''}; D {info.dim}, "
         f"{info.sample_rate} Hz, {size:.0f} MB, checked against PyTorch, in {time.perf_counter() - begin:.0f} s",
         soft_wrap=True,
     )

@@ -92,7 +92,7 @@ class Anonymizer:
             threads: Threads of one operator on the CPU; default: one a core.
             max_window_s: A longer recording is encoded and restored in windows of so many seconds, cross-faded.
             provider: Of ONNX Runtime: ``"auto"``, ``"tensorrt"``, ``"cuda"`` or ``"cpu"``; never silently replaced.
-            precision: ``"auto"``, ``"fp32"``, ``"tf32"``, ``"fp16"`` or ``"bf16"``, as the provider has them.
+            precision: ``"auto"``, ``"fp32"``, ``"tf32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, as the provider has them.
 
         Raises:
             ArtifactError: An artifact is missing, damaged, or the two do not fit together.

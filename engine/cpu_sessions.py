@@ -11,7 +11,7 @@ import onnxruntime as ort
 from mkc_fast import ArtifactError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, CPU_VOCODER_FILE, PIECE_REACH, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.engine.prepared import prepared_graph
-from mkc_fast.engine.providers import CPU, FP32, GRAPH_FILES, ORT_NAMES, Plan, graph_file, session_settings
+from mkc_fast.engine.providers import CPU, FP32, GRAPH_FILES, INT8, ORT_NAMES, Plan, graph_file, session_settings
 from mkc_fast.engine.windows import pieces
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def open_on_cpu(
     """
     wavlm, conformer = (_open(model / graph_file(name, plan.precision), plan, cache) for name in GRAPH_FILES[:2])
     path = model / CPU_VOCODER_FILE
-    if plan.precision != FP32 or not path.is_file():
+    if plan.precision not in {FP32, INT8} or not path.is_file():
         # A model exported by an earlier version, or of odd upsampling, has the plain graph alone.
         return wavlm, conformer, _open(model / graph_file(VOCODER_FILE, plan.precision), plan, cache)
     session = _open(path, plan, cache)
@@ -57,7 +57,7 @@ def open_on_cpu(
 
 def _open(path: Path, plan: Plan, cache: Path) -> ort.InferenceSession:
     """Open a graph as it was prepared, else as it is."""
-    if plan.precision == FP32:
+    if plan.precision in {FP32, INT8}:
         prepared = prepared_graph(path, cache)
         if prepared is not None:
             # What was kept may be damaged, or the cache be cleared at this moment.

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from mkc_fast.engine.devices import Gpu
 
 TENSORRT, CUDA, CPU, AUTO = "tensorrt", "cuda", "cpu", "auto"
-FP32, TF32, FP16, BF16 = "fp32", "tf32", "fp16", "bf16"
+FP32, TF32, FP16, BF16, INT8 = "fp32", "tf32", "fp16", "bf16", "int8"
 PROVIDERS = (AUTO, TENSORRT, CUDA, CPU)
-PRECISIONS = (AUTO, FP32, TF32, FP16, BF16)
+PRECISIONS = (AUTO, FP32, TF32, FP16, BF16, INT8)
 GRAPH_FILES = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
 ORT_NAMES = {TENSORRT: "TensorrtExecutionProvider", CUDA: "CUDAExecutionProvider", CPU: "CPUExecutionProvider"}
 TITLES = {TENSORRT: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
@@ -186,7 +186,9 @@ def check_choice(index: int | None, provider: str, precision: str, stream: int |
     if index is not None and provider == CPU:
         raise DeviceError(f"{device}: provider cpu runs on the device cpu")
     if index is None and precision in {TF32, BF16}:
-        raise DeviceError(f"precision {precision} needs a GPU; the CPU computes fp32, and fp16 slowly")
+        raise DeviceError(f"precision {precision} needs a GPU; the CPU computes fp32, int8, and fp16 slowly")
+    if index is not None and precision == INT8:
+        raise DeviceError("precision int8 is for the device cpu; a GPU has fp16, with less error")
     if stream is not None and index is None:
         raise DeviceError("a CUDA stream was given with the device cpu")
     if stream == 0:
@@ -225,8 +227,9 @@ def refusal(provider: str, precision: str, gpu: Gpu) -> str | None:
 
 
 def graph_file(file: str, precision: str) -> str:
-    """The file that holds a graph in a precision; only fp16 has files of its own."""
-    return f"{file.removesuffix('.onnx')}.fp16.onnx" if precision == FP16 else file
+    """The file that holds a graph in a precision; fp16 has files of its own, and int8 but for the vocoder."""
+    own = precision == FP16 or (precision == INT8 and file != VOCODER_FILE)
+    return f"{file.removesuffix('.onnx')}.{precision}.onnx" if own else file
 
 
 def session_settings(plan: Plan) -> SessionSettings:

@@ -22,6 +22,7 @@ from mkc_fast.engine.providers import (
     FP32,
     GRAPH_FILES,
     HEAVY_OPERATORS,
+    INT8,
     ORT_NAMES,
     TENSORRT,
     TITLES,
@@ -60,7 +61,7 @@ class Sessions:
         conformer: Centroids → restored features.
         vocoder: Restored features → waveforms.
         provider: ``tensorrt``, ``cuda`` or ``cpu``: what every heavy operator runs on.
-        precision: ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
+        precision: ``fp32``, ``tf32``, ``fp16``, ``bf16`` or ``int8``.
         chosen: One line: what was chosen, and why nothing faster.
         buckets: The sizes that inputs must keep to; None where any will do.
         placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
@@ -95,7 +96,8 @@ def open_sessions(
         threads: Threads of one operator on the CPU; default: one a core, and one where a GPU does the work.
         provider: ``tensorrt``, ``cuda`` or ``cpu``, taken or refused but never replaced; ``auto``: the fastest that
             the device can do. TensorRT is tried only with ``tuning.buckets``, since its engines take no other sizes.
-        precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so) or ``bf16`` (TensorRT alone); ``auto``:
+        precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so) or ``bf16`` (TensorRT alone),
+            ``int8`` (a CPU alone, and needs graphs exported so); ``auto``:
             fp32, or tf32 where TensorRT was asked for by name, since it has no fp32.
         cache: Folder for TensorRT's engines, and for what a CPU prepares; default: the user's cache folder.
         stream: Address of a CUDA stream to run on, such as CuPy's ``stream.ptr``; it must outlive the sessions.
@@ -113,15 +115,13 @@ def open_sessions(
         raise DeviceError("a CUDA graph is a recording of one shape: it needs fixed buckets")
     if index is None:
         plan = Plan(CPU, resolve_precision(provider, precision, None), threads=threads)
-        if plan.precision == FP16:
-            _check_half(model)
+        _check_files(model, plan.precision)
         wavlm, conformer, vocoder = open_on_cpu(model, plan, cache or default_cache())
         chosen = f"{TITLES[CPU]}, {plan.precision}: the device is cpu"
         return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen)
     gpu = driver().gpus[index]
     precision = resolve_precision(provider, precision, gpu)
-    if precision == FP16:
-        _check_half(model)
+    _check_files(model, precision)
     refused: list[str] = []
     for name in candidates(index, provider):
         plan = Plan(name, precision, index, threads, stream, tuning)
@@ -177,11 +177,12 @@ def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCa
     )
 
 
-def _check_half(model: Path) -> None:
-    missing = [name for graph in GRAPH_FILES if not (model / (name := graph_file(graph, FP16))).is_file()]
+def _check_files(model: Path, precision: str) -> None:
+    missing = [name for graph in GRAPH_FILES if not (model / (name := graph_file(graph, precision))).is_file()]
     if missing:
+        option = {FP16: "--half", INT8: "--int8"}.get(precision, "")
         raise DeviceError(
-            f"precision fp16: {model} lacks {', '.join(missing)}; make them with 'mkc-fast export --half'"
+            f"precision {precision}: {model} lacks {', '.join(missing)}; make them with 'mkc-fast export {option}'"
         )
 
 

@@ -44,6 +44,7 @@ from mkc_fast.export.half import (
 )
 from mkc_fast.export.hifigan import HifiGan, reach_frames
 from mkc_fast.export.hifigan_cpu import CpuHifiGan, fits, piece_reach
+from mkc_fast.export.int8 import write_int8_graphs
 from mkc_fast.export.wavlm import WavLM
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def export_model(
     layer: int = 6,
     *,
     half: bool = False,
+    int8: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ModelInfo:
@@ -97,6 +99,7 @@ def export_model(
         hifi_config: JSON file with the vocoder's sizes, where the checkpoint's own are missing.
         layer: WavLM transformer layer whose output the k-means models were trained on, from 1.
         half: Also write each graph in half precision, checked against the float32 one (``write_half_graphs``).
+        int8: Also write WavLM and the conformer with linear layers in 8 bits, for CPUs (``write_int8_graphs``).
         overwrite: Replace ``out``.
         progress: Called with a line of text as each step begins.
 
@@ -147,9 +150,11 @@ def export_model(
         if fits(generator):
             say("vocoder, as a CPU takes it")
             _export(directory, _cpu_vocoder_graph(generator, piece_reach(voice.hifigan)), info, say)
+        del voice, generator
         if half:
-            del voice
             write_half_graphs(directory, directory, info, say)
+        if int8:
+            write_int8_graphs(directory, directory, info, say)
         write_info(directory, info)
     say("preparing the graphs for this CPU")
     for file in CPU_GRAPH_FILES:
