@@ -6,12 +6,12 @@ import sys
 
 import typer
 
-from mkc_fast import MkcError, WriteError, __version__
+from mkc_fast import MkcError, StoppedError, WriteError, __version__
 from mkc_fast.cli.arguments import normalized
 
 EXIT_BROKEN_PIPE = 1
 EXIT_REFUSED = 2  # bad arguments, checkpoints or lists: nothing was written
-EXIT_STOPPED = 3  # the disk is full, or an output cannot be written: what was written is whole
+EXIT_STOPPED = 3  # a full disk, an output that cannot be written, no worker left: what was written is whole
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = normalized(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=given, standalone_mode=False)
-    except WriteError as error:
+    except (WriteError, StoppedError) as error:
         _refuse(str(error))
         return EXIT_STOPPED
     except MkcError as error:

@@ -94,6 +94,15 @@ def infer(
     ] = 40.0,
     format_: Annotated[Format, typer.Option("--format", help="Of the outputs, 16-bit.")] = Format.wav,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, whatever the folder holds.")] = False,
+    timeout_seconds: Annotated[
+        float,
+        typer.Option(
+            "--timeout-seconds",
+            "--timeout-s",
+            min=0,
+            help="A worker silent for longer, beyond what its audio explains, is replaced (0: never).",
+        ),
+    ] = 900.0,
     record_draws: Annotated[
         bool, typer.Option("--record-draws", help="Put each frame's model into the manifest; it helps an attacker.")
     ] = False,
@@ -131,6 +140,7 @@ def infer(
         batch_s=batch_seconds,
         max_window_s=max_window_seconds,
         overwrite=overwrite,
+        timeout_s=timeout_seconds,
         provider=provider.value,
         precision=precision.value,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import subprocess
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import soxr
 from mkc_fast import AudioError, WriteError
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S
 from mkc_fast.engine.files import whole_file
+from mkc_fast.engine.headers import HEAD_BYTES, length_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +32,7 @@ _LONGEST_S = 24 * 3600
 _TOO_LONG = "longer than 24 h; cut it into parts (segments of a data directory)"
 # Below this no speech is left, and each sample would become many: at 1 Hz, one block would be 17 GB.
 _LEAST_RATE = 1000
-_COMMAND_TIMEOUT_S = 600
+COMMAND_TIMEOUT_S = 600
 # Their frame counts are estimates, so that fewer decoded samples do not mean damage.
 _ESTIMATED_LENGTH = frozenset({"MP3"})
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a stream that does not say
@@ -81,10 +83,10 @@ def read_utterance(utterance: Utterance, sample_rate: int, min_samples: int) -> 
     shown = f"{utterance.path} |"
     try:
         run = subprocess.run(  # noqa: S602 - a Kaldi list's own command, run only where the user allowed it
-            utterance.command, shell=True, capture_output=True, timeout=_COMMAND_TIMEOUT_S, check=False
+            utterance.command, shell=True, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise AudioError(f"{shown}: took longer than {_COMMAND_TIMEOUT_S} s") from None
+        raise AudioError(f"{shown}: took longer than {COMMAND_TIMEOUT_S} s") from None
     if run.returncode:
         said = " ".join(run.stderr.decode(errors="replace").split())[-120:]
         raise AudioError(f"{shown}: exit code {run.returncode} ({said})")
@@ -102,14 +104,26 @@ def duration_s(utterance: Utterance) -> float:
     if utterance.command is not None:
         return DEFAULT_WINDOW_S
     try:
-        if not _is_regular(utterance.path):  # to open a pipe is to wait for its writer
+        known = utterance.path.stat()
+        if not stat.S_ISREG(known.st_mode):  # to open a pipe is to wait for its writer
             return 0.0
-        info = soundfile.info(utterance.path)
+        claimed = length_s(_head(utterance.path), known.st_size)
+        if claimed is None:
+            info = soundfile.info(utterance.path)
+            claimed = info.frames / max(1, info.samplerate)
     except _NOT_READABLE:
         return 0.0
     # A header may claim anything; a file of so many bytes holds no more than this at a bit a sample.
-    claimed: float = info.frames / max(1, info.samplerate)
-    return max(0.0, min(claimed, utterance.path.stat().st_size * 8.0 / 1000) - utterance.begin_s)
+    return max(0.0, min(claimed, known.st_size * 8.0 / 1000) - utterance.begin_s)
+
+
+def _head(path: Path) -> bytes:
+    """A file's first bytes; a file object would cost as much again, which counts in a corpus."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, HEAD_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _is_regular(path: Path) -> bool:

@@ -59,11 +59,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """An utterance to anonymize and where it goes; ``index`` is its number in the run."""
+    """An utterance to anonymize and where it goes.
+
+    Attributes:
+        index: Its number in the run.
+        utterance: The recording.
+        output: Where its anonymized form goes.
+        audio_s: Seconds of it, as far as its header tells; 0 if not known.
+    """
 
     index: int
     utterance: Utterance
     output: Path
+    audio_s: float = 0.0
 
 
 @dataclass(frozen=True)
