@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -52,6 +53,7 @@ def _add_commands() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program and return its exit code, as the README lists them."""
+    _open_closed_streams()
     _add_commands()
     given = normalized(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -76,6 +78,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _refuse(message()) if message() else EXIT_REFUSED
     return code if isinstance(code, int) else 0
+
+
+def _open_closed_streams() -> None:
+    """Open what the caller closed (``>&-``) on nothing: files opened later would else take the streams' places."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
 def _refuse(message: str) -> int:

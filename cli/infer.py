@@ -209,7 +209,7 @@ def _folders(
         if audio_scp is not None or output_dir is not None:
             raise MkcError("give --data-dir, or --audio-scp and --output-dir, not both")
         directories = [read_data_directory(path, suffix, allow_commands=allow_commands) for path in data_dirs]
-        twice = {directory.out for directory in directories}
+        twice = {directory.out.resolve() for directory in directories}
         if len(twice) != len(directories):
             raise MkcError("a --data-dir is there twice")
         return [plan_folder(d.utterances, d.out, d.out / "wav", settings) for d in directories], directories

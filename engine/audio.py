@@ -30,6 +30,10 @@ _BLOCK_SAMPLES = 1 << 18  # of all channels together
 # A day at 16 kHz is 5.5 GB; a WAV file of it ends at 37 h. What claims more is damaged or hostile.
 _LONGEST_S = 24 * 3600
 _TOO_LONG = "longer than 24 h; cut it into parts (segments of a data directory)"
+# What segments say may be a little longer than the recording, as in Kaldi's extract-segments; beyond that they are not
+# of this recording.
+_MAX_OVERSHOOT_S = 0.5
+_LARGEST_S = 1e9
 # Below this no speech is left, and each sample would become many: at 1 Hz, one block would be 17 GB.
 _LEAST_RATE = 1000
 COMMAND_TIMEOUT_S = 600
@@ -59,7 +63,7 @@ def read_waveform(
 
     Raises:
         AudioError: The file is missing, unreadable, truncated, shorter than ``min_samples``, longer than a day, of a
-            sample rate below 1 kHz, or not finite.
+            sample rate below 1 kHz, or not finite; or it ends more than half a second before ``end_s``.
     """
     try:
         regular = _is_regular(path)
@@ -156,7 +160,8 @@ def _decoded(
     rate = file.samplerate
     if rate < _LEAST_RATE:
         raise AudioError(f"{shown}: has a sample rate of {rate} Hz; at least {_LEAST_RATE} are needed")
-    begin, end = round(begin_s * rate), None if end_s is None else round(end_s * rate)
+    begin = round(min(begin_s, _LARGEST_S) * rate)
+    end = None if end_s is None else round(min(end_s, _LARGEST_S) * rate)
     if begin:
         if begin >= file.frames:
             raise AudioError(f"{shown}: begins at {begin_s:g} s, the recording has {file.frames / rate:g} s")
@@ -181,8 +186,11 @@ def _decoded(
         yield resample.resample_chunk(mono) if resample else mono
     if resample:
         yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
-    if end is None and known and position < file.frames and file.format not in _ESTIMATED_LENGTH:
+    last = file.frames if end is None else min(end, file.frames)
+    if known and position < last and file.format not in _ESTIMATED_LENGTH:
         raise AudioError(f"{shown}: truncated: {position} of {file.frames} samples can be read")
+    if end is not None and position < end - _MAX_OVERSHOOT_S * rate:
+        raise AudioError(f"{shown}: ends at {end_s:g} s, the recording has {position / rate:g} s")
 
 
 def check_waveform(waveform: ArrayLike, min_samples: int) -> NDArray[np.float32]:

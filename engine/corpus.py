@@ -6,6 +6,7 @@ import hashlib
 import math
 import threading
 import time
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -120,25 +121,48 @@ def plan_folder(utterances: list[Utterance], folder: Path, audio_folder: Path, s
     if settings.format not in FORMATS:
         raise MkcError(f"format is {settings.format!r}; expected one of {', '.join(FORMATS)}")
     for part in (folder, audio_folder):
-        if part.exists() and not part.is_dir():
-            raise OutputError(f"{part}: is there, and is no folder")
+        try:
+            if part.exists() and not part.is_dir():
+                raise OutputError(f"{part}: is there, and is no folder")
+        except OSError as error:
+            raise OutputError(f"{part}: cannot be used ({error.strerror})") from None
     outputs = {utterance.id: audio_folder / f"{utterance.id}.{settings.format}" for utterance in utterances}
     if _folds_case(folder):
-        folded = Counter(name.casefold() for name in outputs)
+        folded = Counter(_folded(name) for name in outputs)
         for name in outputs:
-            if folded[name.casefold()] > 1:
+            if folded[_folded(name)] > 1:
                 raise ListError(f"{name}: another id differs only in case, and would write the same file")
-    for utterance in utterances:
-        if utterance.command is None and _same_file(outputs[utterance.id], utterance.path):
-            raise OutputError(f"{outputs[utterance.id]}: is the recording itself; choose another output folder")
-    return Folder(folder, utterances, outputs)
+    planned = Folder(folder, utterances, outputs)
+    check_recordings([planned])
+    return planned
 
 
-def _same_file(output: Path, recording: Path) -> bool:
+def check_recordings(folders: Sequence[Folder]) -> None:
+    """Refuse to replace what is still to be read: an output of any folder that is a recording of any.
+
+    Raises:
+        OutputError: An output is one.
+    """
+    replaced = {file: output for folder in folders for output in folder.outputs.values() if (file := _file_of(output))}
+    recordings = {u.path for folder in folders if replaced for u in folder.utterances if u.command is None}
+    for recording in recordings:
+        output = replaced.get(_file_of(recording))
+        if output is not None:
+            raise OutputError(f"{output}: is the recording {recording} itself; choose another output folder")
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    """What a name leads to, by whatever links; None if nothing is there, or can be."""
     try:
-        return output.samefile(recording)
-    except (OSError, ValueError):  # one is not there, or cannot be: then they are two
-        return False
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _folded(name: str) -> str:
+    """What such file systems compare: neither case nor how accents are put together."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _folds_case(folder: Path) -> bool:
@@ -194,6 +218,7 @@ def run_corpus(
     for device in run.devices:
         check_choice(cuda_index(device), run.provider, run.precision)
     _check_fit(run.model, run.bank)
+    check_recordings(run.folders)
     summary = Summary(files=sum(len(folder.utterances) for folder in run.folders))
     manifests: list[Manifest] = []
     try:

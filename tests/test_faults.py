@@ -633,6 +633,24 @@ def test_workers_leave_with_the_run_even_while_they_load(
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_commands_end_with_the_run(
+    number: int, artifacts: Artifacts, tmp_path: Path, start: Callable, stand_ins: Path
+) -> None:
+    scp = tmp_path / "commands.scp"
+    scp.write_text("c0 sleep 1000 |\nc1 sleep 1000 |\n")
+    process = start(command(artifacts, scp, tmp_path / "out", "--allow-commands"), "Echo")
+
+    def all_of_it() -> list[psutil.Process]:
+        return psutil.Process(process.pid).children(recursive=True)
+
+    wait_until(lambda: any(child.name() == "sleep" for child in all_of_it()), process)
+    begun = all_of_it()
+    os.kill(process.pid, number)
+    process.communicate(timeout=PATIENCE_S)
+    assert_gone(begun)
+
+
 def test_a_signal_before_the_first_worker_ends_the_run(
     artifacts: Artifacts, few: Path, tmp_path: Path, stand_ins: Path
 ) -> None:
