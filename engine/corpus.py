@@ -146,8 +146,9 @@ def check_recordings(folders: Sequence[Folder]) -> None:
     replaced = {file: output for folder in folders for output in folder.outputs.values() if (file := _file_of(output))}
     recordings = {u.path for folder in folders if replaced for u in folder.utterances if u.command is None}
     for recording in recordings:
-        output = replaced.get(_file_of(recording))
-        if output is not None:
+        file = _file_of(recording)
+        if file in replaced:
+            output = replaced[file]
             raise OutputError(f"{output}: is the recording {recording} itself; choose another output folder")
 
 
