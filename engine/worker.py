@@ -59,11 +59,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """An utterance to anonymize and where it goes; ``index`` is its number in the run."""
+    """An utterance to anonymize and where it goes.
+
+    Attributes:
+        index: Its number in the run.
+        utterance: The recording.
+        output: Where its anonymized form goes.
+        audio_s: Seconds of it, as far as its header tells; 0 if not known.
+    """
 
     index: int
     utterance: Utterance
     output: Path
+    audio_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ class Worker:
             try:
                 self.connection.send((kind, *content))
             except OSError:
-                os._exit(1)
+                _leave()
 
     def run(self) -> None:
         """Work until told to stop."""
@@ -164,7 +172,8 @@ class Worker:
             try:
                 message = self.connection.recv()
             except (EOFError, OSError):
-                os._exit(1)  # the scheduler is gone, and nobody would hear of anything more
+                _leave()  # the scheduler is gone, and nobody would hear of anything more
+                return
             if message is None:
                 self.incoming.put(None)
                 return
@@ -241,6 +250,13 @@ class Worker:
         self.send("outcome", number, Outcome(task.index, None, samples / rate, frames, size, seconds, draws))
 
 
+def _leave() -> None:
+    """End this process and, where it leads a group of its own, the commands that it has begun."""
+    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
 def _one_line(task: Task, error: Exception) -> str:
     return f"{task.utterance.path}: {type(error).__name__}: {_short(error)}"
 
@@ -279,7 +295,7 @@ def _leaving_with_scheduler(connection: Connection[Any, Any]) -> Iterator[None]:
     def look_round() -> None:
         while not over.wait(_LOOK_ROUND_S):
             if connection.poll():
-                os._exit(1)
+                _leave()
 
     thread = threading.Thread(target=look_round, daemon=True)
     thread.start()

@@ -24,6 +24,7 @@ __all__ = [
     "MkcError",
     "OutputError",
     "Result",
+    "StoppedError",
     "WriteError",
     "__version__",
 ]
@@ -59,6 +60,10 @@ class OutputError(MkcError):
 
 class WriteError(OutputError):
     """An output could not be written during a run, for want of space as a rule; what was written before is whole."""
+
+
+class StoppedError(MkcError):
+    """A run that had begun could not go on; what was written is whole, and the same command continues."""
 
 
 class DeviceError(MkcError):
