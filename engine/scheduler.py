@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mkc_fast
 from mkc_fast import MkcError
 from mkc_fast.engine.files import remove_temporary
-from mkc_fast.engine.worker import AHEAD, Outcome, Task, WorkerConfig
+from mkc_fast.engine.worker import AHEAD_ON_GPU, EXIT_LOST_DEVICE, Outcome, Task, WorkerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -49,6 +49,7 @@ class WorkerState:
         busy_s: Seconds of computing, of what it has reported.
         ready_at: When it was ready (``time.perf_counter``), None before.
         load_s: Seconds it took to load the models.
+        chosen: What its graphs run on, in one line.
         pid: Of its process.
     """
 
@@ -61,6 +62,7 @@ class WorkerState:
     busy_s: float = 0.0
     ready_at: float | None = None
     load_s: float = 0.0
+    chosen: str = ""
 
     @property
     def device(self) -> str:
@@ -86,6 +88,8 @@ class Scheduler:
         workers: Those at work.
         replaced: How many died and were replaced.
         lost: How many died and were not, since they no longer start.
+        notes: What workers had to say and nobody has taken yet, a line each.
+        chosen: What workers' graphs have run on, a line for each kind.
     """
 
     def __init__(self, configs: Sequence[WorkerConfig]) -> None:
@@ -96,6 +100,8 @@ class Scheduler:
         self.deaths: Counter[int] = Counter()
         self.replaced = 0
         self.lost = 0
+        self.notes: list[str] = []
+        self.chosen: list[str] = []
         self._number = 0
         self._any_outcome = False
         self._stopping = False
@@ -165,9 +171,9 @@ class Scheduler:
         return worker
 
     def _feed(self) -> None:
-        for batches in range(AHEAD):  # first to those with nothing to do
+        for batches in range(max(config.ahead for config in self.configs)):  # first to those with nothing to do
             for worker in self.workers:
-                if worker.ready_at is not None and len(worker.outstanding) <= batches:
+                if worker.ready_at is not None and len(worker.outstanding) <= batches < worker.config.ahead:
                     self._give(worker)
 
     def _give(self, worker: WorkerState) -> None:
@@ -201,7 +207,11 @@ class Scheduler:
 
     def _take(self, worker: WorkerState, kind: str, *content: Any) -> Outcome | None:
         if kind == "ready":
-            worker.ready_at, worker.load_s = time.perf_counter(), content[0]
+            worker.ready_at, (worker.load_s, worker.chosen) = time.perf_counter(), content
+            if worker.chosen and worker.chosen not in self.chosen:
+                self.chosen.append(worker.chosen)
+        elif kind == "note":
+            self.notes.append(content[0])
         elif kind == "start":
             worker.started = content[0]
         elif kind == "fatal":
@@ -293,6 +303,8 @@ def _import_path() -> str:
 
 
 def _cause(code: int) -> str:
+    if code == EXIT_LOST_DEVICE:
+        return "the device was lost"
     if code == -signal.SIGKILL:
         return "killed, perhaps for want of memory"
     if code < 0:
@@ -316,6 +328,7 @@ def share_out(config: WorkerConfig, devices: Sequence[str], num_proc: int | None
             device=device,
             threads=cores if device == "cpu" else None,
             host_threads=1 if device == "cpu" else max(2, cores // count),
+            ahead=config.ahead if device == "cpu" else AHEAD_ON_GPU,
         )
         for device in chosen
     ]

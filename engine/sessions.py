@@ -31,6 +31,7 @@ from mkc_fast.engine.providers import (
     candidates,
     check_choice,
     default_cache,
+    free_dimensions,
     graph_file,
     profile,
     provider_list,
@@ -64,6 +65,7 @@ class Sessions:
         chosen: One line: what was chosen, and why nothing faster.
         buckets: The sizes that inputs must keep to; None where any will do.
         placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
+        cuda_graph: Whether runs are recorded as CUDA graphs, so that they need the same addresses every time.
     """
 
     wavlm: ort.InferenceSession
@@ -74,6 +76,7 @@ class Sessions:
     chosen: str = ""
     buckets: Buckets | None = None
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
+    cuda_graph: bool = False
 
 
 def open_sessions(
@@ -94,7 +97,7 @@ def open_sessions(
         device: ``cpu`` or ``cuda:<number>``.
         threads: Threads of one operator on the CPU; default: one a core, and one where a GPU does the work.
         provider: ``tensorrt``, ``cuda`` or ``cpu``, taken or refused but never replaced; ``auto``: the fastest that
-            the device can do. TensorRT is tried only with ``tuning.buckets``, since its engines take no other sizes.
+            the device can do. With TensorRT the sizes are ``buckets`` of what this returns, by default ``Buckets()``.
         precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so) or ``bf16`` (TensorRT alone); ``auto``:
             fp32, or tf32 where TensorRT was asked for by name, since it has no fp32.
         cache: Folder for TensorRT's engines; default: the user's cache folder.
@@ -124,8 +127,6 @@ def open_sessions(
     for name in candidates(index, provider):
         plan = Plan(name, precision, index, threads, stream, tuning)
         reason = refusal(name, precision, gpu)
-        if reason is None and name == TENSORRT != provider and tuning.buckets is None:
-            reason = "its engines take no sizes but those that they are built for, and none were given"
         if reason is None:
             try:
                 return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused)
@@ -156,7 +157,8 @@ def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCa
     for graph in GRAPH_FILES:
         path = model / graph_file(graph, plan.precision)
         with _engines(path, graph, info, plan, cache) as (engines, timings):
-            session = _session(path, plan, provider_list(plan, graph, info, engines, timings))
+            sizes = free_dimensions(plan, graph, info)
+            session = _session(path, plan, provider_list(plan, graph, info, engines, timings), sizes)
             if plan.provider != CPU:
                 placement[graph] = _checked_placement(path, plan, session)
         opened.append(session)
@@ -173,6 +175,7 @@ def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCa
         chosen=chosen,
         buckets=(plan.tuning.buckets or Buckets()) if bound else None,
         placement={graph: nodes for graph, nodes in placement.items() if nodes is not None},
+        cuda_graph=plan.tuning.cuda_graph,
     )
 
 
@@ -184,13 +187,17 @@ def _check_half(model: Path) -> None:
         )
 
 
-def _session(path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+def _session(
+    path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]], sizes: dict[str, int]
+) -> ort.InferenceSession:
     """Open one graph, with the provider asked for or not at all."""
     options, settings = ort.SessionOptions(), session_settings(plan)
     for name, value in settings.attributes.items():
         setattr(options, name, value)
     for name, text in settings.entries.items():
         options.add_session_config_entry(name, text)
+    for axis, size in sizes.items():
+        options.add_free_dimension_override_by_name(axis, size)
     try:
         # Without enable_fallback=0, ONNX Runtime prints a provider's failure and goes on with the CPU, now or in a run.
         session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
