@@ -42,11 +42,12 @@ from mkc_fast.engine.providers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.devices import Gpu
+    from mkc_fast.engine.diagnosis import GpuFacts
 
 # ONNX Runtime's errors that are about the file, wherever it was to run; they share no base but Exception.
 _FILE_ERRORS = {"NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel", "ModelLoaded"}
@@ -89,6 +90,7 @@ def open_sessions(
     cache: Path | None = None,
     stream: int | None = None,
     tuning: Tuning | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Sessions:
     """Open the graphs of ``model/`` on a device.
 
@@ -103,6 +105,7 @@ def open_sessions(
         cache: Folder for TensorRT's engines; default: the user's cache folder.
         stream: Address of a CUDA stream to run on, such as CuPy's ``stream.ptr``; it must outlive the sessions.
         tuning: Sizes and options that a benchmark may vary.
+        progress: Called with a line as each graph is opened; with TensorRT, an engine may be built for minutes.
 
     Raises:
         DeviceError: The device is not here, or cannot do what was asked for.
@@ -118,7 +121,7 @@ def open_sessions(
         plan = Plan(CPU, resolve_precision(provider, precision, None), threads=threads)
         if plan.precision == FP16:
             _check_half(model)
-        return _open(model, info, plan, f"{TITLES[CPU]}, {plan.precision}: the device is cpu", None)
+        return _open(model, info, plan, f"{TITLES[CPU]}, {plan.precision}: the device is cpu", None, progress)
     gpu = driver().gpus[index]
     precision = resolve_precision(provider, precision, gpu)
     if precision == FP16:
@@ -129,7 +132,7 @@ def open_sessions(
         reason = refusal(name, precision, gpu)
         if reason is None:
             try:
-                return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused)
+                return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused, progress)
             except DeviceError as error:
                 reason = str(error)
         if name == provider:
@@ -138,25 +141,51 @@ def open_sessions(
     raise DeviceError(f"device {device}: {'; '.join(refused)}")
 
 
-def _open_on_gpu(model: Path, info: ModelInfo, plan: Plan, gpu: Gpu, cache: Path, refused: list[str]) -> Sessions:
-    facts = gather_gpu_facts((plan.provider,))
-    hindrance = obstacle(facts, plan.provider, gpu.index)
+def check_provider(provider: str, index: int) -> GpuFacts:
+    """Check that nothing keeps a provider from a CUDA device, as far as can be known before a graph is opened.
+
+    Raises:
+        DeviceError: Something does: why, and the command that mends it.
+    """
+    facts = gather_gpu_facts((provider,))
+    hindrance = obstacle(facts, provider, index)
     if hindrance:
         raise DeviceError(f"{hindrance.reason}; {hindrance.mend}" if hindrance.mend else hindrance.reason)
+    return facts
+
+
+def _open_on_gpu(
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    gpu: Gpu,
+    cache: Path,
+    refused: list[str],
+    progress: Callable[[str], None],
+) -> Sessions:
+    facts = check_provider(plan.provider, gpu.index)
     engines = None
     if plan.provider == TENSORRT:
         version = facts.library_version(NVINFER) or "unknown"
         engines = EngineCache(cache, gpu.name, gpu.capability, version, ort.__version__)
     chosen = f"{TITLES[plan.provider]}, {plan.precision}, on cuda:{gpu.index} ({gpu.name})"
-    return _open(model, info, plan, "; ".join([chosen, *refused]), engines)
+    return _open(model, info, plan, "; ".join([chosen, *refused]), engines, progress)
 
 
-def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCache | None) -> Sessions:
+def _open(
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    chosen: str,
+    cache: EngineCache | None,
+    progress: Callable[[str], None],
+) -> Sessions:
     opened: list[ort.InferenceSession] = []
     placement: dict[str, dict[str, int] | None] = {}
     for graph in GRAPH_FILES:
         path = model / graph_file(graph, plan.precision)
         with _engines(path, graph, info, plan, cache) as (engines, timings):
+            progress(f"{path.name}: {'opening' if timings is None else 'building its engine'}")
             sizes = free_dimensions(plan, graph, info)
             session = _session(path, plan, provider_list(plan, graph, info, engines, timings), sizes)
             if plan.provider != CPU:

@@ -41,7 +41,7 @@ class NumpyRows:
         return rows.copy()
 
     def fade(self, old: NDArray[np.float32], fresh: NDArray[np.float32]) -> NDArray[np.float32]:
-        ramp = ((np.arange(len(old), dtype=np.float32) + 0.5) / len(old))[:, None]
+        ramp = ((np.arange(len(old), dtype=np.float32) + np.float32(0.5)) / np.float32(len(old)))[:, None]
         return old * (1 - ramp) + fresh * ramp
 
 

@@ -178,7 +178,14 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to stop."""
-        logging.getLogger("mkc_fast").addHandler(_Notes(self.send))
+        notes, logger = _Notes(self.send), logging.getLogger("mkc_fast")
+        logger.addHandler(notes)
+        try:
+            self._work()
+        finally:
+            logger.removeHandler(notes)
+
+    def _work(self) -> None:
         threading.Thread(target=self._receive, daemon=True).start()
         self.send("ready", self.load_s, getattr(self.anonymizer, "chosen", ""))
         writing: deque[list[Future[None]]] = deque()
@@ -188,7 +195,8 @@ class Worker:
             if computing is not None:
                 writing.append(self._finish(computing))
             if begun is not None:
-                self.send("start", begun.number)  # of several on the device, the oldest is the one to blame
+                if computing is not None:
+                    self.send("start", begun.number)  # of several on the device, the oldest is the one to blame
                 if begun.pending is None or begun.pending.done:
                     writing.append(self._finish(begun))
                     begun = None
