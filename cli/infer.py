@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mkc_fast import MkcError
+from mkc_fast.cli.choices import Precision, Provider
 from mkc_fast.cli.show import counting, steps
 
 if TYPE_CHECKING:
@@ -30,26 +31,6 @@ class Mode(str, Enum):
 
     audio = "audio"
     frame = "frame"
-
-
-class Provider(str, Enum):
-    """What runs the graphs."""
-
-    auto = "auto"
-    tensorrt = "tensorrt"
-    cuda = "cuda"
-    cpu = "cpu"
-
-
-class Precision(str, Enum):
-    """Of the graphs' arithmetic."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    tf32 = "tf32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
 
 
 class Format(str, Enum):

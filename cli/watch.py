@@ -35,12 +35,18 @@ class Watch:
         self.recent: deque[tuple[float, float]] = deque()
         self.said = time.perf_counter()
         self.drawn = 0.0
+        self.chosen = 0  # lines shown
 
     def __call__(self, status: Status) -> None:
         """Show failures at once, the rest from time to time."""
         if status.failure is not None:
             name, why = status.failure
             errors.print(f"failed: {name}: {why}", soft_wrap=True)
+        for note in status.notes:
+            errors.print(f"note: {note}", soft_wrap=True)
+        while not self.quiet and len(status.summary.chosen) > self.chosen:
+            errors.print(status.summary.chosen[self.chosen], soft_wrap=True)
+            self.chosen += 1
         now = time.perf_counter()
         if now - self.drawn < 0.2 and status.failure is None:
             return

@@ -70,6 +70,7 @@ class Summary:
         replaced_workers: Workers that died and were replaced.
         lost_workers: Workers that died again and again while they started, and were given up.
         interrupted: Whether the run was stopped before its end.
+        chosen: What the workers' graphs ran on, and why nothing faster, a line for each kind of device.
     """
 
     files: int = 0
@@ -83,6 +84,7 @@ class Summary:
     replaced_workers: int = 0
     lost_workers: int = 0
     interrupted: bool = False
+    chosen: list[str] = field(default_factory=list)
 
     @property
     def rtfx(self) -> float:
@@ -101,6 +103,7 @@ class Status:
         elapsed_s: Since the end of the start-up.
         workers: One of each.
         failure: The utterance that has just failed, and why.
+        notes: What workers have just had to say, a line each.
     """
 
     summary: Summary
@@ -108,6 +111,7 @@ class Status:
     elapsed_s: float
     workers: list[WorkerState]
     failure: tuple[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def plan_folder(utterances: list[Utterance], folder: Path, audio_folder: Path, settings: Settings) -> Folder:
@@ -301,7 +305,8 @@ def _work(
             summary.wall_s, summary.start_up_s = now - begin, (started_at or now) - begin
             summary.replaced_workers, summary.lost_workers = scheduler.replaced, scheduler.lost
             elapsed = 0.0 if started_at is None else now - started_at
-            yield Status(summary, max(0.0, remaining), elapsed, scheduler.workers, failure)
+            summary.chosen, notes, scheduler.notes = scheduler.chosen, tuple(scheduler.notes), []
+            yield Status(summary, max(0.0, remaining), elapsed, scheduler.workers, failure, notes)
     summary.interrupted = stopped() and summary.written + len(summary.failed) < len(tasks)
 
 

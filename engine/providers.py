@@ -259,6 +259,21 @@ def session_settings(plan: Plan) -> SessionSettings:
     return SessionSettings(attributes, entries)
 
 
+def free_dimensions(plan: Plan, graph: str, info: ModelInfo) -> dict[str, int]:
+    """Sizes of a graph's free axes, where every run has them: shape arithmetic then folds away when it is opened.
+
+    The vocoder has no such arithmetic, and runs with windows of the end, too, which are shorter.
+    """
+    if not plan.tuning.fixed or plan.tuning.buckets is None or graph == VOCODER_FILE:
+        return {}
+    shapes = profile(graph, plan.tuning.buckets, info).most
+    if graph == WAVLM_FILE:
+        batch, samples = shapes["waveform"]
+        return {"batch": batch, "samples": samples}
+    batch, frames, _ = shapes["features"]
+    return {"batch": batch, "frames": frames}
+
+
 def provider_list(
     plan: Plan, graph: str, info: ModelInfo, engines: Path | None = None, timings: Path | None = None
 ) -> list[tuple[str, dict[str, str]]]:
@@ -381,8 +396,8 @@ def profile(graph: str, buckets: Buckets, info: ModelInfo) -> Profile:
     window = max(buckets.window_frames, 4 * info.vocoder_reach)
     windows = batch * len(exact_windows(most, window, info.vocoder_reach))
     window = min(window, most)
-    if buckets.fixed:
-        return Profile(*(_features(windows, window, info) for _ in range(3)))
+    if buckets.fixed:  # but for windows of the end, and for what is shorter than those
+        return Profile(_features(1, 1, info), *(_features(windows, window, info) for _ in range(2)))
     return Profile(
         _features(1, 1, info),
         _features(batch * len(exact_windows(typical, window, info.vocoder_reach)), window, info),

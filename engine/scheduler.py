@@ -19,7 +19,7 @@ import mkc_fast
 from mkc_fast import MkcError
 from mkc_fast.engine.files import remove_temporary
 from mkc_fast.engine.patience import DEFAULT_TIMEOUT_S, Clock, Silence, is_stopped
-from mkc_fast.engine.worker import AHEAD, Outcome, Task, WorkerConfig
+from mkc_fast.engine.worker import AHEAD_ON_GPU, EXIT_LOST_DEVICE, Outcome, Task, WorkerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -56,6 +56,7 @@ class WorkerState:
         ready_at: When it was ready (``time.perf_counter``), None before.
         load_s: Seconds it took to load the models.
         silence: How long it has said nothing.
+        chosen: What its graphs run on, in one line.
         pid: Of its process.
     """
 
@@ -69,6 +70,7 @@ class WorkerState:
     ready_at: float | None = None
     load_s: float = 0.0
     silence: Silence = field(default_factory=Silence)
+    chosen: str = ""
 
     @property
     def device(self) -> str:
@@ -108,6 +110,8 @@ class Scheduler:
         workers: Those at work.
         replaced: How many died and were replaced.
         lost: How many died and were not, since they no longer start.
+        notes: What workers had to say and nobody has taken yet, a line each.
+        chosen: What workers' graphs have run on, a line for each kind.
     """
 
     def __init__(self, configs: Sequence[WorkerConfig], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -126,6 +130,8 @@ class Scheduler:
         self.deaths: Counter[int] = Counter()
         self.replaced = 0
         self.lost = 0
+        self.notes: list[str] = []
+        self.chosen: list[str] = []
         self._number = 0
         self._any_outcome = False
         self._stopping = False
@@ -199,9 +205,9 @@ class Scheduler:
         return worker
 
     def _feed(self) -> None:
-        for batches in range(AHEAD):  # first to those with nothing to do
+        for batches in range(max(config.ahead for config in self.configs)):  # first to those with nothing to do
             for worker in self.workers:
-                if worker.ready_at is not None and len(worker.outstanding) <= batches:
+                if worker.ready_at is not None and len(worker.outstanding) <= batches < worker.config.ahead:
                     self._give(worker)
 
     def _give(self, worker: WorkerState) -> None:
@@ -255,8 +261,12 @@ class Scheduler:
     def _take(self, worker: WorkerState, kind: str, *content: Any) -> Outcome | None:
         worker.silence.heard()
         if kind == "ready":
-            worker.ready_at, worker.load_s = time.perf_counter(), content[0]
+            worker.ready_at, (worker.load_s, worker.chosen) = time.perf_counter(), content
             worker.silence = Silence()  # loading says nothing about its pace
+            if worker.chosen and worker.chosen not in self.chosen:
+                self.chosen.append(worker.chosen)
+        elif kind == "note":
+            self.notes.append(content[0])
         elif kind == "start":
             worker.started = content[0]
         elif kind == "fatal":
@@ -346,6 +356,8 @@ def _import_path() -> str:
 
 
 def _cause(code: int) -> str:
+    if code == EXIT_LOST_DEVICE:
+        return "the device was lost"
     if code == -signal.SIGKILL:
         return "killed, perhaps for want of memory"
     if code < 0:
@@ -369,6 +381,7 @@ def share_out(config: WorkerConfig, devices: Sequence[str], num_proc: int | None
             device=device,
             threads=cores if device == "cpu" else None,
             host_threads=1 if device == "cpu" else max(2, cores // count),
+            ahead=config.ahead if device == "cpu" else AHEAD_ON_GPU,
         )
         for device in chosen
     ]

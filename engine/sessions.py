@@ -33,6 +33,7 @@ from mkc_fast.engine.providers import (
     candidates,
     check_choice,
     default_cache,
+    free_dimensions,
     graph_file,
     profile,
     provider_list,
@@ -42,11 +43,12 @@ from mkc_fast.engine.providers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.devices import Gpu
+    from mkc_fast.engine.diagnosis import GpuFacts
 
 # ONNX Runtime's errors that are about the file, wherever it was to run; they share no base but Exception.
 _FILE_ERRORS = {"NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel", "ModelLoaded"}
@@ -65,6 +67,7 @@ class Sessions:
         chosen: One line: what was chosen, and why nothing faster.
         buckets: The sizes that inputs must keep to; None where any will do.
         placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
+        cuda_graph: Whether runs are recorded as CUDA graphs, so that they need the same addresses every time.
     """
 
     wavlm: ort.InferenceSession
@@ -75,6 +78,7 @@ class Sessions:
     chosen: str = ""
     buckets: Buckets | None = None
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
+    cuda_graph: bool = False
 
 
 def open_sessions(
@@ -87,6 +91,7 @@ def open_sessions(
     cache: Path | None = None,
     stream: int | None = None,
     tuning: Tuning | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Sessions:
     """Open the graphs of ``model/`` on a device.
 
@@ -95,13 +100,14 @@ def open_sessions(
         device: ``cpu`` or ``cuda:<number>``.
         threads: Threads of one operator on the CPU; default: one a core, and one where a GPU does the work.
         provider: ``tensorrt``, ``cuda`` or ``cpu``, taken or refused but never replaced; ``auto``: the fastest that
-            the device can do. TensorRT is tried only with ``tuning.buckets``, since its engines take no other sizes.
-        precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so) or ``bf16`` (TensorRT alone),
-            ``int8`` (a CPU alone, and needs graphs exported so); ``auto``:
+            the device can do. With TensorRT the sizes are ``buckets`` of what this returns, by default ``Buckets()``.
+        precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so), ``bf16`` (TensorRT alone), or ``int8`` (a
+            CPU alone, and needs graphs exported so); ``auto``:
             fp32, or tf32 where TensorRT was asked for by name, since it has no fp32.
         cache: Folder for TensorRT's engines, and for what a CPU prepares; default: the user's cache folder.
         stream: Address of a CUDA stream to run on, such as CuPy's ``stream.ptr``; it must outlive the sessions.
         tuning: Sizes and options that a benchmark may vary.
+        progress: Called with a line as each graph is opened; with TensorRT, an engine may be built for minutes.
 
     Raises:
         DeviceError: The device is not here, or cannot do what was asked for.
@@ -126,11 +132,9 @@ def open_sessions(
     for name in candidates(index, provider):
         plan = Plan(name, precision, index, threads, stream, tuning)
         reason = refusal(name, precision, gpu)
-        if reason is None and name == TENSORRT != provider and tuning.buckets is None:
-            reason = "its engines take no sizes but those that they are built for, and none were given"
         if reason is None:
             try:
-                return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused)
+                return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused, progress)
             except DeviceError as error:
                 reason = str(error)
         if name == provider:
@@ -139,26 +143,53 @@ def open_sessions(
     raise DeviceError(f"device {device}: {'; '.join(refused)}")
 
 
-def _open_on_gpu(model: Path, info: ModelInfo, plan: Plan, gpu: Gpu, cache: Path, refused: list[str]) -> Sessions:
-    facts = gather_gpu_facts((plan.provider,))
-    hindrance = obstacle(facts, plan.provider, gpu.index)
+def check_provider(provider: str, index: int) -> GpuFacts:
+    """Check that nothing keeps a provider from a CUDA device, as far as can be known before a graph is opened.
+
+    Raises:
+        DeviceError: Something does: why, and the command that mends it.
+    """
+    facts = gather_gpu_facts((provider,))
+    hindrance = obstacle(facts, provider, index)
     if hindrance:
         raise DeviceError(f"{hindrance.reason}; {hindrance.mend}" if hindrance.mend else hindrance.reason)
+    return facts
+
+
+def _open_on_gpu(
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    gpu: Gpu,
+    cache: Path,
+    refused: list[str],
+    progress: Callable[[str], None],
+) -> Sessions:
+    facts = check_provider(plan.provider, gpu.index)
     engines = None
     if plan.provider == TENSORRT:
         version = facts.library_version(NVINFER) or "unknown"
         engines = EngineCache(cache, gpu.name, gpu.capability, version, ort.__version__)
     chosen = f"{TITLES[plan.provider]}, {plan.precision}, on cuda:{gpu.index} ({gpu.name})"
-    return _open(model, info, plan, "; ".join([chosen, *refused]), engines)
+    return _open(model, info, plan, "; ".join([chosen, *refused]), engines, progress)
 
 
-def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCache | None) -> Sessions:
+def _open(
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    chosen: str,
+    cache: EngineCache | None,
+    progress: Callable[[str], None],
+) -> Sessions:
     opened: list[ort.InferenceSession] = []
     placement: dict[str, dict[str, int] | None] = {}
     for graph in GRAPH_FILES:
         path = model / graph_file(graph, plan.precision)
         with _engines(path, graph, info, plan, cache) as (engines, timings):
-            session = _session(path, plan, provider_list(plan, graph, info, engines, timings))
+            progress(f"{path.name}: {'opening' if timings is None else 'building its engine'}")
+            sizes = free_dimensions(plan, graph, info)
+            session = _session(path, plan, provider_list(plan, graph, info, engines, timings), sizes)
             placement[graph] = _checked_placement(path, plan, session)
         opened.append(session)
     if None in placement.values():
@@ -174,6 +205,7 @@ def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCa
         chosen=chosen,
         buckets=(plan.tuning.buckets or Buckets()) if bound else None,
         placement={graph: nodes for graph, nodes in placement.items() if nodes is not None},
+        cuda_graph=plan.tuning.cuda_graph,
     )
 
 
@@ -186,9 +218,13 @@ def _check_files(model: Path, precision: str) -> None:
         )
 
 
-def _session(path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+def _session(
+    path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]], sizes: dict[str, int]
+) -> ort.InferenceSession:
     """Open one graph, with the provider asked for or not at all."""
     options = configured(ort.SessionOptions(), plan)
+    for axis, size in sizes.items():
+        options.add_free_dimension_override_by_name(axis, size)
     try:
         # Without enable_fallback=0, ONNX Runtime prints a provider's failure and goes on with the CPU, now or in a run.
         session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)

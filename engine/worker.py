@@ -1,13 +1,15 @@
 """A worker process: loads the models once, then decodes, anonymizes and writes batches until it is told to stop.
 
-Decoding of the next batch and writing of the last one go on in threads while the device works on the current one. What
-is in flight is bounded by the parent, which never sends more than ``AHEAD`` batches.
+Decoding of the next batch and writing of the last one go on in threads while the device works on the current one. A GPU
+is given the next batch before the current one's results are asked for, so that it never waits for this process. What is
+in flight is bounded by the parent, which never sends more than ``WorkerConfig.ahead`` batches.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import queue
 import signal
@@ -18,23 +20,28 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from mkc_fast import MkcError, WriteError
+from mkc_fast import LostDeviceError, MkcError, WriteError
 from mkc_fast.engine.audio import read_utterance, write_waveform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from mkc_fast.engine.anonymizer import Anonymizer, Result
+    from mkc_fast.engine.anonymizer import Anonymizer, PendingBatch, Result
     from mkc_fast.engine.lists import Utterance
 
+_T = TypeVar("_T")
 # One batch on the device, one being decoded.
 AHEAD = 2
+# On a GPU one more waits behind the one that is computed.
+AHEAD_ON_GPU = 3
+# The exit code of a worker whose device is lost, so that no other can be meant.
+EXIT_LOST_DEVICE = 71
 _LOOK_ROUND_S = 0.5
 
 
@@ -102,6 +109,7 @@ class WorkerConfig:
         provider: As in ``Anonymizer.load``.
         precision: As in ``Anonymizer.load``.
         factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
+        ahead: Batches that it is sent before it has reported the first.
     """
 
     model: Path
@@ -114,6 +122,7 @@ class WorkerConfig:
     provider: str = "auto"
     precision: str = "auto"
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
+    ahead: int = AHEAD
 
 
 @dataclass
@@ -121,6 +130,26 @@ class _Batch:
     number: int
     tasks: list[Task]
     waveforms: list[Future[tuple[NDArray[np.float32], float]]]
+
+
+@dataclass
+class _Begun:
+    """A batch that is computed: what of it was read, and what is to come of it (None if it could not begin)."""
+
+    number: int
+    read: list[tuple[Task, NDArray[np.float32], float]]
+    pending: PendingBatch | None
+
+
+class _Notes(logging.Handler):
+    """Sends what the engine has to say to the scheduler."""
+
+    def __init__(self, send: Callable[[str, str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.send("note", " ".join(record.getMessage().split()))
 
 
 class Worker:
@@ -131,6 +160,7 @@ class Worker:
         self.config = config
         self.sending = threading.Lock()
         self.incoming: queue.Queue[_Batch | None] = queue.Queue()
+        self._ended = False
         self.readers = ThreadPoolExecutor(config.host_threads, "read")
         self.writers = ThreadPoolExecutor(config.host_threads, "write")
         module, _, name = config.factory.partition(":")
@@ -156,15 +186,44 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to stop."""
+        notes, logger = _Notes(self.send), logging.getLogger("mkc_fast")
+        logger.addHandler(notes)
+        try:
+            self._work()
+        finally:
+            logger.removeHandler(notes)
+
+    def _work(self) -> None:
         threading.Thread(target=self._receive, daemon=True).start()
-        self.send("ready", self.load_s)
+        self.send("ready", self.load_s, getattr(self.anonymizer, "chosen", ""))
         writing: deque[list[Future[None]]] = deque()
-        while (batch := self.incoming.get()) is not None:
-            writing.append(self._anonymize(batch))
+        computing: _Begun | None = None
+        while (batch := self._next(waiting=computing is None)) is not None or computing is not None:
+            begun = None if batch is None else self._begin(batch, alone=computing is None)
+            if computing is not None:
+                writing.append(self._finish(computing))
+            if begun is not None:
+                if computing is not None:
+                    self.send("start", begun.number)  # of several on the device, the oldest is the one to blame
+                if begun.pending is None or begun.pending.done:
+                    writing.append(self._finish(begun))
+                    begun = None
+            computing = begun
             while len(writing) > 1:
                 wait(writing.popleft())
         while writing:
             wait(writing.popleft())
+
+    def _next(self, *, waiting: bool) -> _Batch | None:
+        """The next batch, None at the end, or when there is none yet and nothing to wait for it."""
+        if self._ended:
+            return None
+        try:
+            batch = self.incoming.get(block=waiting)
+        except queue.Empty:
+            return None
+        self._ended = batch is None
+        return batch
 
     def _receive(self) -> None:
         """Take batches and begin to decode them at once; leave with the scheduler."""
@@ -186,8 +245,8 @@ class Worker:
         waveform = read_utterance(task.utterance, info.sample_rate, info.min_samples)
         return waveform, time.perf_counter() - begin
 
-    def _anonymize(self, batch: _Batch) -> list[Future[None]]:
-        """Run a batch and begin to write its results."""
+    def _begin(self, batch: _Batch, *, alone: bool) -> _Begun:
+        """Begin to compute a batch; on a GPU, without waiting for what is before it."""
         read: list[tuple[Task, NDArray[np.float32], float]] = []
         for task, future in zip(batch.tasks, batch.waveforms, strict=True):
             try:
@@ -196,42 +255,61 @@ class Worker:
                 self.send("outcome", batch.number, Outcome(task.index, error=str(error)))
             except Exception as error:  # a decoder's own failure is this recording's, not the run's
                 self.send("outcome", batch.number, Outcome(task.index, error=_one_line(task, error)))
-        self.send("start", batch.number)
-        waveforms = [waveform for _, waveform, _ in read]
+        if alone:
+            self.send("start", batch.number)
+        submit = getattr(self.anonymizer, "submit_batch", None)
+        if submit is None or not read:
+            return _Begun(batch.number, read, None)
+        try:
+            return _Begun(batch.number, read, self._batch(submit, read))
+        except LostDeviceError as error:
+            self._leave(error)
+        except Exception:  # whichever utterance is at fault is found when it is finished
+            return _Begun(batch.number, read, None)
+
+    def _finish(self, begun: _Begun) -> list[Future[None]]:
+        """Wait for a batch's results and begin to write them."""
         futures = []
-        for (task, waveform, read_s), result in zip(read, self._results(read, waveforms), strict=True):
+        for (task, waveform, read_s), result in zip(begun.read, self._results(begun), strict=True):
             if isinstance(result, str):
-                self.send("outcome", batch.number, Outcome(task.index, error=result))
+                self.send("outcome", begun.number, Outcome(task.index, error=result))
             else:
-                futures.append(self.writers.submit(self._write, batch.number, task, len(waveform), read_s, result))
+                futures.append(self.writers.submit(self._write, begun.number, task, len(waveform), read_s, result))
         return futures
 
-    def _results(
-        self, read: list[tuple[Task, NDArray[np.float32], float]], waveforms: list[NDArray[np.float32]]
-    ) -> list[Result | str]:
+    def _results(self, begun: _Begun) -> list[Result | str]:
         """The results of a batch; if it fails as a whole, of each utterance alone, or its error."""
-        if len(read) > 1:
-            try:
-                return list(self._batch([task for task, _, _ in read], waveforms))
-            except Exception:  # noqa: S110 - whichever utterance is at fault is found below
-                pass
+        try:
+            if begun.pending is not None:
+                return list(begun.pending.result())
+            if len(begun.read) > 1:
+                return list(self._batch(self.anonymizer.anonymize_batch, begun.read))
+        except LostDeviceError as error:
+            self._leave(error)
+        except Exception:  # noqa: S110 - whichever utterance is at fault is found below
+            pass
         results: list[Result | str] = []
-        for task, waveform, _ in read:
+        for task, waveform, read_s in begun.read:
             try:
-                results += self._batch([task], [waveform])
+                results += self._batch(self.anonymizer.anonymize_batch, [(task, waveform, read_s)])
+            except LostDeviceError as error:
+                self._leave(error)
             except MkcError as error:
                 results.append(f"{task.utterance.path}: {error}")
             except Exception as error:
                 results.append(_one_line(task, error))
         return results
 
-    def _batch(self, tasks: list[Task], waveforms: list[NDArray[np.float32]]) -> list[Result]:
+    def _leave(self, error: LostDeviceError) -> NoReturn:
+        """Die with the device: a process whose device is lost can do nothing more; another one may."""
+        self.send("note", str(error))
+        os._exit(EXIT_LOST_DEVICE)
+
+    def _batch(self, run: Callable[..., _T], read: list[tuple[Task, NDArray[np.float32], float]]) -> _T:
         settings = self.config.settings
-        ids = [task.utterance.id for task in tasks]
+        waveforms, ids = [waveform for _, waveform, _ in read], [task.utterance.id for task, _, _ in read]
         # The scheduler has chosen what runs together: all of it does.
-        return self.anonymizer.anonymize_batch(
-            waveforms, settings.mode, settings.stride, settings.seed, ids, batch_s=float("inf")
-        )
+        return run(waveforms, settings.mode, settings.stride, settings.seed, ids, batch_s=float("inf"))
 
     def _write(self, number: int, task: Task, samples: int, read_s: float, result: Result) -> None:
         begin = time.perf_counter()

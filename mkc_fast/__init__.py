@@ -20,7 +20,9 @@ __all__ = [
     "BankError",
     "CheckpointError",
     "DeviceError",
+    "DeviceMemoryError",
     "ListError",
+    "LostDeviceError",
     "MkcError",
     "OutputError",
     "Result",
@@ -67,7 +69,15 @@ class StoppedError(MkcError):
 
 
 class DeviceError(MkcError):
-    """The device or provider asked for is not there."""
+    """The device or provider asked for is not there, or fails."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The device has no memory left for so much at once."""
+
+
+class LostDeviceError(DeviceError):
+    """The device answers this process no more; a new process may be able to use it."""
 
 
 def __getattr__(name: str) -> object:
