@@ -1,0 +1,162 @@
+"""The tables that ``mkc-fast bench`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from mkc_fast.cli.show import console
+from mkc_fast.engine.bench_records import short
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    table = Table(*columns, box=None, pad_edge=False)
+    for column in table.columns[left:]:
+        column.justify = "right"
+    return table
+
+
+def _show(table: Table) -> None:
+    console.print(table)
+    console.print()
+
+
+def heading(record: dict[str, Any]) -> None:
+    """What ran, and on what."""
+    target, machine = record["target"], record["machine"]
+    where = machine["gpu"] if target["device"] != "cpu" else f"{machine['cpu']}, {machine['cores']} cores"
+    console.print(
+        f"{record['bench']}: {target['weights']} weights, D {target['dim']}, {target['entries']} bank entries; "
+        f"{target['device']}, {target['precision']}, {target['threads'] or 'default'} threads; {where}; "
+        f"{record['commit']}, {record['date']}",
+        soft_wrap=True,
+    )
+    rates = record.get("ceilings")
+    if rates:
+        products = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates["gemm_gflops"].items())
+        console.print(f"ceilings: GEMM {products} GFLOP/s; copy {rates['copy_gbs']:g} GB/s", soft_wrap=True)
+    console.print()
+
+
+def latency_table(record: dict[str, Any]) -> None:
+    """Milliseconds by length and stage."""
+    heading(record)
+    stages = list(record["cases"][0]["warm_s"])
+    table = _table("utterance", "", *stages, "RTFx", "runs", left=2)
+    for case in record["cases"]:
+        rows = {"first call": case["first_s"]}
+        rows |= {name: {stage: case["warm_s"][stage][name] for stage in stages} for name in ("p50", "p95", "p99")}
+        for index, (name, row) in enumerate(rows.items()):
+            table.add_row(
+                f"{case['length_s']:g} s" if index == 0 else "",
+                name,
+                *(_milliseconds(row[stage]) for stage in stages),
+                f"{short(case['length_s'] / row['all']):g}",
+                str(case["warm_s"]["all"]["runs"]) if name == "p50" else "",
+            )
+    _show(table)
+    start_up = record["start_up"]
+    if start_up:
+        parts = start_up["median_s"]
+        console.print(
+            f"start-up: {parts['ready_s']:g} s from a process's start to its first output of "
+            f"{start_up['length_s']:g} s (imports {parts['import_s']:g}, loading {parts['load_s']:g}, first output "
+            f"{parts['first_output_s']:g}); median of {len(start_up['runs'])}",
+            soft_wrap=True,
+        )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2f} ms"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
+
+
+def throughput_table(record: dict[str, Any]) -> None:
+    """RTFx of each way to run, and the ratio to the practice."""
+    heading(record)
+    device, through = record["device_only"], record["files_to_files"]
+    table = _table("mode", "how", "RTFx", "of GEMM rate", left=2)
+    for case in device["cases"]:
+        how = f"batches of {case['batch_s']:g} s" if case["batch_s"] else "one by one"
+        table.add_row(case["mode"], f"device only, {how}", f"{case['rtfx']:g}", _percent(case["utilization"]))
+    for case in through["cases"]:
+        how = f"files to files, {case['workers']} worker{'s' * (case['workers'] > 1)}"
+        table.add_row(case["mode"], how, f"{case['rtfx']:g}", _percent(case["utilization"]))
+    _show(table)
+    console.print(
+        f"device only: {device['utterances']} utterances, {device['audio_s']:g} s; "
+        f"files to files: {through['utterances']}, {through['audio_s']:g} s",
+        soft_wrap=True,
+    )
+    comparison = record.get("comparison")
+    if comparison:
+        console.print()
+        table = _table("mode", "mkc-fast RTFx", "practice RTFx", "ratio", "by utterance (quartiles)", "by round")
+        for row in comparison["modes"]:
+            each = row["ratio_by_utterance"]
+            table.add_row(
+                row["mode"],
+                f"{row['ours_rtfx']:g}",
+                f"{row['practice_rtfx']:g}",
+                f"{row['ratio']:g}",
+                f"{each['median']:g} ({each['quartile_1']:g} to {each['quartile_3']:g})",
+                " ".join(f"{ratio:g}" for ratio in row["ratio_by_round"]),
+            )
+        _show(table)
+        console.print(
+            f"{comparison['utterances']} utterances, {comparison['audio_s']:g} s, {comparison['rounds']} rounds; "
+            f"cluster ids the same for {100 * comparison['same_cluster_ids']:g} % of frames; largest difference of a "
+            f"sample where all are: {comparison['largest_difference']:g}",
+            soft_wrap=True,
+        )
+
+
+def lookup_table(record: dict[str, Any]) -> None:
+    """Frames a second by back end."""
+    heading(record)
+    names = list(dict.fromkeys(name for case in record["cases"] for name in case["frames_a_second"]))
+    table = _table("N", "T", "stride", *(f"{name}\nframes/s" for name in names), left=0)
+    for case in record["cases"]:
+        rates = case["frames_a_second"]
+        table.add_row(
+            str(case["entries"]),
+            str(case["frames"]),
+            str(case["stride"]),
+            *(f"{rates[name]:,.0f}" if name in rates else "" for name in names),
+        )
+    _show(table)
+    for name, why in record["missing"].items():
+        console.print(f"not here: {name}: {why}", soft_wrap=True)
+
+
+def load_table(record: dict[str, Any]) -> None:
+    """Seconds and memory until a bank is ready."""
+    heading(record)
+    table = _table("entries", "who", "ready", "memory (PSS)", "of two processes", left=2)
+    for case in record["cases"]:
+        for who, name in (("mkc-fast", "ours"), ("practice", "practice")):
+            if name not in case:
+                continue
+            one, two = case[name], case.get(f"{name}_two_processes", {})
+            mark = " *" if "extrapolated" in one else ""
+            table.add_row(
+                str(case["entries"]),
+                who,
+                f"{one['ready_s']:.2f} s{mark}",
+                f"{one['pss_mb']:,.0f} MB{mark}" if "pss_mb" in one else "",
+                f"{two['pss_mb_in_all']:,.0f} MB{' *' if 'extrapolated' in two else ''}"
+                if two.get("pss_mb_in_all")
+                else "",
+            )
+    _show(table)
+    for who, run in record["start_up"].items():
+        console.print(
+            f"start-up to the first output of 10 s, {who}: {run['ready_s']:g} s, "
+            f"{run.get('peak_rss_mb', 0):,.0f} MB at the most",
+            soft_wrap=True,
+        )
+    console.print("* extrapolated", soft_wrap=True)
