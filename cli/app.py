@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from mkc_fast import MkcError, WriteError, __version__
+from mkc_fast import MkcError, StoppedError, WriteError, __version__
 from mkc_fast.cli.arguments import normalized
 
 EXIT_BROKEN_PIPE = 1
 EXIT_REFUSED = 2  # bad arguments, checkpoints or lists: nothing was written
-EXIT_STOPPED = 3  # the disk is full, or an output cannot be written: what was written is whole
+EXIT_STOPPED = 3  # a full disk, an output that cannot be written, no worker left: what was written is whole
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -53,11 +54,12 @@ def _add_commands() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program and return its exit code, as the README lists them."""
+    _open_closed_streams()
     _add_commands()
     given = normalized(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=given, standalone_mode=False)
-    except WriteError as error:
+    except (WriteError, StoppedError) as error:
         _refuse(str(error))
         return EXIT_STOPPED
     except MkcError as error:
@@ -77,6 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _refuse(message()) if message() else EXIT_REFUSED
     return code if isinstance(code, int) else 0
+
+
+def _open_closed_streams() -> None:
+    """Open what the caller closed (``>&-``) on nothing: files opened later would else take the streams' places."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
 def _refuse(message: str) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mkc_fast.cli.choices import Precision
 from mkc_fast.cli.show import console, steps
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ def add(app: typer.Typer) -> None:
 
 
 def export(
-    wavlm_ckpt: Annotated[Path, typer.Option(help="WavLM checkpoint (.pt).")],
-    ckpt: Annotated[Path, typer.Option(help="Conformer + vocoder checkpoint, or a vocoder alone.")],
     out: Annotated[Path, typer.Option(help="Directory to make.")],
+    wavlm_ckpt: Annotated[Path | None, typer.Option(help="WavLM checkpoint (.pt).")] = None,
+    ckpt: Annotated[Path | None, typer.Option(help="Conformer + vocoder checkpoint, or a vocoder alone.")] = None,
     hifi_config: Annotated[
         Path | None, typer.Option(help="JSON with the vocoder's sizes, where the checkpoint's are missing.")
     ] = None,
@@ -32,22 +33,65 @@ def export(
     half: Annotated[
         bool, typer.Option("--half", help="Also write half-precision graphs (wavlm.fp16.onnx and so on), for GPUs.")
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also write graphs with linear layers in 8 bits (wavlm.int8.onnx), for CPUs.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory.")] = False,
+    warm: Annotated[
+        bool,
+        typer.Option("--warm", help="Also build TensorRT's engines; without checkpoints, of a model that is there."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="With --warm: the GPU to build for.")] = "cuda:0",
+    precision: Annotated[Precision, typer.Option(help="With --warm: of the engines.")] = Precision.auto,
 ) -> None:
     """Convert published checkpoints into ONNX graphs that run without torch."""
+    from mkc_fast import MkcError
+
+    if warm:
+        from mkc_fast.engine.warm import check_warm
+
+        check_warm(device, precision.value)  # before the work of exporting
+    if wavlm_ckpt is not None and ckpt is not None:
+        _export(wavlm_ckpt, ckpt, out, hifi_config, layer, half=half, int8=int8, overwrite=overwrite)
+    elif not warm or wavlm_ckpt is not None or ckpt is not None:
+        raise MkcError("give --wavlm-ckpt and --ckpt")
+    if warm:
+        _warm(out, device, precision.value)
+
+
+def _export(
+    wavlm_ckpt: Path,
+    ckpt: Path,
+    out: Path,
+    hifi_config: Path | None,
+    layer: int,
+    *,
+    half: bool,
+    int8: bool,
+    overwrite: bool,
+) -> None:
     export_model = load_exporter()
     begin = time.perf_counter()
     with steps() as progress:
         info = export_model(
-            wavlm_ckpt, ckpt, out, hifi_config, layer, half=half, overwrite=overwrite, progress=progress
+            wavlm_ckpt, ckpt, out, hifi_config, layer, half=half, int8=int8, overwrite=overwrite, progress=progress
         )
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     console.print(
         f"{out}: WavLM to layer {info.layer}, {info.conformer_layers} conformer layers, vocoder"
-        f"{', in float32 and float16' if half else ''}; D {info.dim}, "
+        f"{', also in float16' if half else ''}{', also in int8' if int8 else ''}; D {info.dim}, "
         f"{info.sample_rate} Hz, {size:.0f} MB, checked against PyTorch, in {time.perf_counter() - begin:.0f} s",
         soft_wrap=True,
     )
+
+
+def _warm(model: Path, device: str, precision: str) -> None:
+    from mkc_fast.engine.warm import build_engines
+
+    begin = time.perf_counter()
+    with steps() as progress:
+        chosen = build_engines(model, device, precision=precision, progress=progress)
+    console.print(f"{model}: engines ready in {time.perf_counter() - begin:.0f} s: {chosen}", soft_wrap=True)
 
 
 def load_exporter() -> Callable[..., ModelInfo]:

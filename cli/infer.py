@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mkc_fast import MkcError
+from mkc_fast.cli.choices import Precision, Provider
 from mkc_fast.cli.show import counting, steps
 
 if TYPE_CHECKING:
@@ -30,25 +31,6 @@ class Mode(str, Enum):
 
     audio = "audio"
     frame = "frame"
-
-
-class Provider(str, Enum):
-    """What runs the graphs."""
-
-    auto = "auto"
-    tensorrt = "tensorrt"
-    cuda = "cuda"
-    cpu = "cpu"
-
-
-class Precision(str, Enum):
-    """Of the graphs' arithmetic."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    tf32 = "tf32"
-    fp16 = "fp16"
-    bf16 = "bf16"
 
 
 class Format(str, Enum):
@@ -94,6 +76,15 @@ def infer(
     ] = 40.0,
     format_: Annotated[Format, typer.Option("--format", help="Of the outputs, 16-bit.")] = Format.wav,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, whatever the folder holds.")] = False,
+    timeout_seconds: Annotated[
+        float,
+        typer.Option(
+            "--timeout-seconds",
+            "--timeout-s",
+            min=0,
+            help="A worker silent for longer, beyond what its audio explains, is replaced (0: never).",
+        ),
+    ] = 900.0,
     record_draws: Annotated[
         bool, typer.Option("--record-draws", help="Put each frame's model into the manifest; it helps an attacker.")
     ] = False,
@@ -131,6 +122,7 @@ def infer(
         batch_s=batch_seconds,
         max_window_s=max_window_seconds,
         overwrite=overwrite,
+        timeout_s=timeout_seconds,
         provider=provider.value,
         precision=precision.value,
     )
@@ -199,7 +191,7 @@ def _folders(
         if audio_scp is not None or output_dir is not None:
             raise MkcError("give --data-dir, or --audio-scp and --output-dir, not both")
         directories = [read_data_directory(path, suffix, allow_commands=allow_commands) for path in data_dirs]
-        twice = {directory.out for directory in directories}
+        twice = {directory.out.resolve() for directory in directories}
         if len(twice) != len(directories):
             raise MkcError("a --data-dir is there twice")
         return [plan_folder(d.utterances, d.out, d.out / "wav", settings) for d in directories], directories

@@ -35,12 +35,18 @@ class Watch:
         self.recent: deque[tuple[float, float]] = deque()
         self.said = time.perf_counter()
         self.drawn = 0.0
+        self.chosen = 0  # lines shown
 
     def __call__(self, status: Status) -> None:
         """Show failures at once, the rest from time to time."""
         if status.failure is not None:
             name, why = status.failure
             errors.print(f"failed: {name}: {why}", soft_wrap=True)
+        for note in status.notes:
+            errors.print(f"note: {note}", soft_wrap=True)
+        while not self.quiet and len(status.summary.chosen) > self.chosen:
+            errors.print(status.summary.chosen[self.chosen], soft_wrap=True)
+            self.chosen += 1
         now = time.perf_counter()
         if now - self.drawn < 0.2 and status.failure is None:
             return
@@ -73,7 +79,7 @@ class Watch:
         return (
             f"[{status.elapsed_s:7.0f} s] {done} of {summary.files}, {len(summary.failed)} failed, "
             f"{summary.audio_s:.0f} s of audio, RTFx {self._rtfx_now():.1f} now, {summary.rtfx:.1f} overall, "
-            f"{_time(_left(status))} left"
+            f"{_time(_left(status))} left{''.join(f', {trouble}' for trouble in _troubles(summary))}"
         )
 
     def _table(self, status: Status) -> RenderableType:
@@ -101,11 +107,20 @@ class Watch:
                 else f"{min(1.0, worker.busy_s / max(alive, 1e-9)):4.0%} busy"
             )
             rows.add_row(f"worker {number}", worker.device, f"pid {worker.pid}", load)
-        return Group(head, rows)
+        return Group(head, rows, *_troubles(summary))
 
 
 def _left(status: Status) -> float | None:
     return status.remaining_s / status.summary.rtfx if status.summary.rtfx else None
+
+
+def _troubles(summary: Summary) -> list[str]:
+    """What became of workers, where anything did."""
+    replaced, lost = summary.replaced_workers, summary.lost_workers
+    return [
+        *([f"{replaced} worker{'s' * (replaced > 1)} died and replaced"] if replaced else []),
+        *([f"{lost} worker{'s' * (lost > 1)} lost (no longer starting)"] if lost else []),
+    ]
 
 
 def _time(seconds: float | None) -> str:
@@ -132,6 +147,8 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
     console.print(
         f"{summary.written} of {summary.files} recordings written to {folders}{earlier}{failed}{ended}", soft_wrap=True
     )
+    for trouble in _troubles(summary):
+        console.print(trouble)
     if not summary.written:
         return
     work = summary.wall_s - summary.start_up_s
@@ -141,8 +158,6 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
     total = sum(summary.stage_seconds.values()) or 1.0
     for stage, seconds in summary.stage_seconds.items():
         console.print(f"  {stage:<12}{seconds:.2f} s, {100 * seconds / total:.0f} %")
-    if summary.replaced_workers:
-        console.print(f"{summary.replaced_workers} workers died and were replaced")
 
 
 @contextlib.contextmanager

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from mkc_fast import ArtifactError, AudioError, BankError, MkcError
+from mkc_fast import ArtifactError, AudioError, BankError, DeviceError, DeviceMemoryError, MkcError
 from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_info
 from mkc_fast.engine.audio import check_waveform
-from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
+from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length, parts_of
+from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.draws import check_draw, draw_bank_ids, fresh_seed, waveform_id
+from mkc_fast.engine.layout import BATCH_WINDOW_FRAMES, most_frames, window_frames
+from mkc_fast.engine.providers import CUDA, Buckets, Tuning
 from mkc_fast.engine.sessions import Sessions, open_sessions
-from mkc_fast.engine.windows import Window, common_window, crossfaded, exact_windows
+from mkc_fast.engine.windows import (
+    NUMPY_ROWS,
+    Window,
+    common_window,
+    crossfaded,
+    exact_pieces,
+    exact_windows,
+    sample_range,
+    window_groups,
+)
 from mkc_fast.kernels import Lookup, make_lookup
 
 if TYPE_CHECKING:
@@ -25,15 +39,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from mkc_fast.engine.device_pass import DevicePass, Pending
+
 _T = TypeVar("_T")
+logger = logging.getLogger("mkc_fast")
 
 STAGES = ("encode", "assign", "restore", "vocode")
 # Neighbouring windows share so much: a quarter of it at either end is dropped, the middle half is faded.
 _OVERLAP_S = 4.0
 # The vocoder's buffers take some 15 MB a second of audio; past so many frames it runs in exact windows.
 _VOCODER_WINDOW_FRAMES = 1500
-# In a batch all windows have one length of at most about so many frames, so that the vocoder runs once.
-_BATCH_WINDOW_FRAMES = 500
+# Groups of utterances that are on a device at once: one computes while the next goes up and the last comes down.
+_GROUPS_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -65,11 +82,25 @@ class Anonymizer:
         self.device = device
         self._sessions = sessions
         self._lookup = lookup
+        self._device_pass: DevicePass | None = None
+        self._padded_s_limit = float("inf")  # of a batch, once the device had too little memory for more
         per_second = info.sample_rate / info.hop
         self._overlap_frames = int(_OVERLAP_S * per_second)
         self._window_frames = int(max_window_s * per_second)
         if self._window_frames < 2 * self._overlap_frames:
             raise MkcError(f"max_window_s is {max_window_s:g}; it must be at least {2 * _OVERLAP_S:g}")
+        if sessions.buckets is not None:
+            most = most_frames(sessions.buckets, info)
+            self._window_frames = most if sessions.buckets.fixed else min(self._window_frames, most)
+            if self._window_frames < 2 * self._overlap_frames:
+                raise MkcError(
+                    f"the buckets take {sessions.buckets.max_seconds:g} s; they must take at least {2 * _OVERLAP_S:g}"
+                )
+
+    @property
+    def chosen(self) -> str:
+        """One line: what the graphs run on, in which precision, and why nothing faster."""
+        return self._sessions.chosen
 
     @classmethod
     def load(
@@ -82,6 +113,9 @@ class Anonymizer:
         max_window_s: float = DEFAULT_WINDOW_S,
         provider: str = "auto",
         precision: str = "auto",
+        latency_buckets_s: Sequence[float] = (),
+        tuning: Tuning | None = None,
+        cache: str | PathLike[str] | None = None,
     ) -> Anonymizer:
         """Open exported artifacts.
 
@@ -92,7 +126,12 @@ class Anonymizer:
             threads: Threads of one operator on the CPU; default: one a core.
             max_window_s: A longer recording is encoded and restored in windows of so many seconds, cross-faded.
             provider: Of ONNX Runtime: ``"auto"``, ``"tensorrt"``, ``"cuda"`` or ``"cpu"``; never silently replaced.
-            precision: ``"auto"``, ``"fp32"``, ``"tf32"``, ``"fp16"`` or ``"bf16"``, as the provider has them.
+            precision: ``"auto"``, ``"fp32"``, ``"tf32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, as the provider has them.
+            latency_buckets_s: On a GPU, sizes in seconds, such as ``(1, 3, 10, 30)``, for which the graphs are also
+                opened with fixed shapes and recorded as CUDA graphs: a single utterance is padded to the least that it
+                fits, and runs without a launch for each operator. Each size holds another copy of the weights.
+            tuning: Sizes and options of the provider, for benchmarks.
+            cache: Folder of TensorRT's engines and of what a CPU prepares; default: the user's cache folder.
 
         Raises:
             ArtifactError: An artifact is missing, damaged, or the two do not fit together.
@@ -102,9 +141,55 @@ class Anonymizer:
         info, opened = read_model_info(model_path), open_bank(bank_path)
         if opened.info.dim != info.dim:
             raise ArtifactError(f"{bank_path}: has {opened.info.dim} dimensions, {model_path} has {info.dim}")
-        sessions = open_sessions(model_path, device, threads, provider=provider, precision=precision)
-        lookup = make_lookup(opened.centroids, opened.half_norms, opened.info.num_clusters)
-        return cls(info, opened, sessions, lookup, device, max_window_s)
+        index = cuda_index(device)
+        arrays = opened.centroids, opened.half_norms, opened.info.num_clusters
+        if index is None:
+            if latency_buckets_s:
+                raise DeviceError("latency_buckets_s are CUDA graphs; the device is cpu")
+            sessions = open_sessions(model_path, device, threads, provider=provider, precision=precision, tuning=tuning)
+            return cls(info, opened, sessions, make_lookup(*arrays), device, max_window_s)
+        from mkc_fast.engine.device_pass import DevicePass, Place
+        from mkc_fast.kernels.cupy_lookup import CupyLookup
+
+        place, engines = Place(index), None if cache is None else Path(cache)
+        stream = place.compute.ptr
+        sessions = open_sessions(
+            model_path,
+            device,
+            threads,
+            provider=provider,
+            precision=precision,
+            cache=engines,
+            stream=stream,
+            tuning=tuning,
+        )
+        latency = [
+            open_sessions(
+                model_path,
+                device,
+                threads,
+                provider=sessions.provider,
+                precision=sessions.precision,
+                cache=engines,
+                stream=stream,
+                tuning=_latency_tuning(tuning or Tuning(), seconds, info, recorded=sessions.provider == CUDA),
+            )
+            for seconds in sorted(latency_buckets_s)
+        ]
+        lookup = make_lookup(*arrays, backend="cupy", device=index)
+        assert isinstance(lookup, CupyLookup)
+        anonymizer = cls(info, opened, sessions, lookup, device, max_window_s)
+        anonymizer._device_pass = DevicePass(
+            place,
+            info,
+            lookup,
+            sessions,
+            latency,
+            window_frames=anonymizer._window_frames,
+            overlap_frames=anonymizer._overlap_frames,
+        )
+        anonymizer._device_pass.warm_up()
+        return anonymizer
 
     def encode(self, waveform: ArrayLike) -> NDArray[np.float32]:
         """WavLM features of a waveform: (S,) float in [-1, 1] at the model's rate → (T, D) float32.
@@ -184,7 +269,8 @@ class Anonymizer:
         """
         check_draw(mode, stride)
         checked = check_waveform(waveform, self.info.min_samples)
-        return self._run_one(checked, self._banks(checked, mode, stride, seed, utterance_id, bank_ids))
+        banks = self._banks(checked, mode, stride, seed, utterance_id, bank_ids)
+        return self._submitted([checked], [banks]).result()[0]
 
     def anonymize_batch(
         self,
@@ -212,6 +298,26 @@ class Anonymizer:
         Raises:
             MkcError: As ``anonymize``, or there is not an id for every waveform.
         """
+        return self.submit_batch(waveforms, mode, stride, seed, utterance_ids, batch_s=batch_s).result()
+
+    def submit_batch(
+        self,
+        waveforms: Sequence[ArrayLike],
+        mode: str = "frame",
+        stride: int = 1,
+        seed: int | None = None,
+        utterance_ids: Sequence[str] | None = None,
+        *,
+        batch_s: float | None = None,
+    ) -> PendingBatch:
+        """``anonymize_batch`` in two steps: begin here, and ask the object returned for the results.
+
+        On a GPU the first step does not wait for the device, so that the next batch can be begun before the last one's
+        results are asked for. On a CPU it does all the work.
+
+        Raises:
+            MkcError: As ``anonymize_batch``; what only the device can tell comes with the results.
+        """
         ids = [None] * len(waveforms) if utterance_ids is None else list(utterance_ids)
         if len(ids) != len(waveforms):
             raise MkcError(f"{len(waveforms)} waveforms, but {len(ids)} utterance ids")
@@ -223,15 +329,60 @@ class Anonymizer:
         ]
         if batch_s is None:
             batch_s = default_batch_s(self.device)
-        results: dict[int, Result] = {}
-        seconds = [len(waveform) / self.info.sample_rate for waveform in checked]
+        return PendingBatch(self._groups(checked, batch_s), checked, banks, self._submitted)
+
+    def _groups(self, waveforms: Sequence[NDArray[np.float32]], batch_s: float) -> list[list[int]]:
+        """Which of them run together: of like length, no longer than a window, and as many as the sessions take."""
+        seconds = [len(waveform) / self.info.sample_rate for waveform in waveforms]
+        most = self._sessions.buckets.max_batch if self._sessions.buckets is not None else len(waveforms)
+        groups: list[list[int]] = []
         for group in group_by_length(seconds, batch_s):
-            if len(group) == 1 or self.info.frames(len(checked[group[0]])) > self._window_frames:
-                made = [self._run_one(checked[index], banks[index]) for index in group]
-            else:
-                made = self._run_batch([checked[index] for index in group], [banks[index] for index in group])
-            results.update(zip(group, made, strict=True))
-        return [results[index] for index in range(len(checked))]
+            long = [i for i in group if self.info.frames(len(waveforms[i])) > self._window_frames]
+            groups += [[index] for index in long]
+            groups += parts_of(group[len(long) :], most)
+        return groups
+
+    def _submitted(self, waveforms: list[NDArray[np.float32]], banks: list[NDArray[np.int64]]) -> _Part:
+        """Begin several utterances that run at once, or one that may be long."""
+        if self._device_pass is None:
+            if len(waveforms) == 1:
+                return _Done([self._run_one(waveforms[0], banks[0])])
+            return _Done(self._run_batch(waveforms, banks))
+        return self._on_device(self._device_pass, waveforms, [self._lookup.checked_bank_ids(part) for part in banks])
+
+    def _on_device(
+        self,
+        device: DevicePass,
+        waveforms: list[NDArray[np.float32]],
+        banks: list[NDArray[np.int64]],
+        *,
+        shrink: bool = False,
+    ) -> _Part:
+        """Begin utterances on the device, in halves where it has too little memory for all of them."""
+        padded_s = len(waveforms) * max(map(len, waveforms)) / self.info.sample_rate
+        if len(waveforms) == 1 or padded_s <= self._padded_s_limit:
+            try:
+                return _OnDevice(device.submit(waveforms, banks, shrink=shrink), banks)
+            except DeviceMemoryError as error:
+                device.recover()
+                if len(waveforms) == 1:
+                    if shrink:
+                        raise
+                    # Once more, now that nothing else is there.
+                    return self._on_device(device, waveforms, banks, shrink=True)
+                self._padded_s_limit, shrink = padded_s / 2, True
+                logger.warning(
+                    "%s: too little memory for %d utterances (%.0f s, padded) at once, going on with half of that: %s",
+                    self.device,
+                    len(waveforms),
+                    padded_s,
+                    error,
+                )
+        middle, parts = len(waveforms) // 2, []
+        for half in (slice(None, middle), slice(middle, None)):
+            part = self._on_device(device, waveforms[half], banks[half], shrink=shrink)
+            parts.append(_Done(part.result()) if shrink else part)  # where memory is short, one after the other
+        return _Joined(parts)
 
     def _banks(
         self,
@@ -308,13 +459,12 @@ class Anonymizer:
         frames = self.info.frames(len(waveform))
 
         def compute(start: int, stop: int) -> NDArray[np.float32]:
-            # The last frame's window may be followed by samples that belong to no frame; GroupNorm counts them.
-            end = len(waveform) if stop == frames else (stop - 1) * hop + least
-            samples = waveform[start * hop : end]
+            begin, end = sample_range(start, stop, frames, len(waveform), hop, least)
+            samples = waveform[begin:end]
             inputs = {"waveform": samples[None], "lengths": np.array([len(samples)], np.int64)}
             return _finite(self._sessions.wavlm.run(["features"], inputs)[0][0])
 
-        return crossfaded(frames, self._window_frames, self._overlap_frames, compute)
+        return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
 
     def _restored(
         self, frames: int, quantized: Callable[[int, int], NDArray[np.float32]]
@@ -326,42 +476,29 @@ class Anonymizer:
             restored: NDArray[np.float32] = self._sessions.conformer.run(["restored"], inputs)[0][0]
             return restored
 
-        return crossfaded(frames, self._window_frames, self._overlap_frames, compute)
+        return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
 
     def _vocoded(self, frames: int, pieces: Iterator[tuple[int, NDArray[np.float32]]]) -> NDArray[np.float32]:
         """The waveform of features that come in consecutive pieces, computed in exact windows as they come."""
         hop, reach = self.info.hop, self.info.vocoder_reach
         waveform = np.empty(frames * hop, np.float32)
-        held, held_start = np.empty((0, self.info.dim), np.float32), 0
-        windows = exact_windows(frames, max(_VOCODER_WINDOW_FRAMES, 4 * reach), reach)
-        pending = iter(windows)
-        window = next(pending)
-        for _, piece in pieces:
-            held = np.concatenate([held, piece]) if len(held) else piece
-            while held_start + len(held) >= window.stop:
-                features = held[window.start - held_start : window.stop - held_start]
-                part = self._sessions.vocoder.run(["waveform"], {"features": features[None]})[0][0]
-                _keep(waveform, window, part, hop)
-                following = next(pending, None)
-                if following is None:
-                    break
-                window = following
-                held, held_start = held[window.start - held_start :], window.start
+        size = max(_VOCODER_WINDOW_FRAMES, 4 * reach)
+        if self._sessions.buckets is not None:
+            size = window_frames(self._sessions.buckets, self.info)
+        for window, features in exact_pieces(exact_windows(frames, size, reach), pieces, NUMPY_ROWS):
+            part = self._sessions.vocoder.run(["waveform"], {"features": features[None]})[0][0]
+            _keep(waveform, window, part, hop)
         return waveform
 
     def _vocoded_batch(self, restored: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Waveforms of several utterances: windows of one length together, utterances shorter than that by length."""
         hop, reach = self.info.hop, self.info.vocoder_reach
-        size = common_window([len(features) for features in restored], max(_BATCH_WINDOW_FRAMES, 4 * reach), reach)
+        size = common_window([len(features) for features in restored], max(BATCH_WINDOW_FRAMES, 4 * reach), reach)
         waveforms = [np.empty(len(features) * hop, np.float32) for features in restored]
-        by_length: dict[int, list[tuple[int, Window]]] = {}
-        for index, features in enumerate(restored):
-            for window in exact_windows(len(features), size, reach):
-                by_length.setdefault(window.stop - window.start, []).append((index, window))
-        for group in by_length.values():
-            batch = np.stack([restored[index][window.start : window.stop] for index, window in group])
+        for group in window_groups([exact_windows(len(features), size, reach) for features in restored]):
+            batch = np.stack([restored[index][window.start : window.stop] for index, window in group.windows])
             parts = self._sessions.vocoder.run(["waveform"], {"features": batch})[0]
-            for (index, window), part in zip(group, parts, strict=True):
+            for (index, window), part in zip(group.windows, parts, strict=True):
                 _keep(waveforms[index], window, part, hop)
         return waveforms
 
@@ -374,6 +511,96 @@ class Anonymizer:
         if not np.isfinite(array).all():
             raise BankError("features are not finite")
         return np.ascontiguousarray(array, np.float32)
+
+
+class _Part(Protocol):
+    """Utterances that have begun."""
+
+    def result(self) -> list[Result]:
+        """Of each, in their order."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Utterances that are finished."""
+
+    results: list[Result]
+
+    def result(self) -> list[Result]:
+        return self.results
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Utterances that run in several parts."""
+
+    parts: list[_Part]
+
+    def result(self) -> list[Result]:
+        return [result for part in self.parts for result in part.result()]
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """Utterances that a device computes."""
+
+    pending: Pending
+    banks: list[NDArray[np.int64]]
+
+    def result(self) -> list[Result]:
+        return [
+            Result(each.waveform, part.astype(np.int64), each.cluster_ids, each.stage_seconds)
+            for each, part in zip(self.pending.result(), self.banks, strict=True)
+        ]
+
+
+class PendingBatch:
+    """A batch that has begun; ask for its ``result`` once."""
+
+    def __init__(
+        self,
+        groups: list[list[int]],
+        waveforms: list[NDArray[np.float32]],
+        banks: list[NDArray[np.int64]],
+        submit: Callable[[list[NDArray[np.float32]], list[NDArray[np.int64]]], _Part],
+    ) -> None:
+        self._groups, self._waveforms, self._banks, self._submit = iter(groups), waveforms, banks, submit
+        self._begun: deque[tuple[list[int], _Part]] = deque()
+        self._begin()
+
+    @property
+    def done(self) -> bool:
+        """Whether ``result`` has nothing to wait for and nothing to compute."""
+        return all(isinstance(part, _Done) for _, part in self._begun)
+
+    def _begin(self) -> None:
+        """Begin as many groups as may be on a device at once."""
+        while len(self._begun) < _GROUPS_AT_ONCE and (group := next(self._groups, None)) is not None:
+            part = self._submit([self._waveforms[i] for i in group], [self._banks[i] for i in group])
+            self._begun.append((group, part))
+
+    def result(self) -> list[Result]:
+        """Of each utterance, in their order; waits for the device.
+
+        Raises:
+            AudioError: The features of an utterance are not finite.
+            DeviceError: The device failed.
+        """
+        results: dict[int, Result] = {}
+        while self._begun:
+            group, part = self._begun.popleft()
+            results.update(zip(group, part.result(), strict=True))
+            self._begin()
+        return [results[index] for index in range(len(self._waveforms))]
+
+
+def _latency_tuning(tuning: Tuning, seconds: float, info: ModelInfo, *, recorded: bool) -> Tuning:
+    """For single utterances of up to so many seconds, padded to that, in one window of the vocoder."""
+    if not seconds * info.sample_rate >= info.min_samples + 2 * info.vocoder_reach * info.hop:
+        raise DeviceError(f"a latency bucket has {seconds:g} s; utterances so short run without one")
+    buckets = Buckets(max_batch=1, max_seconds=seconds, fixed=True)
+    buckets = replace(buckets, window_frames=most_frames(buckets, info))
+    return replace(tuning, buckets=buckets, cuda_graph=recorded)
 
 
 def _check_seed(seed: object) -> int:

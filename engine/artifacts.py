@@ -22,6 +22,10 @@ MODEL_FORMAT = 1
 BANK_FORMAT = 1
 WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE, MODEL_FILE = "wavlm.onnx", "conformer.onnx", "vocoder.onnx", "model.json"
 CENTROIDS_FILE, HALF_NORMS_FILE, BANK_FILE = "centroids.npy", "half_norms.npy", "bank.json"
+# The vocoder once more, in the form that is fast on a CPU; it takes the frames of its pieces as inputs too.
+CPU_VOCODER_FILE = "vocoder.cpu.onnx"
+# In that graph's metadata: frames to either side that a piece needs.
+PIECE_REACH = "piece_reach"
 # The bank.json of 1,165 models of 1,024 clusters, all of them listed as unused, has 15 MB.
 _MAX_INFO_BYTES = 1 << 26
 # What ends a line, moves a terminal's cursor, or is half a character that no output can encode.

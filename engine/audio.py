@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import subprocess
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import soxr
 from mkc_fast import AudioError, WriteError
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S
 from mkc_fast.engine.files import whole_file
+from mkc_fast.engine.headers import HEAD_BYTES, length_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,9 +30,13 @@ _BLOCK_SAMPLES = 1 << 18  # of all channels together
 # A day at 16 kHz is 5.5 GB; a WAV file of it ends at 37 h. What claims more is damaged or hostile.
 _LONGEST_S = 24 * 3600
 _TOO_LONG = "longer than 24 h; cut it into parts (segments of a data directory)"
+# What segments say may be a little longer than the recording, as in Kaldi's extract-segments; beyond that they are not
+# of this recording.
+_MAX_OVERSHOOT_S = 0.5
+_LARGEST_S = 1e9
 # Below this no speech is left, and each sample would become many: at 1 Hz, one block would be 17 GB.
 _LEAST_RATE = 1000
-_COMMAND_TIMEOUT_S = 600
+COMMAND_TIMEOUT_S = 600
 # Their frame counts are estimates, so that fewer decoded samples do not mean damage.
 _ESTIMATED_LENGTH = frozenset({"MP3"})
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a stream that does not say
@@ -57,7 +63,7 @@ def read_waveform(
 
     Raises:
         AudioError: The file is missing, unreadable, truncated, shorter than ``min_samples``, longer than a day, of a
-            sample rate below 1 kHz, or not finite.
+            sample rate below 1 kHz, or not finite; or it ends more than half a second before ``end_s``.
     """
     try:
         regular = _is_regular(path)
@@ -81,10 +87,10 @@ def read_utterance(utterance: Utterance, sample_rate: int, min_samples: int) -> 
     shown = f"{utterance.path} |"
     try:
         run = subprocess.run(  # noqa: S602 - a Kaldi list's own command, run only where the user allowed it
-            utterance.command, shell=True, capture_output=True, timeout=_COMMAND_TIMEOUT_S, check=False
+            utterance.command, shell=True, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise AudioError(f"{shown}: took longer than {_COMMAND_TIMEOUT_S} s") from None
+        raise AudioError(f"{shown}: took longer than {COMMAND_TIMEOUT_S} s") from None
     if run.returncode:
         said = " ".join(run.stderr.decode(errors="replace").split())[-120:]
         raise AudioError(f"{shown}: exit code {run.returncode} ({said})")
@@ -102,14 +108,26 @@ def duration_s(utterance: Utterance) -> float:
     if utterance.command is not None:
         return DEFAULT_WINDOW_S
     try:
-        if not _is_regular(utterance.path):  # to open a pipe is to wait for its writer
+        known = utterance.path.stat()
+        if not stat.S_ISREG(known.st_mode):  # to open a pipe is to wait for its writer
             return 0.0
-        info = soundfile.info(utterance.path)
+        claimed = length_s(_head(utterance.path), known.st_size)
+        if claimed is None:
+            info = soundfile.info(utterance.path)
+            claimed = info.frames / max(1, info.samplerate)
     except _NOT_READABLE:
         return 0.0
     # A header may claim anything; a file of so many bytes holds no more than this at a bit a sample.
-    claimed: float = info.frames / max(1, info.samplerate)
-    return max(0.0, min(claimed, utterance.path.stat().st_size * 8.0 / 1000) - utterance.begin_s)
+    return max(0.0, min(claimed, known.st_size * 8.0 / 1000) - utterance.begin_s)
+
+
+def _head(path: Path) -> bytes:
+    """A file's first bytes; a file object would cost as much again, which counts in a corpus."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, HEAD_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _is_regular(path: Path) -> bool:
@@ -142,7 +160,8 @@ def _decoded(
     rate = file.samplerate
     if rate < _LEAST_RATE:
         raise AudioError(f"{shown}: has a sample rate of {rate} Hz; at least {_LEAST_RATE} are needed")
-    begin, end = round(begin_s * rate), None if end_s is None else round(end_s * rate)
+    begin = round(min(begin_s, _LARGEST_S) * rate)
+    end = None if end_s is None else round(min(end_s, _LARGEST_S) * rate)
     if begin:
         if begin >= file.frames:
             raise AudioError(f"{shown}: begins at {begin_s:g} s, the recording has {file.frames / rate:g} s")
@@ -167,8 +186,11 @@ def _decoded(
         yield resample.resample_chunk(mono) if resample else mono
     if resample:
         yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
-    if end is None and known and position < file.frames and file.format not in _ESTIMATED_LENGTH:
+    last = file.frames if end is None else min(end, file.frames)
+    if known and position < last and file.format not in _ESTIMATED_LENGTH:
         raise AudioError(f"{shown}: truncated: {position} of {file.frames} samples can be read")
+    if end is not None and position < end - _MAX_OVERSHOOT_S * rate:
+        raise AudioError(f"{shown}: ends at {end_s:g} s, the recording has {position / rate:g} s")
 
 
 def check_waveform(waveform: ArrayLike, min_samples: int) -> NDArray[np.float32]:

@@ -35,3 +35,8 @@ def group_by_length(lengths: Sequence[float], budget: float) -> list[list[int]]:
         else:
             groups.append([index])
     return groups
+
+
+def parts_of(group: list[int], most: int) -> list[list[int]]:
+    """A group in parts of at most so many."""
+    return [group[start : start + most] for start in range(0, len(group), most)]

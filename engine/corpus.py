@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mkc_fast import ArtifactError, ListError, MkcError, OutputError, WriteError
+from mkc_fast import ArtifactError, ListError, MkcError, OutputError, StoppedError, WriteError
 from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, open_bank, read_model_info
 from mkc_fast.engine.audio import FORMATS, duration_s
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.files import remove_temporaries
 from mkc_fast.engine.manifest import MANIFEST_FILE, Manifest
+from mkc_fast.engine.patience import DEFAULT_TIMEOUT_S
 from mkc_fast.engine.providers import check_choice
 from mkc_fast.engine.scheduler import Scheduler, share_out
 from mkc_fast.engine.worker import Outcome, Settings, Task, WorkerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
+    from concurrent.futures import Future
 
     from mkc_fast.engine.lists import Utterance
     from mkc_fast.engine.scheduler import WorkerState
 
 _HEADERS_AT_ONCE = 64
+# More than cores: on a network's file system a header is a wait.
+_HEADER_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,12 @@ class Summary:
         failed: Id and error of each that failed.
         audio_s: Seconds of audio written by this run.
         wall_s: Seconds from the first worker's start to the end.
-        start_up_s: Of them, until the first worker was ready.
+        start_up_s: Of them, until headers were read and the first worker was ready.
         stage_seconds: Seconds of each stage, over all workers.
         replaced_workers: Workers that died and were replaced.
         lost_workers: Workers that died again and again while they started, and were given up.
         interrupted: Whether the run was stopped before its end.
+        chosen: What the workers' graphs ran on, and why nothing faster, a line for each kind of device.
     """
 
     files: int = 0
@@ -77,6 +84,7 @@ class Summary:
     replaced_workers: int = 0
     lost_workers: int = 0
     interrupted: bool = False
+    chosen: list[str] = field(default_factory=list)
 
     @property
     def rtfx(self) -> float:
@@ -92,9 +100,10 @@ class Status:
     Attributes:
         summary: What is done.
         remaining_s: Seconds of audio still to do, as far as headers tell.
-        elapsed_s: Since the first worker was ready.
+        elapsed_s: Since the end of the start-up.
         workers: One of each.
         failure: The utterance that has just failed, and why.
+        notes: What workers have just had to say, a line each.
     """
 
     summary: Summary
@@ -102,6 +111,7 @@ class Status:
     elapsed_s: float
     workers: list[WorkerState]
     failure: tuple[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def plan_folder(utterances: list[Utterance], folder: Path, audio_folder: Path, settings: Settings) -> Folder:
@@ -115,25 +125,49 @@ def plan_folder(utterances: list[Utterance], folder: Path, audio_folder: Path, s
     if settings.format not in FORMATS:
         raise MkcError(f"format is {settings.format!r}; expected one of {', '.join(FORMATS)}")
     for part in (folder, audio_folder):
-        if part.exists() and not part.is_dir():
-            raise OutputError(f"{part}: is there, and is no folder")
+        try:
+            if part.exists() and not part.is_dir():
+                raise OutputError(f"{part}: is there, and is no folder")
+        except OSError as error:
+            raise OutputError(f"{part}: cannot be used ({error.strerror})") from None
     outputs = {utterance.id: audio_folder / f"{utterance.id}.{settings.format}" for utterance in utterances}
     if _folds_case(folder):
-        folded = Counter(name.casefold() for name in outputs)
+        folded = Counter(_folded(name) for name in outputs)
         for name in outputs:
-            if folded[name.casefold()] > 1:
+            if folded[_folded(name)] > 1:
                 raise ListError(f"{name}: another id differs only in case, and would write the same file")
-    for utterance in utterances:
-        if utterance.command is None and _same_file(outputs[utterance.id], utterance.path):
-            raise OutputError(f"{outputs[utterance.id]}: is the recording itself; choose another output folder")
-    return Folder(folder, utterances, outputs)
+    planned = Folder(folder, utterances, outputs)
+    check_recordings([planned])
+    return planned
 
 
-def _same_file(output: Path, recording: Path) -> bool:
+def check_recordings(folders: Sequence[Folder]) -> None:
+    """Refuse to replace what is still to be read: an output of any folder that is a recording of any.
+
+    Raises:
+        OutputError: An output is one.
+    """
+    replaced = {file: output for folder in folders for output in folder.outputs.values() if (file := _file_of(output))}
+    recordings = {u.path for folder in folders if replaced for u in folder.utterances if u.command is None}
+    for recording in recordings:
+        file = _file_of(recording)
+        if file in replaced:
+            output = replaced[file]
+            raise OutputError(f"{output}: is the recording {recording} itself; choose another output folder")
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    """What a name leads to, by whatever links; None if nothing is there, or can be."""
     try:
-        return output.samefile(recording)
-    except (OSError, ValueError):  # one is not there, or cannot be: then they are two
-        return False
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _folded(name: str) -> str:
+    """What such file systems compare: neither case nor how accents are put together."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _folds_case(folder: Path) -> bool:
@@ -156,6 +190,7 @@ class Run:
     batch_s: float | None = None
     max_window_s: float = DEFAULT_WINDOW_S
     overwrite: bool = False
+    timeout_s: float = DEFAULT_TIMEOUT_S
     provider: str = "auto"
     precision: str = "auto"
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
@@ -172,7 +207,7 @@ def run_corpus(
     Args:
         run: What to do. Of ``devices`` each worker gets one in turn; ``num_proc`` is the number of workers (default:
             one a device); ``batch_s`` the padded seconds of audio that run at once (default: 0, each alone, on a CPU,
-            and 240 on a GPU).
+            and 240 on a GPU); ``timeout_s`` what a worker may be silent beyond what its work explains (0: for ever).
         stopped: Asked often; once true, the run ends within seconds.
         watch: Told how the run stands, several times a second.
 
@@ -183,10 +218,12 @@ def run_corpus(
         ArtifactError, DeviceError: The artifacts or devices cannot be used; nothing was written.
         OutputError: A folder holds outputs of other settings or of other programs, or cannot be written, or the disk is
             full.
+        StoppedError: Workers no longer start; what was written is whole.
     """
     for device in run.devices:
         check_choice(cuda_index(device), run.provider, run.precision)
     _check_fit(run.model, run.bank)
+    check_recordings(run.folders)
     summary = Summary(files=sum(len(folder.utterances) for folder in run.folders))
     manifests: list[Manifest] = []
     try:
@@ -209,6 +246,12 @@ def run_corpus(
         with closing(_work(run, tasks, homes, summary, stopped)) as statuses:
             for status in statuses:
                 watch(status)
+    except WriteError:
+        raise
+    except MkcError as error:
+        if summary.written or summary.failed:
+            raise StoppedError(f"{error}; run the same command again to continue") from None
+        raise
     except OSError as error:
         raise WriteError(f"{error.filename or 'output'}: cannot be written ({error.strerror})") from None
     finally:
@@ -237,41 +280,61 @@ def _work(
     if not tasks:
         return
     begin = time.perf_counter()
-    # In pieces: a future for each of 100,000 headers costs more than reading it.
-    pieces = [tasks[start : start + _HEADERS_AT_ONCE] for start in range(0, len(tasks), _HEADERS_AT_ONCE)]
-    with ThreadPoolExecutor(8) as pool:
-        durations = list(chain.from_iterable(pool.map(lambda piece: _durations(piece, stopped), pieces)))
-    remaining = sum(durations)
+    config = WorkerConfig(run.model, run.bank, "cpu", None, 1, run.max_window_s, run.settings)
+    config = replace(config, provider=run.provider, precision=run.precision, factory=run.factory)
+    scheduler = Scheduler(share_out(config, run.devices, run.num_proc)[: len(tasks)], run.timeout_s)
     budget = run.batch_s
     if budget is None:
         budget = min(map(default_batch_s, run.devices))
-    # What may have any length runs alone.
-    lengths = [duration or math.inf for duration in durations]
-    batches = [[tasks[index] for index in group] for group in group_by_length(lengths, budget)]
-    config = WorkerConfig(run.model, run.bank, "cpu", None, 1, run.max_window_s, run.settings)
-    config = replace(config, provider=run.provider, precision=run.precision, factory=run.factory)
-    scheduler = Scheduler(share_out(config, run.devices, run.num_proc))
-    ready: float | None = None
-    with closing(scheduler.run(batches, stopped)) as outcomes:
+    remaining, planned_at, started_at = 0.0, math.inf, None
+    # Headers are read while the workers load the models.
+    with _planned(tasks, budget, stopped) as plan, closing(scheduler.run(plan, stopped)) as outcomes:
         for outcome in outcomes:
-            if ready is None:
-                ready = min((w.ready_at for w in scheduler.workers if w.ready_at is not None), default=None)
+            if planned_at == math.inf and plan.done():
+                planned_at, remaining = time.perf_counter(), sum(task.audio_s for task in tasks)
+            if started_at is None and plan.done():
+                ready = [worker.ready_at for worker in scheduler.workers if worker.ready_at is not None]
+                started_at = max(planned_at, min(ready)) if ready else None
             failure = None
             if outcome is not None:
                 task = tasks[outcome.index]
-                remaining -= durations[outcome.index]
+                remaining -= task.audio_s
                 homes[outcome.index].append(task.utterance.id, _record(task, outcome))
                 failure = _count(summary, task, outcome)
             now = time.perf_counter()
-            summary.wall_s, summary.start_up_s = now - begin, (ready or now) - begin
+            summary.wall_s, summary.start_up_s = now - begin, (started_at or now) - begin
             summary.replaced_workers, summary.lost_workers = scheduler.replaced, scheduler.lost
-            elapsed = 0.0 if ready is None else now - ready
-            yield Status(summary, max(0.0, remaining), elapsed, scheduler.workers, failure)
+            elapsed = 0.0 if started_at is None else now - started_at
+            summary.chosen, notes, scheduler.notes = scheduler.chosen, tuple(scheduler.notes), []
+            yield Status(summary, max(0.0, remaining), elapsed, scheduler.workers, failure, notes)
     summary.interrupted = stopped() and summary.written + len(summary.failed) < len(tasks)
 
 
-def _durations(tasks: Sequence[Task], stopped: Callable[[], bool]) -> list[float]:
-    return [0.0 if stopped() else duration_s(task.utterance) for task in tasks]
+@contextmanager
+def _planned(tasks: list[Task], budget: float, stopped: Callable[[], bool]) -> Iterator[Future[list[list[Task]]]]:
+    """Begin to read the headers of tasks, whose ``audio_s`` is put into the list, and to make batches of them."""
+    left = threading.Event()
+
+    def over() -> bool:
+        return left.is_set() or stopped()
+
+    def plan() -> list[list[Task]]:
+        # In pieces: a future for each of 100,000 headers costs more than reading it.
+        pieces = [tasks[start : start + _HEADERS_AT_ONCE] for start in range(0, len(tasks), _HEADERS_AT_ONCE)]
+        tasks[:] = chain.from_iterable(readers.map(lambda piece: _measured(piece, over), pieces))
+        # What may have any length runs alone.
+        lengths = [task.audio_s or math.inf for task in tasks]
+        return [[tasks[index] for index in group] for group in group_by_length(lengths, budget)]
+
+    with ThreadPoolExecutor(_HEADER_THREADS, "header") as readers, ThreadPoolExecutor(1, "plan") as planner:
+        try:
+            yield planner.submit(plan)
+        finally:
+            left.set()
+
+
+def _measured(tasks: Sequence[Task], over: Callable[[], bool]) -> list[Task]:
+    return [task if over() else replace(task, audio_s=duration_s(task.utterance)) for task in tasks]
 
 
 def _count(summary: Summary, task: Task, outcome: Outcome) -> tuple[str, str] | None:

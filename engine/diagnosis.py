@@ -268,7 +268,8 @@ def needed_libraries(provider: str, runtime: Runtime) -> tuple[str, ...]:
         return ()
     names = [f"libcublasLt.so.{major}", f"libcublas.so.{major}", f"libcudart.so.{major}"]
     # Since 1.28 cuDNN, cuFFT and NVRTC are loaded when first used. Convolutions use cuDNN; nothing here uses cuFFT.
-    names += ["libcurand.so.10", "libcudnn.so.9"]
+    # With NVRTC CuPy compiles the look-up's kernels.
+    names += ["libcurand.so.10", "libcudnn.so.9", f"libnvrtc.so.{major}"]
     if _numbers(runtime.version) < (1, 28):
         names += [f"libcufft.so.{major - 1}"]
     return (*names, *_TENSORRT_LIBRARIES) if provider == TENSORRT else tuple(names)
@@ -450,10 +451,7 @@ def _verdicts(facts: GpuFacts, index: int | None) -> tuple[Verdict, ...]:
 def _not_by_itself(provider: str, facts: GpuFacts, index: int) -> str | None:
     """Why a provider that is ready is taken only when asked for by name."""
     reason = refusal(provider, GPU_AUTO_PRECISION, facts.driver.gpus[index])
-    if provider == TENSORRT:
-        reason = reason or "its engines take no sizes but those that they are built for"
-        return f"ready, but only taken when asked for: {reason}"
-    return reason
+    return f"ready, but only taken when asked for: {reason}" if reason and provider == TENSORRT else reason
 
 
 def _hardware(host: Host, said: Driver) -> list[Finding]:
@@ -499,23 +497,24 @@ def _packages(
     else:
         package = packages[0][0] if len(packages) == 1 else "onnxruntime"
         findings.append(Finding("onnxruntime", f"{package} {runtime.version}, {built}, with {providers}"))
-    return [*findings, *_cupy(facts, installed.get("cupy", ()), extra), *_torch(installed.get("torch", ()))]
+    return [*findings, *_cupy(facts, installed.get("cupy", ()), extra, index), *_torch(installed.get("torch", ()))]
 
 
-def _cupy(facts: GpuFacts, packages: tuple[tuple[str, str], ...], extra: str) -> list[Finding]:
-    """CuPy runs the look-up's kernels; on the CPU it is not used."""
+def _cupy(facts: GpuFacts, packages: tuple[tuple[str, str], ...], extra: str, index: int | None) -> list[Finding]:
+    """CuPy runs the look-up's kernels on a GPU, and there is no GPU run without; on the CPU it is not used."""
     said, install = facts.driver, f"pip install 'mkc-fast[{extra}]'"
+    bad = NOTE if index is None else FAULT
     if not packages:
-        return [Finding("cupy", "not installed", NOTE, install)] if said.gpus else []
+        return [Finding("cupy", "not installed, and runs on a GPU need it", bad, install)] if said.gpus else []
     text = " and ".join(_listed(packages))
     if len(packages) > 1:
         names = " ".join(name for name, _ in packages)
-        return [Finding("cupy", f"{text} overwrote each other", NOTE, f"pip uninstall -y {names} && {install}")]
+        return [Finding("cupy", f"{text} overwrote each other", bad, f"pip uninstall -y {names} && {install}")]
     match = re.search(r"cuda(\d\d)x?$", packages[0][0])
     major = int(match[1]) if match else None
     again = f"pip uninstall -y {packages[0][0]} && {install}"
     if major and said.cuda and said.cuda[0] < major:
-        return [Finding("cupy", f"{text}, but the driver runs CUDA up to {said.cuda[0]}.{said.cuda[1]}", NOTE, again)]
+        return [Finding("cupy", f"{text}, but the driver runs CUDA up to {said.cuda[0]}.{said.cuda[1]}", bad, again)]
     if major and facts.runtime.cuda_major and major != facts.runtime.cuda_major:
         return [Finding("cupy", f"{text}, but onnxruntime is built for CUDA {facts.runtime.cuda_major}", NOTE, again)]
     return [Finding("cupy", text)]

@@ -62,6 +62,19 @@ def _replace_directory(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that goes with the process; without one where the system has none of these."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that is renamed to ``path`` when the block ends without an error."""
     temporary = _temporary(path, os.getpid())

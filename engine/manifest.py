@@ -60,6 +60,8 @@ class Manifest:
         self._begun = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if self.path.is_symlink():  # to what is not ours to empty
+                raise OutputError(f"{self.path}: is a link; choose another folder")
             # Neither a path that is not UTF-8 nor a character cut off by a full disk is a reason to stop.
             self._file = self.path.open("a+", encoding="utf-8", errors="surrogateescape")
             try:
@@ -69,7 +71,7 @@ class Manifest:
                 self.close()
                 raise
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be used ({error.strerror})") from None
+            raise OutputError(f"{self.path}: cannot be used ({error.strerror or error})") from None
 
     def _begin(self, settings: Mapping[str, object], overwrite: bool) -> None:
         """Read what is recorded, or begin anew."""

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from mkc_fast.engine.devices import Gpu
 
 TENSORRT, CUDA, CPU, AUTO = "tensorrt", "cuda", "cpu", "auto"
-FP32, TF32, FP16, BF16 = "fp32", "tf32", "fp16", "bf16"
+FP32, TF32, FP16, BF16, INT8 = "fp32", "tf32", "fp16", "bf16", "int8"
 PROVIDERS = (AUTO, TENSORRT, CUDA, CPU)
-PRECISIONS = (AUTO, FP32, TF32, FP16, BF16)
+PRECISIONS = (AUTO, FP32, TF32, FP16, BF16, INT8)
 GRAPH_FILES = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
 ORT_NAMES = {TENSORRT: "TensorrtExecutionProvider", CUDA: "CUDAExecutionProvider", CPU: "CPUExecutionProvider"}
 TITLES = {TENSORRT: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
@@ -186,7 +186,9 @@ def check_choice(index: int | None, provider: str, precision: str, stream: int |
     if index is not None and provider == CPU:
         raise DeviceError(f"{device}: provider cpu runs on the device cpu")
     if index is None and precision in {TF32, BF16}:
-        raise DeviceError(f"precision {precision} needs a GPU; the CPU computes fp32, and fp16 slowly")
+        raise DeviceError(f"precision {precision} needs a GPU; the CPU computes fp32, int8, and fp16 slowly")
+    if index is not None and precision == INT8:
+        raise DeviceError("precision int8 is for the device cpu; a GPU has fp16, with less error")
     if stream is not None and index is None:
         raise DeviceError("a CUDA stream was given with the device cpu")
     if stream == 0:
@@ -225,8 +227,9 @@ def refusal(provider: str, precision: str, gpu: Gpu) -> str | None:
 
 
 def graph_file(file: str, precision: str) -> str:
-    """The file that holds a graph in a precision; only fp16 has files of its own."""
-    return f"{file.removesuffix('.onnx')}.fp16.onnx" if precision == FP16 else file
+    """The file that holds a graph in a precision; fp16 has files of its own, and int8 but for the vocoder."""
+    own = precision == FP16 or (precision == INT8 and file != VOCODER_FILE)
+    return f"{file.removesuffix('.onnx')}.{precision}.onnx" if own else file
 
 
 def session_settings(plan: Plan) -> SessionSettings:
@@ -254,6 +257,21 @@ def session_settings(plan: Plan) -> SessionSettings:
         "session.use_device_allocator_for_initializers": "1",
     }
     return SessionSettings(attributes, entries)
+
+
+def free_dimensions(plan: Plan, graph: str, info: ModelInfo) -> dict[str, int]:
+    """Sizes of a graph's free axes, where every run has them: shape arithmetic then folds away when it is opened.
+
+    The vocoder has no such arithmetic, and runs with windows of the end, too, which are shorter.
+    """
+    if not plan.tuning.fixed or plan.tuning.buckets is None or graph == VOCODER_FILE:
+        return {}
+    shapes = profile(graph, plan.tuning.buckets, info).most
+    if graph == WAVLM_FILE:
+        batch, samples = shapes["waveform"]
+        return {"batch": batch, "samples": samples}
+    batch, frames, _ = shapes["features"]
+    return {"batch": batch, "frames": frames}
 
 
 def provider_list(
@@ -378,8 +396,8 @@ def profile(graph: str, buckets: Buckets, info: ModelInfo) -> Profile:
     window = max(buckets.window_frames, 4 * info.vocoder_reach)
     windows = batch * len(exact_windows(most, window, info.vocoder_reach))
     window = min(window, most)
-    if buckets.fixed:
-        return Profile(*(_features(windows, window, info) for _ in range(3)))
+    if buckets.fixed:  # but for windows of the end, and for what is shorter than those
+        return Profile(_features(1, 1, info), *(_features(windows, window, info) for _ in range(2)))
     return Profile(
         _features(1, 1, info),
         _features(batch * len(exact_windows(typical, window, info.vocoder_reach)), window, info),

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import mkc_fast
 from mkc_fast import MkcError
 from mkc_fast.engine.files import remove_temporary
-from mkc_fast.engine.worker import AHEAD, Outcome, Task, WorkerConfig
+from mkc_fast.engine.patience import DEFAULT_TIMEOUT_S, Clock, Silence, is_stopped
+from mkc_fast.engine.worker import AHEAD_ON_GPU, EXIT_LOST_DEVICE, Outcome, Task, WorkerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
 
 # A recording with which so many workers died, each time alone, is the reason. Fewer can be chance: a machine short of
 # memory kills whoever asks last.
@@ -35,6 +37,10 @@ _TICK_S = 0.2
 _START = "from mkc_fast.engine.worker import main; main()"
 # So long a stopped run waits for the batches that have begun.
 _GRACE_S = 2.0
+# So long one takes to end that has closed its connection.
+_LEAVING_S = 1.0
+# So long a killed process is waited for. One that a driver holds inside the kernel may never end.
+_LAST_WAIT_S = 5.0
 
 
 @dataclass
@@ -49,6 +55,8 @@ class WorkerState:
         busy_s: Seconds of computing, of what it has reported.
         ready_at: When it was ready (``time.perf_counter``), None before.
         load_s: Seconds it took to load the models.
+        silence: How long it has said nothing.
+        chosen: What its graphs run on, in one line.
         pid: Of its process.
     """
 
@@ -61,6 +69,8 @@ class WorkerState:
     busy_s: float = 0.0
     ready_at: float | None = None
     load_s: float = 0.0
+    silence: Silence = field(default_factory=Silence)
+    chosen: str = ""
 
     @property
     def device(self) -> str:
@@ -71,6 +81,20 @@ class WorkerState:
     def pid(self) -> int:
         """Of its process."""
         return self.process.pid
+
+    def end(self, patience_s: float = 0.0) -> int:
+        """Kill its process, with the commands that it has begun, and return its exit code.
+
+        Args:
+            patience_s: So long it may take to leave by itself.
+        """
+        for seconds in (patience_s, _LAST_WAIT_S):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=seconds)
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)  # it leads a group of its own
+        code = self.process.returncode
+        return -signal.SIGKILL if code is None else code
 
     def remove_temporaries(self) -> None:
         """Once it is dead: remove what it was writing."""
@@ -86,27 +110,40 @@ class Scheduler:
         workers: Those at work.
         replaced: How many died and were replaced.
         lost: How many died and were not, since they no longer start.
+        notes: What workers had to say and nobody has taken yet, a line each.
+        chosen: What workers' graphs have run on, a line for each kind.
     """
 
-    def __init__(self, configs: Sequence[WorkerConfig]) -> None:
+    def __init__(self, configs: Sequence[WorkerConfig], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Prepare for workers of these configurations.
+
+        Args:
+            configs: One for each worker.
+            timeout_s: A worker that is silent for longer than this, beyond what the length of its work and its own
+                pace explain, is killed, and what befalls one that died befalls it; 0 waits for ever.
+        """
         self.configs = list(configs)
+        self.timeout_s = timeout_s
         self.workers: list[WorkerState] = []
         self.queue: deque[list[Task]] = deque()
         self.suspects: set[int] = set()
         self.deaths: Counter[int] = Counter()
         self.replaced = 0
         self.lost = 0
+        self.notes: list[str] = []
+        self.chosen: list[str] = []
         self._number = 0
         self._any_outcome = False
         self._stopping = False
+        self._clock = Clock()
 
     def run(
-        self, batches: Sequence[list[Task]], stopped: Callable[[], bool] = lambda: False
+        self, plan: Future[list[list[Task]]], stopped: Callable[[], bool] = lambda: False
     ) -> Generator[Outcome | None, None, None]:
         """Run batches, in this order as far as workers are free.
 
         Args:
-            batches: Tasks that run together.
+            plan: Of it come the batches, tasks that run together. Workers start and load while it goes on.
             stopped: Asked often; once true, nothing new begins and the run ends within seconds.
 
         Yields:
@@ -115,11 +152,14 @@ class Scheduler:
         Raises:
             MkcError: Workers cannot start, or an output cannot be written; all workers are gone then.
         """
-        self.queue.extend(batches)
         try:
-            for config in self.configs[: len(batches)]:
+            for config in self.configs:
                 if not stopped():
                     self.workers.append(self._spawn(config))
+            while not plan.done():
+                yield from self._listen()
+                yield None
+            self.queue.extend(plan.result())
             while (self.queue or self._outstanding()) and not stopped():
                 self._feed()
                 yield from self._listen()
@@ -165,9 +205,9 @@ class Scheduler:
         return worker
 
     def _feed(self) -> None:
-        for batches in range(AHEAD):  # first to those with nothing to do
+        for batches in range(max(config.ahead for config in self.configs)):  # first to those with nothing to do
             for worker in self.workers:
-                if worker.ready_at is not None and len(worker.outstanding) <= batches:
+                if worker.ready_at is not None and len(worker.outstanding) <= batches < worker.config.ahead:
                     self._give(worker)
 
     def _give(self, worker: WorkerState) -> None:
@@ -198,10 +238,35 @@ class Scheduler:
             outcome = self._take(worker, *message)
             if outcome is not None:
                 yield outcome
+        if self.timeout_s and not self._stopping:
+            yield from self._end_hung()
+
+    def _end_hung(self) -> Iterator[Outcome]:
+        """Kill workers that have been silent for too long."""
+        step_s = self._clock.step_s()
+        if step_s is None:
+            return
+        for worker in list(self.workers):
+            loading, silence = worker.ready_at is None, worker.silence
+            if not loading and not worker.outstanding:
+                continue
+            tasks = chain.from_iterable(batch.values() for batch in worker.outstanding.values())
+            limit_s = silence.limit_s(self.timeout_s, loading, tasks)
+            if silence.silent_s + step_s > limit_s / 2 and is_stopped(worker.pid):
+                continue  # whoever stopped it will continue it, and then it has the other half
+            silence.silent_s += step_s
+            if silence.silent_s > limit_s:
+                yield from self._bury(worker, f"hung: killed after {silence.silent_s:.0f} s of silence")
 
     def _take(self, worker: WorkerState, kind: str, *content: Any) -> Outcome | None:
+        worker.silence.heard()
         if kind == "ready":
-            worker.ready_at, worker.load_s = time.perf_counter(), content[0]
+            worker.ready_at, (worker.load_s, worker.chosen) = time.perf_counter(), content
+            worker.silence = Silence()  # loading says nothing about its pace
+            if worker.chosen and worker.chosen not in self.chosen:
+                self.chosen.append(worker.chosen)
+        elif kind == "note":
+            self.notes.append(content[0])
         elif kind == "start":
             worker.started = content[0]
         elif kind == "fatal":
@@ -215,15 +280,17 @@ class Scheduler:
             if not tasks:
                 worker.outstanding.pop(number, None)
             self._any_outcome = True
+            worker.silence.heard(outcome.audio_s)
             seconds = outcome.stage_seconds
             worker.busy_s += sum(seconds[stage] for stage in seconds if stage not in ("read", "write"))
             return outcome if known else None
         return None
 
-    def _bury(self, worker: WorkerState) -> Iterator[Outcome]:
-        """Put a dead worker's work back and start another in its place."""
+    def _bury(self, worker: WorkerState, cause: str | None = None) -> Iterator[Outcome]:
+        """Put a dead worker's work back and start another in its place; one that has a cause to die is killed."""
         worker.connection.close()
-        code = worker.process.wait()
+        code = worker.end(_LEAVING_S if cause is None else 0.0)
+        cause = cause or _cause(code)
         worker.remove_temporaries()
         batches = {number: list(batch.values()) for number, batch in worker.outstanding.items()}
         worker.outstanding.clear()
@@ -232,10 +299,10 @@ class Scheduler:
         suspects = [batch for number, batch in batches.items() if number >= worker.started]
         self.suspects.update(task.index for batch in suspects for task in batch)
         if len(suspects) == 1:
-            yield from self._blame(suspects[0], _cause(code))
+            yield from self._blame(suspects[0], cause)
         else:
             self.queue.extend(suspects)
-        self._replace(worker, _cause(code))
+        self._replace(worker, cause)
 
     def _blame(self, batch: list[Task], cause: str) -> Iterator[Outcome]:
         """Look closer at a batch with which a worker died, after everything else."""
@@ -269,20 +336,16 @@ class Scheduler:
 
     def _end(self) -> None:
         """Let idle workers leave and kill the others; what those were writing has only temporary names."""
+        leaving = []
         for worker in self.workers:
-            if worker.outstanding or worker.ready_at is None:
-                worker.process.kill()
-            else:
-                try:
+            if not worker.outstanding and worker.ready_at is not None:
+                with contextlib.suppress(OSError):
                     worker.connection.send(None)
-                except OSError:
-                    worker.process.kill()
+                    leaving.append(worker)
+        deadline = time.perf_counter() + _LAST_WAIT_S
         for worker in self.workers:
-            try:
-                worker.process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            worker.end(max(0.0, deadline - time.perf_counter()) if worker in leaving else 0.0)
+        for worker in self.workers:
             worker.connection.close()
             worker.remove_temporaries()
 
@@ -293,6 +356,8 @@ def _import_path() -> str:
 
 
 def _cause(code: int) -> str:
+    if code == EXIT_LOST_DEVICE:
+        return "the device was lost"
     if code == -signal.SIGKILL:
         return "killed, perhaps for want of memory"
     if code < 0:
@@ -316,6 +381,7 @@ def share_out(config: WorkerConfig, devices: Sequence[str], num_proc: int | None
             device=device,
             threads=cores if device == "cpu" else None,
             host_threads=1 if device == "cpu" else max(2, cores // count),
+            ahead=config.ahead if device == "cpu" else AHEAD_ON_GPU,
         )
         for device in chosen
     ]

@@ -12,15 +12,17 @@ import onnxruntime as ort
 
 from mkc_fast import ArtifactError, DeviceError, OutputError
 from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.cpu_sessions import PiecedVocoder, configured, open_on_cpu
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.diagnosis import NVINFER, gather_gpu_facts, obstacle
-from mkc_fast.engine.files import sha256_of, whole_directory
+from mkc_fast.engine.files import locked, sha256_of, whole_directory
 from mkc_fast.engine.providers import (
     CPU,
     FP16,
     FP32,
     GRAPH_FILES,
     HEAVY_OPERATORS,
+    INT8,
     ORT_NAMES,
     TENSORRT,
     TITLES,
@@ -31,21 +33,22 @@ from mkc_fast.engine.providers import (
     candidates,
     check_choice,
     default_cache,
+    free_dimensions,
     graph_file,
     profile,
     provider_list,
     refusal,
     resolve_precision,
-    session_settings,
     tensorrt_options,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.devices import Gpu
+    from mkc_fast.engine.diagnosis import GpuFacts
 
 # ONNX Runtime's errors that are about the file, wherever it was to run; they share no base but Exception.
 _FILE_ERRORS = {"NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel", "ModelLoaded"}
@@ -60,20 +63,22 @@ class Sessions:
         conformer: Centroids → restored features.
         vocoder: Restored features → waveforms.
         provider: ``tensorrt``, ``cuda`` or ``cpu``: what every heavy operator runs on.
-        precision: ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
+        precision: ``fp32``, ``tf32``, ``fp16``, ``bf16`` or ``int8``.
         chosen: One line: what was chosen, and why nothing faster.
         buckets: The sizes that inputs must keep to; None where any will do.
         placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
+        cuda_graph: Whether runs are recorded as CUDA graphs, so that they need the same addresses every time.
     """
 
     wavlm: ort.InferenceSession
     conformer: ort.InferenceSession
-    vocoder: ort.InferenceSession
+    vocoder: ort.InferenceSession | PiecedVocoder
     provider: str = CPU
     precision: str = FP32
     chosen: str = ""
     buckets: Buckets | None = None
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
+    cuda_graph: bool = False
 
 
 def open_sessions(
@@ -86,6 +91,7 @@ def open_sessions(
     cache: Path | None = None,
     stream: int | None = None,
     tuning: Tuning | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Sessions:
     """Open the graphs of ``model/`` on a device.
 
@@ -94,12 +100,14 @@ def open_sessions(
         device: ``cpu`` or ``cuda:<number>``.
         threads: Threads of one operator on the CPU; default: one a core, and one where a GPU does the work.
         provider: ``tensorrt``, ``cuda`` or ``cpu``, taken or refused but never replaced; ``auto``: the fastest that
-            the device can do. TensorRT is tried only with ``tuning.buckets``, since its engines take no other sizes.
-        precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so) or ``bf16`` (TensorRT alone); ``auto``:
+            the device can do. With TensorRT the sizes are ``buckets`` of what this returns, by default ``Buckets()``.
+        precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so), ``bf16`` (TensorRT alone), or ``int8`` (a
+            CPU alone, and needs graphs exported so); ``auto``:
             fp32, or tf32 where TensorRT was asked for by name, since it has no fp32.
-        cache: Folder for TensorRT's engines; default: the user's cache folder.
+        cache: Folder for TensorRT's engines, and for what a CPU prepares; default: the user's cache folder.
         stream: Address of a CUDA stream to run on, such as CuPy's ``stream.ptr``; it must outlive the sessions.
         tuning: Sizes and options that a benchmark may vary.
+        progress: Called with a line as each graph is opened; with TensorRT, an engine may be built for minutes.
 
     Raises:
         DeviceError: The device is not here, or cannot do what was asked for.
@@ -113,22 +121,20 @@ def open_sessions(
         raise DeviceError("a CUDA graph is a recording of one shape: it needs fixed buckets")
     if index is None:
         plan = Plan(CPU, resolve_precision(provider, precision, None), threads=threads)
-        if plan.precision == FP16:
-            _check_half(model)
-        return _open(model, info, plan, f"{TITLES[CPU]}, {plan.precision}: the device is cpu", None)
+        _check_files(model, plan.precision)
+        wavlm, conformer, vocoder = open_on_cpu(model, plan, cache or default_cache())
+        chosen = f"{TITLES[CPU]}, {plan.precision}: the device is cpu"
+        return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen)
     gpu = driver().gpus[index]
     precision = resolve_precision(provider, precision, gpu)
-    if precision == FP16:
-        _check_half(model)
+    _check_files(model, precision)
     refused: list[str] = []
     for name in candidates(index, provider):
         plan = Plan(name, precision, index, threads, stream, tuning)
         reason = refusal(name, precision, gpu)
-        if reason is None and name == TENSORRT != provider and tuning.buckets is None:
-            reason = "its engines take no sizes but those that they are built for, and none were given"
         if reason is None:
             try:
-                return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused)
+                return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused, progress)
             except DeviceError as error:
                 reason = str(error)
         if name == provider:
@@ -137,28 +143,54 @@ def open_sessions(
     raise DeviceError(f"device {device}: {'; '.join(refused)}")
 
 
-def _open_on_gpu(model: Path, info: ModelInfo, plan: Plan, gpu: Gpu, cache: Path, refused: list[str]) -> Sessions:
-    facts = gather_gpu_facts((plan.provider,))
-    hindrance = obstacle(facts, plan.provider, gpu.index)
+def check_provider(provider: str, index: int) -> GpuFacts:
+    """Check that nothing keeps a provider from a CUDA device, as far as can be known before a graph is opened.
+
+    Raises:
+        DeviceError: Something does: why, and the command that mends it.
+    """
+    facts = gather_gpu_facts((provider,))
+    hindrance = obstacle(facts, provider, index)
     if hindrance:
         raise DeviceError(f"{hindrance.reason}; {hindrance.mend}" if hindrance.mend else hindrance.reason)
+    return facts
+
+
+def _open_on_gpu(
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    gpu: Gpu,
+    cache: Path,
+    refused: list[str],
+    progress: Callable[[str], None],
+) -> Sessions:
+    facts = check_provider(plan.provider, gpu.index)
     engines = None
     if plan.provider == TENSORRT:
         version = facts.library_version(NVINFER) or "unknown"
         engines = EngineCache(cache, gpu.name, gpu.capability, version, ort.__version__)
     chosen = f"{TITLES[plan.provider]}, {plan.precision}, on cuda:{gpu.index} ({gpu.name})"
-    return _open(model, info, plan, "; ".join([chosen, *refused]), engines)
+    return _open(model, info, plan, "; ".join([chosen, *refused]), engines, progress)
 
 
-def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCache | None) -> Sessions:
+def _open(
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    chosen: str,
+    cache: EngineCache | None,
+    progress: Callable[[str], None],
+) -> Sessions:
     opened: list[ort.InferenceSession] = []
     placement: dict[str, dict[str, int] | None] = {}
     for graph in GRAPH_FILES:
         path = model / graph_file(graph, plan.precision)
         with _engines(path, graph, info, plan, cache) as (engines, timings):
-            session = _session(path, plan, provider_list(plan, graph, info, engines, timings))
-            if plan.provider != CPU:
-                placement[graph] = _checked_placement(path, plan, session)
+            progress(f"{path.name}: {'opening' if timings is None else 'building its engine'}")
+            sizes = free_dimensions(plan, graph, info)
+            session = _session(path, plan, provider_list(plan, graph, info, engines, timings), sizes)
+            placement[graph] = _checked_placement(path, plan, session)
         opened.append(session)
     if None in placement.values():
         chosen += f"; ONNX Runtime {ort.__version__} cannot tell which nodes run where"
@@ -173,33 +205,35 @@ def _open(model: Path, info: ModelInfo, plan: Plan, chosen: str, cache: EngineCa
         chosen=chosen,
         buckets=(plan.tuning.buckets or Buckets()) if bound else None,
         placement={graph: nodes for graph, nodes in placement.items() if nodes is not None},
+        cuda_graph=plan.tuning.cuda_graph,
     )
 
 
-def _check_half(model: Path) -> None:
-    missing = [name for graph in GRAPH_FILES if not (model / (name := graph_file(graph, FP16))).is_file()]
+def _check_files(model: Path, precision: str) -> None:
+    missing = [name for graph in GRAPH_FILES if not (model / (name := graph_file(graph, precision))).is_file()]
     if missing:
+        option = {FP16: "--half", INT8: "--int8"}.get(precision, "")
         raise DeviceError(
-            f"precision fp16: {model} lacks {', '.join(missing)}; make them with 'mkc-fast export --half'"
+            f"precision {precision}: {model} lacks {', '.join(missing)}; make them with 'mkc-fast export {option}'"
         )
 
 
-def _session(path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+def _session(
+    path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]], sizes: dict[str, int]
+) -> ort.InferenceSession:
     """Open one graph, with the provider asked for or not at all."""
-    options, settings = ort.SessionOptions(), session_settings(plan)
-    for name, value in settings.attributes.items():
-        setattr(options, name, value)
-    for name, text in settings.entries.items():
-        options.add_session_config_entry(name, text)
+    options = configured(ort.SessionOptions(), plan)
+    for axis, size in sizes.items():
+        options.add_free_dimension_override_by_name(axis, size)
     try:
         # Without enable_fallback=0, ONNX Runtime prints a provider's failure and goes on with the CPU, now or in a run.
         session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # see _FILE_ERRORS
         said = " ".join(str(error).split())[:300]
-        if plan.provider == CPU or type(error).__name__ in _FILE_ERRORS:
+        if type(error).__name__ in _FILE_ERRORS:
             raise ArtifactError(f"{path}: not a usable graph ({said[:160]})") from None
         raise DeviceError(f"{path.name} does not open: {said}") from None
-    if plan.provider != CPU and session.get_providers()[0] != providers[0][0]:
+    if session.get_providers()[0] != providers[0][0]:
         raise DeviceError(f"ONNX Runtime {ort.__version__} cannot load it here, and would run {path.name} on the CPU")
     return session
 
@@ -246,7 +280,7 @@ def _engines(
         return
     try:
         cache.timings.mkdir(parents=True, exist_ok=True)
-        with _locked(cache.folder / "lock"):
+        with locked(cache.folder / "lock"):
             for left in folder.parent.glob(f".{folder.name}.*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)  # of a process that was killed: only this one builds now
             if folder.is_dir():
@@ -261,16 +295,3 @@ def _engines(
 def _of_any_run(options: dict[str, str]) -> dict[str, str]:
     """Without what differs from process to process and leaves the engine alone."""
     return {name: value for name, value in options.items() if name not in {"device_id", "user_compute_stream"}}
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that goes with the process; without one where the system has none of these."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

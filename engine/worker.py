@@ -1,13 +1,15 @@
 """A worker process: loads the models once, then decodes, anonymizes and writes batches until it is told to stop.
 
-Decoding of the next batch and writing of the last one go on in threads while the device works on the current one. What
-is in flight is bounded by the parent, which never sends more than ``AHEAD`` batches.
+Decoding of the next batch and writing of the last one go on in threads while the device works on the current one. A GPU
+is given the next batch before the current one's results are asked for, so that it never waits for this process. What is
+in flight is bounded by the parent, which never sends more than ``WorkerConfig.ahead`` batches.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import queue
 import signal
@@ -18,23 +20,28 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from mkc_fast import MkcError, WriteError
+from mkc_fast import LostDeviceError, MkcError, WriteError
 from mkc_fast.engine.audio import read_utterance, write_waveform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from mkc_fast.engine.anonymizer import Anonymizer, Result
+    from mkc_fast.engine.anonymizer import Anonymizer, PendingBatch, Result
     from mkc_fast.engine.lists import Utterance
 
+_T = TypeVar("_T")
 # One batch on the device, one being decoded.
 AHEAD = 2
+# On a GPU one more waits behind the one that is computed.
+AHEAD_ON_GPU = 3
+# The exit code of a worker whose device is lost, so that no other can be meant.
+EXIT_LOST_DEVICE = 71
 _LOOK_ROUND_S = 0.5
 
 
@@ -59,11 +66,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """An utterance to anonymize and where it goes; ``index`` is its number in the run."""
+    """An utterance to anonymize and where it goes.
+
+    Attributes:
+        index: Its number in the run.
+        utterance: The recording.
+        output: Where its anonymized form goes.
+        audio_s: Seconds of it, as far as its header tells; 0 if not known.
+    """
 
     index: int
     utterance: Utterance
     output: Path
+    audio_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,7 @@ class WorkerConfig:
         provider: As in ``Anonymizer.load``.
         precision: As in ``Anonymizer.load``.
         factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
+        ahead: Batches that it is sent before it has reported the first.
     """
 
     model: Path
@@ -106,6 +122,7 @@ class WorkerConfig:
     provider: str = "auto"
     precision: str = "auto"
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
+    ahead: int = AHEAD
 
 
 @dataclass
@@ -113,6 +130,26 @@ class _Batch:
     number: int
     tasks: list[Task]
     waveforms: list[Future[tuple[NDArray[np.float32], float]]]
+
+
+@dataclass
+class _Begun:
+    """A batch that is computed: what of it was read, and what is to come of it (None if it could not begin)."""
+
+    number: int
+    read: list[tuple[Task, NDArray[np.float32], float]]
+    pending: PendingBatch | None
+
+
+class _Notes(logging.Handler):
+    """Sends what the engine has to say to the scheduler."""
+
+    def __init__(self, send: Callable[[str, str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.send("note", " ".join(record.getMessage().split()))
 
 
 class Worker:
@@ -123,6 +160,7 @@ class Worker:
         self.config = config
         self.sending = threading.Lock()
         self.incoming: queue.Queue[_Batch | None] = queue.Queue()
+        self._ended = False
         self.readers = ThreadPoolExecutor(config.host_threads, "read")
         self.writers = ThreadPoolExecutor(config.host_threads, "write")
         module, _, name = config.factory.partition(":")
@@ -144,19 +182,48 @@ class Worker:
             try:
                 self.connection.send((kind, *content))
             except OSError:
-                os._exit(1)
+                _leave()
 
     def run(self) -> None:
         """Work until told to stop."""
+        notes, logger = _Notes(self.send), logging.getLogger("mkc_fast")
+        logger.addHandler(notes)
+        try:
+            self._work()
+        finally:
+            logger.removeHandler(notes)
+
+    def _work(self) -> None:
         threading.Thread(target=self._receive, daemon=True).start()
-        self.send("ready", self.load_s)
+        self.send("ready", self.load_s, getattr(self.anonymizer, "chosen", ""))
         writing: deque[list[Future[None]]] = deque()
-        while (batch := self.incoming.get()) is not None:
-            writing.append(self._anonymize(batch))
+        computing: _Begun | None = None
+        while (batch := self._next(waiting=computing is None)) is not None or computing is not None:
+            begun = None if batch is None else self._begin(batch, alone=computing is None)
+            if computing is not None:
+                writing.append(self._finish(computing))
+            if begun is not None:
+                if computing is not None:
+                    self.send("start", begun.number)  # of several on the device, the oldest is the one to blame
+                if begun.pending is None or begun.pending.done:
+                    writing.append(self._finish(begun))
+                    begun = None
+            computing = begun
             while len(writing) > 1:
                 wait(writing.popleft())
         while writing:
             wait(writing.popleft())
+
+    def _next(self, *, waiting: bool) -> _Batch | None:
+        """The next batch, None at the end, or when there is none yet and nothing to wait for it."""
+        if self._ended:
+            return None
+        try:
+            batch = self.incoming.get(block=waiting)
+        except queue.Empty:
+            return None
+        self._ended = batch is None
+        return batch
 
     def _receive(self) -> None:
         """Take batches and begin to decode them at once; leave with the scheduler."""
@@ -164,7 +231,8 @@ class Worker:
             try:
                 message = self.connection.recv()
             except (EOFError, OSError):
-                os._exit(1)  # the scheduler is gone, and nobody would hear of anything more
+                _leave()  # the scheduler is gone, and nobody would hear of anything more
+                return
             if message is None:
                 self.incoming.put(None)
                 return
@@ -177,8 +245,8 @@ class Worker:
         waveform = read_utterance(task.utterance, info.sample_rate, info.min_samples)
         return waveform, time.perf_counter() - begin
 
-    def _anonymize(self, batch: _Batch) -> list[Future[None]]:
-        """Run a batch and begin to write its results."""
+    def _begin(self, batch: _Batch, *, alone: bool) -> _Begun:
+        """Begin to compute a batch; on a GPU, without waiting for what is before it."""
         read: list[tuple[Task, NDArray[np.float32], float]] = []
         for task, future in zip(batch.tasks, batch.waveforms, strict=True):
             try:
@@ -187,42 +255,61 @@ class Worker:
                 self.send("outcome", batch.number, Outcome(task.index, error=str(error)))
             except Exception as error:  # a decoder's own failure is this recording's, not the run's
                 self.send("outcome", batch.number, Outcome(task.index, error=_one_line(task, error)))
-        self.send("start", batch.number)
-        waveforms = [waveform for _, waveform, _ in read]
+        if alone:
+            self.send("start", batch.number)
+        submit = getattr(self.anonymizer, "submit_batch", None)
+        if submit is None or not read:
+            return _Begun(batch.number, read, None)
+        try:
+            return _Begun(batch.number, read, self._batch(submit, read))
+        except LostDeviceError as error:
+            self._leave(error)
+        except Exception:  # whichever utterance is at fault is found when it is finished
+            return _Begun(batch.number, read, None)
+
+    def _finish(self, begun: _Begun) -> list[Future[None]]:
+        """Wait for a batch's results and begin to write them."""
         futures = []
-        for (task, waveform, read_s), result in zip(read, self._results(read, waveforms), strict=True):
+        for (task, waveform, read_s), result in zip(begun.read, self._results(begun), strict=True):
             if isinstance(result, str):
-                self.send("outcome", batch.number, Outcome(task.index, error=result))
+                self.send("outcome", begun.number, Outcome(task.index, error=result))
             else:
-                futures.append(self.writers.submit(self._write, batch.number, task, len(waveform), read_s, result))
+                futures.append(self.writers.submit(self._write, begun.number, task, len(waveform), read_s, result))
         return futures
 
-    def _results(
-        self, read: list[tuple[Task, NDArray[np.float32], float]], waveforms: list[NDArray[np.float32]]
-    ) -> list[Result | str]:
+    def _results(self, begun: _Begun) -> list[Result | str]:
         """The results of a batch; if it fails as a whole, of each utterance alone, or its error."""
-        if len(read) > 1:
-            try:
-                return list(self._batch([task for task, _, _ in read], waveforms))
-            except Exception:  # noqa: S110 - whichever utterance is at fault is found below
-                pass
+        try:
+            if begun.pending is not None:
+                return list(begun.pending.result())
+            if len(begun.read) > 1:
+                return list(self._batch(self.anonymizer.anonymize_batch, begun.read))
+        except LostDeviceError as error:
+            self._leave(error)
+        except Exception:  # noqa: S110 - whichever utterance is at fault is found below
+            pass
         results: list[Result | str] = []
-        for task, waveform, _ in read:
+        for task, waveform, read_s in begun.read:
             try:
-                results += self._batch([task], [waveform])
+                results += self._batch(self.anonymizer.anonymize_batch, [(task, waveform, read_s)])
+            except LostDeviceError as error:
+                self._leave(error)
             except MkcError as error:
                 results.append(f"{task.utterance.path}: {error}")
             except Exception as error:
                 results.append(_one_line(task, error))
         return results
 
-    def _batch(self, tasks: list[Task], waveforms: list[NDArray[np.float32]]) -> list[Result]:
+    def _leave(self, error: LostDeviceError) -> NoReturn:
+        """Die with the device: a process whose device is lost can do nothing more; another one may."""
+        self.send("note", str(error))
+        os._exit(EXIT_LOST_DEVICE)
+
+    def _batch(self, run: Callable[..., _T], read: list[tuple[Task, NDArray[np.float32], float]]) -> _T:
         settings = self.config.settings
-        ids = [task.utterance.id for task in tasks]
+        waveforms, ids = [waveform for _, waveform, _ in read], [task.utterance.id for task, _, _ in read]
         # The scheduler has chosen what runs together: all of it does.
-        return self.anonymizer.anonymize_batch(
-            waveforms, settings.mode, settings.stride, settings.seed, ids, batch_s=float("inf")
-        )
+        return run(waveforms, settings.mode, settings.stride, settings.seed, ids, batch_s=float("inf"))
 
     def _write(self, number: int, task: Task, samples: int, read_s: float, result: Result) -> None:
         begin = time.perf_counter()
@@ -239,6 +326,13 @@ class Worker:
         draws = result.bank_ids.tolist() if self.config.settings.record_draws else None
         frames = len(result.bank_ids)
         self.send("outcome", number, Outcome(task.index, None, samples / rate, frames, size, seconds, draws))
+
+
+def _leave() -> None:
+    """End this process and, where it leads a group of its own, the commands that it has begun."""
+    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _one_line(task: Task, error: Exception) -> str:
@@ -279,7 +373,7 @@ def _leaving_with_scheduler(connection: Connection[Any, Any]) -> Iterator[None]:
     def look_round() -> None:
         while not over.wait(_LOOK_ROUND_S):
             if connection.poll():
-                os._exit(1)
+                _leave()
 
     thread = threading.Thread(target=look_round, daemon=True)
     thread.start()

@@ -12,10 +12,13 @@ from mkc_fast.export.checkpoints import HifiGanConfig, VoiceCheckpoint, WeightRe
 from mkc_fast.export.layers import take_linear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-_SLOPE = 0.1
-_LAST_SLOPE = 0.01  # before conv_post the published model uses the library's default
+    Convolve = Callable[["Conv", torch.Tensor], torch.Tensor]
+
+SLOPE = 0.1
+LAST_SLOPE = 0.01  # before conv_post the published model uses the library's default
 
 
 class HifiGan(nn.Module):
@@ -45,10 +48,10 @@ class HifiGan(nn.Module):
         x = self.conv_pre(self.lin_pre(features).transpose(1, 2))
         for stage in self.stages:
             x = stage(x)
-        waveform = torch.tanh(self.conv_post(F.leaky_relu(x, _LAST_SLOPE))).squeeze(1)
-        return waveform[:, : frames * self.hop] if self._overshoots() else waveform
+        waveform = torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE))).squeeze(1)
+        return waveform[:, : frames * self.hop] if self.overshoots() else waveform
 
-    def _overshoots(self) -> bool:
+    def overshoots(self) -> bool:
         """Kernels whose excess over the rate is odd give a sample more than the rate says."""
         return any((stage.kernel - stage.rate) % 2 for stage in self.stages)  # type: ignore[operator]
 
@@ -96,7 +99,7 @@ class Stage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.conv_transpose1d(
-            F.leaky_relu(x, _SLOPE), self.weight, self.bias, stride=self.rate, padding=(self.kernel - self.rate) // 2
+            F.leaky_relu(x, SLOPE), self.weight, self.bias, stride=self.rate, padding=(self.kernel - self.rate) // 2
         )
         total = self.blocks[0](x)
         for block in self.blocks[1:]:
@@ -127,19 +130,29 @@ class ResBlock(nn.Module):
             for index in range(len(dilations) if kind == "1" else 0)
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, convolve: Callable[[Conv, torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """``convolve`` computes a convolution in another form than its own."""
+        apply = convolve or (lambda conv, y: conv(y))
         for index, dilated in enumerate(self.dilated):
-            y = dilated(F.leaky_relu(x, _SLOPE))
+            y = apply(dilated, F.leaky_relu(x, SLOPE))  # type: ignore[arg-type]
             if len(self.plain):
-                y = self.plain[index](F.leaky_relu(y, _SLOPE))
+                y = apply(self.plain[index], F.leaky_relu(y, SLOPE))  # type: ignore[arg-type]
             x = x + y
         return x
 
 
-def reach_frames(config: HifiGanConfig) -> int:
-    """How many frames to either side can change a frame's samples: the generator's receptive field, rounded up."""
-    reach, per_frame = 3.0, 1  # conv_pre
-    for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+def reach_frames(config: HifiGanConfig, first_stage: int = 0) -> int:
+    """How many frames to either side can change a frame's samples: the generator's receptive field, rounded up.
+
+    With ``first_stage``: the receptive field of the stages from that one on.
+    """
+    reach, per_frame = (0.0 if first_stage else 3.0), 1  # conv_pre
+    for index, (rate, kernel) in enumerate(zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True)):
+        if index < first_stage:
+            per_frame *= rate
+            continue
         reach += (kernel / rate + 1) / per_frame
         per_frame *= rate
         block = max(

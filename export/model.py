@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,20 @@ import torch
 from torch import nn
 
 from mkc_fast import CheckpointError, MkcError
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, write_info
+from mkc_fast.engine.artifacts import (
+    CONFORMER_FILE,
+    CPU_VOCODER_FILE,
+    PIECE_REACH,
+    VOCODER_FILE,
+    WAVLM_FILE,
+    ModelInfo,
+    write_info,
+)
+from mkc_fast.engine.cpu_sessions import CPU_GRAPH_FILES
 from mkc_fast.engine.files import sha256_of, whole_directory
+from mkc_fast.engine.prepared import prepared_graph
+from mkc_fast.engine.providers import default_cache
+from mkc_fast.engine.windows import pieces
 from mkc_fast.export.checkpoints import load_voice, load_wavlm
 from mkc_fast.export.conformer import Conformer
 from mkc_fast.export.half import (
@@ -31,6 +43,8 @@ from mkc_fast.export.half import (
     to_half,
 )
 from mkc_fast.export.hifigan import HifiGan, reach_frames
+from mkc_fast.export.hifigan_cpu import CpuHifiGan, fits, piece_reach
+from mkc_fast.export.int8 import write_int8_graphs
 from mkc_fast.export.wavlm import WavLM
 
 if TYPE_CHECKING:
@@ -40,6 +54,8 @@ if TYPE_CHECKING:
 # 20 has Gelu and LayerNormalization as operators of their own, and TensorRT 10 reads it.
 OPSET = 20
 _MAX_EMBEDDED_BYTES = MAX_EMBEDDED_BYTES
+# Of the CPU's vocoder when it is checked; the longest input of the check is long enough for so many.
+_PIECES = 3
 # Largest difference from PyTorch that is rounding, as a share of the largest value (at least 1).
 _TOLERANCE = 1e-4
 # Relative RMS error of a half-precision graph past which something is wrong in it: ten times what rounding makes of
@@ -49,13 +65,14 @@ _HALF_TOLERANCE = 3e-2
 
 @dataclass(frozen=True)
 class _Graph:
-    """A module to export, with the names of its inputs, its output and their axes."""
+    """A module to export, with the names of its inputs, its output and their axes, and what its metadata says."""
 
     file: str
     module: nn.Module
     inputs: dict[str, tuple[str, ...]]  # name → names of its axes; "" is a fixed axis
     output: str
     output_axes: tuple[str, ...]
+    metadata: dict[str, int] = field(default_factory=dict)
 
 
 def export_model(
@@ -66,6 +83,7 @@ def export_model(
     layer: int = 6,
     *,
     half: bool = False,
+    int8: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ModelInfo:
@@ -81,6 +99,7 @@ def export_model(
         hifi_config: JSON file with the vocoder's sizes, where the checkpoint's own are missing.
         layer: WavLM transformer layer whose output the k-means models were trained on, from 1.
         half: Also write each graph in half precision, checked against the float32 one (``write_half_graphs``).
+        int8: Also write WavLM and the conformer with linear layers in 8 bits, for CPUs (``write_int8_graphs``).
         overwrite: Replace ``out``.
         progress: Called with a line of text as each step begins.
 
@@ -126,11 +145,20 @@ def export_model(
         _export(directory, _conformer_graph(Conformer(voice_path, voice)), info, say)
         voice.conformer_weights.clear()
         say("vocoder")
-        _export(directory, _vocoder_graph(HifiGan(voice_path, voice)), info, say)
+        generator = HifiGan(voice_path, voice)
+        _export(directory, _vocoder_graph(generator), info, say)
+        if fits(generator):
+            say("vocoder, as a CPU takes it")
+            _export(directory, _cpu_vocoder_graph(generator, piece_reach(voice.hifigan)), info, say)
+        del voice, generator
         if half:
-            del voice
             write_half_graphs(directory, directory, info, say)
+        if int8:
+            write_int8_graphs(directory, directory, info, say)
         write_info(directory, info)
+    say("preparing the graphs for this CPU")
+    for file in CPU_GRAPH_FILES:
+        prepared_graph(out_path / file, default_cache())
     return info
 
 
@@ -146,6 +174,12 @@ def _conformer_graph(module: Conformer) -> _Graph:
 
 def _vocoder_graph(module: HifiGan) -> _Graph:
     return _Graph(VOCODER_FILE, module, {"features": ("batch", "frames", "")}, "waveform", ("batch", "samples"))
+
+
+def _cpu_vocoder_graph(generator: HifiGan, reach: int) -> _Graph:
+    inputs = {"features": ("batch", "frames", ""), "pieces": ("pieces", "width"), "kept": ("frames",)}
+    module = CpuHifiGan(generator)
+    return _Graph(CPU_VOCODER_FILE, module, inputs, "waveform", ("batch", "samples"), {PIECE_REACH: reach})
 
 
 def _export(directory: Path, graph: _Graph, info: ModelInfo, say: Callable[[str], None]) -> None:
@@ -198,6 +232,7 @@ def _tidy(model: onnx.ModelProto, graph: _Graph) -> None:
             if name:
                 dimension.dim_param = name
     model.producer_name, model.producer_version = "mkc-fast", ""
+    onnx.helper.set_model_props(model, {name: str(value) for name, value in graph.metadata.items()})
 
 
 def _inputs(graph: _Graph, info: ModelInfo, lengths: Sequence[int]) -> dict[str, np.ndarray]:
@@ -213,6 +248,8 @@ def _inputs(graph: _Graph, info: ModelInfo, lengths: Sequence[int]) -> dict[str,
         values = {"features": rng.standard_normal((len(lengths), max(counts), info.dim), np.float32)}
     if "lengths" in graph.inputs:
         values["lengths"] = np.array(counts, np.int64)
+    if "pieces" in graph.inputs:
+        values["pieces"], values["kept"] = pieces(max(counts), _PIECES, graph.metadata[PIECE_REACH])
     return values
 
 
@@ -233,7 +270,9 @@ def _check_graph(path: Path, graph: _Graph, info: ModelInfo) -> None:
         inputs = _inputs(graph, info, lengths)
         (found,) = session.run([graph.output], inputs)
         if "lengths" not in inputs:
-            _compare(path, found, graph.module(torch.from_numpy(inputs["features"])).numpy(), lengths)
+            # The graph in pieces, too, against the module that knows of none.
+            module = graph.module.generator if isinstance(graph.module, CpuHifiGan) else graph.module
+            _compare(path, found, module(torch.from_numpy(inputs["features"])).numpy(), lengths)
             continue
         name = next(iter(inputs))
         for row, count in enumerate(inputs["lengths"].tolist()):

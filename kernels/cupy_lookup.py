@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast import BankError, DeviceError
+from mkc_fast import BankError, DeviceError, DeviceMemoryError
 from mkc_fast.kernels.interface import Lookup
 from mkc_fast.kernels.launches import Device, DeviceBank, Plan, assign, gather, make_plan
 from mkc_fast.kernels.residency import Round, SlotCache
@@ -66,11 +66,11 @@ class CupyLookup(Lookup):
         super().__init__(centroids, half_norms, num_clusters)
         if self.dim % 4:
             raise BankError(f"the bank has {self.dim} dimensions; the CUDA look-up takes multiples of 4")
-        self._cupy = _import_cupy()
-        self._device = _open_device(self._cupy, device)
-        with self._device, _one_line_errors(self._cupy, device):
+        self._cupy = import_cupy()
+        self._device = open_device(self._cupy, device)
+        with self._device, one_line_errors(self._cupy, device):
             self._stream = self._cupy.cuda.Stream(non_blocking=True)
-            self._launcher = _CupyLauncher(self._cupy)
+            self._launcher = CupyLauncher(self._cupy, "nearest.cu", "plan_all")
             attributes = self._device.attributes
             self._properties = Device(
                 attributes["MultiProcessorCount"],
@@ -80,8 +80,20 @@ class CupyLookup(Lookup):
             self._plan(1)  # refuses what cannot run
             self._upload_bank(memory_fraction)
 
+    @property
+    def resident(self) -> bool:
+        """Whether all of the bank is on the device."""
+        return self._cache is None
+
     def assign_device(
-        self, features: Any, bank_ids: Any, *, out: Any = None, out_rows: Any = None, stream: Any = None
+        self,
+        features: Any,
+        bank_ids: Any,
+        *,
+        out: Any = None,
+        out_rows: Any = None,
+        cluster_ids: Any = None,
+        stream: Any = None,
     ) -> Any:
         """``assign`` on the device, queued on a stream, without waiting for it and without looking at values.
 
@@ -93,6 +105,7 @@ class CupyLookup(Lookup):
             out: (rows, D) float32 CuPy array, C-contiguous: the centroids found are written there too.
             out_rows: (T,) int32 or int64 CuPy array, the row of ``out`` for each frame, negative for none. Default:
                 frame t has row t. Rows are not checked against ``out``, and none may occur twice.
+            cluster_ids: (T,) int32 CuPy array, C-contiguous, that the ids are written to; default: a new one.
             stream: A CuPy stream of this device; default: the current one. The arrays are ready on it.
 
         Returns:
@@ -108,7 +121,10 @@ class CupyLookup(Lookup):
             ids, host_ids = self._indices("bank_ids", bank_ids, frames)
             rows, _ = self._indices("out_rows", out_rows, frames)
             self._check_output(out, rows, frames)
-            cluster_ids = self._cupy.empty((frames,), np.int32)
+            if cluster_ids is None:
+                cluster_ids = self._cupy.empty((frames,), np.int32)
+            elif cluster_ids.shape != (frames,) or cluster_ids.dtype != np.int32 or not cluster_ids.flags.c_contiguous:
+                raise BankError(f"cluster_ids are not a contiguous ({frames},) int32 CuPy array")
             if frames:
                 plan = self._plan(frames)
                 for slots in self._resident(host_ids, ids, current):
@@ -257,7 +273,7 @@ class CupyLookup(Lookup):
     @contextlib.contextmanager
     def _on(self, stream: Any) -> Iterator[Any]:
         """Queue what follows on a stream, by default the current one."""
-        with self._device, _one_line_errors(self._cupy, self._device.id):
+        with self._device, one_line_errors(self._cupy, self._device.id):
             chosen = self._cupy.cuda.get_current_stream() if stream is None else stream
             with chosen:
                 yield chosen
@@ -299,15 +315,21 @@ class CupyLookup(Lookup):
         return self._cupy.ascontiguousarray(self._cupy.asarray(indices)), host
 
 
-class _CupyLauncher:
-    """Runs kernels on the current stream, with scratch from CuPy's pool, which keeps it to that stream."""
+class CupyLauncher:
+    """Runs kernels on the current stream, with scratch from CuPy's pool, which keeps it to that stream.
 
-    def __init__(self, cupy: Any) -> None:
+    Args:
+        cupy: The module.
+        source: File name of the CUDA source, in this folder.
+        kernel: One of its kernels; with it all are compiled.
+    """
+
+    def __init__(self, cupy: Any, source: str, kernel: str) -> None:
         self._cupy = cupy
-        source = resources.files("mkc_fast.kernels").joinpath("nearest.cu").read_text("utf-8")
-        self._module = cupy.RawModule(code=source, options=("--std=c++17",))
+        text = resources.files("mkc_fast.kernels").joinpath(source).read_text("utf-8")
+        self._module = cupy.RawModule(code=text, options=("--std=c++17",))
         self._kernels: dict[str, Any] = {}
-        self._kernel("plan_all")  # compiles all of them
+        self._kernel(kernel)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
         return self._cupy.empty(shape, dtype)
@@ -351,7 +373,8 @@ class _Staging:
         copied.record(stream)
 
 
-def _import_cupy() -> Any:
+def import_cupy() -> Any:
+    """CuPy, or a DeviceError that says what to install."""
     try:
         import cupy
     except ImportError as error:
@@ -360,7 +383,8 @@ def _import_cupy() -> Any:
     return cupy
 
 
-def _open_device(cupy: Any, device: int) -> Any:
+def open_device(cupy: Any, device: int) -> Any:
+    """The CUDA device of this number, or a DeviceError."""
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -371,12 +395,14 @@ def _open_device(cupy: Any, device: int) -> Any:
 
 
 @contextlib.contextmanager
-def _one_line_errors(cupy: Any, device: int) -> Iterator[None]:
+def one_line_errors(cupy: Any, device: int) -> Iterator[None]:
     """What CuPy raises, as a DeviceError: CUDA's errors and missing libraries are RuntimeErrors, mostly."""
     try:
         yield
     except cupy.cuda.memory.OutOfMemoryError as error:
-        raise DeviceError(f"device cuda:{device}: out of memory ({error})") from None
+        raise DeviceMemoryError(f"device cuda:{device}: out of memory ({error})") from None
     except (RuntimeError, ImportError, cupy.cuda.compiler.CompileException) as error:
         reason = " ".join(str(error).split())[:160]
+        if "cudaErrorMemoryAllocation" in reason:
+            raise DeviceMemoryError(f"device cuda:{device}: out of memory ({reason})") from None
         raise DeviceError(f"device cuda:{device}: {reason}; if a library is missing, {_INSTALL}") from None

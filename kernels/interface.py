@@ -68,6 +68,14 @@ class Lookup(ABC):
             )
         return self._lookup(banks, clusters)
 
+    def checked_bank_ids(self, bank_ids: ArrayLike) -> NDArray[np.int64]:
+        """The bank entries of T frames, (T,) int in [0, N).
+
+        Raises:
+            BankError: A shape, type or id does not fit the bank.
+        """
+        return self._check_bank_ids(bank_ids, len(np.atleast_1d(np.asarray(bank_ids))))
+
     @abstractmethod
     def _assign(self, features: NDArray[np.float32], bank_ids: NDArray[np.int64]) -> NDArray[np.int32]:
         """``assign`` with checked arguments."""

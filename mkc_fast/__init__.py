@@ -20,10 +20,13 @@ __all__ = [
     "BankError",
     "CheckpointError",
     "DeviceError",
+    "DeviceMemoryError",
     "ListError",
+    "LostDeviceError",
     "MkcError",
     "OutputError",
     "Result",
+    "StoppedError",
     "WriteError",
     "__version__",
 ]
@@ -61,8 +64,20 @@ class WriteError(OutputError):
     """An output could not be written during a run, for want of space as a rule; what was written before is whole."""
 
 
+class StoppedError(MkcError):
+    """A run that had begun could not go on; what was written is whole, and the same command continues."""
+
+
 class DeviceError(MkcError):
-    """The device or provider asked for is not there."""
+    """The device or provider asked for is not there, or fails."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The device has no memory left for so much at once."""
+
+
+class LostDeviceError(DeviceError):
+    """The device answers this process no more; a new process may be able to use it."""
 
 
 def __getattr__(name: str) -> object:

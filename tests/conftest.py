@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,20 @@ class Artifacts:
     model: Path
     bank: Path
     anonymizer: Anonymizer
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """A test that waits, for a pipe's other end say, fails."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("waited for 30 s")  # not an Exception, so that no reader can take it for a damaged file
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

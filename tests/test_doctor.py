@@ -302,26 +302,30 @@ def test_a_provider_that_loads_and_does_not_compute_is_a_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("packages", "words", "mend"),
+    ("packages", "status", "words", "mend"),
     [
-        ((), "not installed", "pip install 'mkc-fast[cuda13]'"),
+        ((), "fault", "runs on a GPU need it", "pip install 'mkc-fast[cuda13]'"),
         (
             (("cupy-cuda12x", "14.2.0"),),
+            "note",
             "onnxruntime is built for CUDA 13",
             "pip uninstall -y cupy-cuda12x && pip install 'mkc-fast[cuda13]'",
         ),
         (
             (("cupy-cuda12x", "14.2.0"), ("cupy-cuda13x", "14.2.0")),
+            "fault",
             "overwrote each other",
             "pip uninstall -y cupy-cuda12x cupy-cuda13x && pip install 'mkc-fast[cuda13]'",
         ),
     ],
 )
-def test_a_cupy_that_does_not_fit_is_noted(packages: tuple[tuple[str, str], ...], words: str, mend: str) -> None:
+def test_a_cupy_that_does_not_fit_is_noted(
+    packages: tuple[tuple[str, str], ...], status: str, words: str, mend: str
+) -> None:
     report = examine(probes=machine(installed={"cupy": packages}))
     noted = finding(report, "cupy")
-    assert report.ok
-    assert noted.status == "note"
+    assert report.ok == (status != "fault")
+    assert noted.status == status
     assert words in noted.found
     assert noted.mend == mend
 
@@ -329,7 +333,7 @@ def test_a_cupy_that_does_not_fit_is_noted(packages: tuple[tuple[str, str], ...]
 def test_a_cupy_beyond_the_driver_is_noted() -> None:
     old_build = Runtime("1.24.4", "12.8", (TRT, CUDA, CPU))
     report = examine(probes=machine(OLD_DRIVER, old_build))
-    assert report.ok
+    assert not report.ok
     assert "but the driver runs CUDA up to 12.2" in finding(report, "cupy").found
     assert finding(report, "cupy").mend == "pip uninstall -y cupy-cuda13x && pip install 'mkc-fast[cuda12]'"
 

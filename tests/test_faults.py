@@ -10,8 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +23,9 @@ import pytest
 import soundfile
 
 from mkc_fast.cli import main
-from mkc_fast.engine import corpus, scheduler
+from mkc_fast.engine import corpus, patience, scheduler
 from mkc_fast.engine.audio import to_pcm16
-from mkc_fast.engine.lists import Utterance
+from mkc_fast.engine.lists import Utterance, read_audio_list
 from mkc_fast.engine.manifest import MANIFEST_FILE
 from mkc_fast.engine.worker import Outcome, Settings, Task
 from tests.conftest import Artifacts
@@ -97,6 +100,43 @@ class DiesReadingOne(Echo):
             return waveform
         worker.read_utterance = deadly
         return cls()
+
+class HangsOnOne(Echo):
+    def one(self, waveform):
+        if len(waveform) == {DEADLY}:
+            time.sleep(1000)
+        return super().one(waveform)
+
+class HangsReadingOne(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        read = worker.read_utterance
+        def endless(utterance, *args):
+            waveform = read(utterance, *args)
+            while len(waveform) == {DEADLY}:
+                pass
+            return waveform
+        worker.read_utterance = endless
+        return cls()
+
+class HangsLoadingOnce(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        if first("loaded"):
+            time.sleep(1000)
+        return cls()
+
+class StartsOnce(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        if not first("loaded"):
+            raise RuntimeError("the device is gone")
+        return cls()
+
+    def one(self, waveform):
+        if len(waveform) == {DEADLY}:
+            die()
+        return super().one(waveform)
 
 class DiesOfAll(Echo):
     def one(self, waveform):
@@ -194,6 +234,57 @@ def few(tmp_path: Path, clip: np.ndarray) -> Path:
     """A list of 24 recordings of about a second; number 11 is the deadly one."""
     lengths = [16000 + 100 * number for number in range(24)]
     return write_recordings(tmp_path, clip, [*lengths[:11], DEADLY, *lengths[12:]])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def summary(self) -> dict:
+        """What ``--json`` prints."""
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The one line that tells of an error."""
+        (line,) = errors_in(self.err)
+        return line
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Runs the command on the few recordings, in this process and with a stand-in for the anonymizer."""
+
+    artifacts: Artifacts
+    few: Path
+    out: Path
+    use: Callable[[str], None]
+    capfd: pytest.CaptureFixture[str]
+
+    def infer(self, stand_in: str, *more: str) -> Ended:
+        """Run it; its summary is printed as JSON."""
+        self.use(stand_in)
+        self.capfd.readouterr()
+        code = main(command(self.artifacts, self.few, self.out, "--json", *more))
+        shown = self.capfd.readouterr()
+        return Ended(code, shown.out, shown.err)
+
+
+@pytest.fixture
+def bench(
+    artifacts: Artifacts,
+    few: Path,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> Bench:
+    """The few recordings and an output folder that is not there yet."""
+    return Bench(artifacts, few, tmp_path / "out", stand_in, capfd)
 
 
 @pytest.fixture(scope="module")
@@ -381,79 +472,111 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     assert outputs(out) == outputs(undisturbed)
 
 
-def test_a_disk_full_for_the_last_recording_ends_the_run_too(
-    artifacts: Artifacts,
-    few: Path,
-    small_disk: Path,
-    stand_in: Callable[[str], None],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_a_disk_full_for_the_last_recording_ends_the_run_too(bench: Bench, small_disk: Path) -> None:
     # One recording: no other comes after it on which its worker could notice.
-    few.write_text(few.read_text().splitlines()[0])
-    stand_in("Echo")
-    out = small_disk / "out"
-    out.mkdir()
+    bench.few.write_text(bench.few.read_text().splitlines()[0])
+    bench = replace(bench, out=small_disk / "out")
+    bench.out.mkdir()
     filler = small_disk / "filler"
     with filler.open("wb") as file:
         file.truncate(0)
         os.posix_fallocate(file.fileno(), 0, (4 << 20) - 16384)  # leaves room for the manifest
-    assert main(command(artifacts, few, out)) == 3
-    (line,) = errors_in(capfd.readouterr().err)
-    assert "No space left" in line
-    assert not list(out.iterdir())
+    ended = bench.infer("Echo")
+    assert ended.code == 3
+    assert "No space left" in ended.error
+    assert not list(bench.out.iterdir())
     filler.unlink()
-    assert main(command(artifacts, few, out)) == 0
-    assert_complete(out, ids_of(few))
+    assert bench.infer("Echo").code == 0
+    assert_complete(bench.out, ids_of(bench.few))
 
 
 @pytest.mark.parametrize("batch_seconds", ["0", "10"])
 @pytest.mark.parametrize("deadly", ["DiesOfOne", "DiesReadingOne"])
-def test_the_one_recording_that_kills_workers_is_found(
-    deadly: str,
-    batch_seconds: str,
-    artifacts: Artifacts,
-    few: Path,
-    tmp_path: Path,
-    stand_in: Callable[[str], None],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    stand_in(deadly)
-    out = tmp_path / "out"
-    assert main(command(artifacts, few, out, "--batch-seconds", batch_seconds, "--json")) == 1
-    shown = capfd.readouterr()
-    (line,) = errors_in(shown.err)
-    assert line.startswith("failed: u011: ")
-    assert "3 workers died of it" in line
-    summary = json.loads(shown.out)
-    assert [failure["id"] for failure in summary["failed"]] == ["u011"]
-    assert summary["written"] == 23
+def test_the_one_recording_that_kills_workers_is_found(deadly: str, batch_seconds: str, bench: Bench) -> None:
+    ended = bench.infer(deadly, "--batch-seconds", batch_seconds)
+    assert ended.code == 1
+    assert ended.error.startswith("failed: u011: ")
+    assert "3 workers died of it" in ended.error
+    assert [failure["id"] for failure in ended.summary["failed"]] == ["u011"]
+    assert ended.summary["written"] == 23
     # Once beside another, then halved from ten at most (four times), then three times alone.
-    assert summary["replaced_workers"] <= 8
-    assert_whole(out)
-    assert {path.stem for path in out.glob("*.wav")} == ids_of(few) - {"u011"}
+    assert ended.summary["replaced_workers"] <= 8
+    assert_whole(bench.out)
+    assert {path.stem for path in bench.out.glob("*.wav")} == ids_of(bench.few) - {"u011"}
     # It is tried again, and the others are not.
-    stand_in("Echo")
-    assert main(command(artifacts, few, out, "--json")) == 0
-    summary = json.loads(capfd.readouterr().out)
-    assert (summary["written"], summary["present"]) == (1, 23)
-    assert_complete(out, ids_of(few))
+    ended = bench.infer("Echo")
+    assert (ended.code, ended.summary["written"], ended.summary["present"]) == (0, 1, 23)
+    assert_complete(bench.out, ids_of(bench.few))
+
+
+@pytest.mark.parametrize(("hanging", "batch_seconds"), [("HangsOnOne", "3"), ("HangsReadingOne", "0")])
+def test_the_one_recording_on_which_workers_hang_is_found(
+    hanging: str, batch_seconds: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_DEATHS_OF_ONE", 2)
+    monkeypatch.setattr(patience, "_LOADING", PATIENCE_S)
+    ended = bench.infer(hanging, "--batch-seconds", batch_seconds, "--timeout-seconds", "1")
+    assert ended.code == 1
+    assert ended.error.startswith("failed: u011: ")
+    assert "2 workers died of it (hung: killed after " in ended.error
+    assert ended.summary["written"] == 23
+    assert ended.summary["replaced_workers"] >= 2
+    assert_whole(bench.out)
+    assert not psutil.Process().children()
+
+
+def test_a_worker_that_hangs_while_it_loads_is_replaced(bench: Bench) -> None:
+    ended = bench.infer("HangsLoadingOnce", "--timeout-seconds", "1", "--num-proc", "1")
+    assert (ended.code, ended.summary["written"]) == (0, 24)
+    assert ended.summary["replaced_workers"] >= 1
+    assert_complete(bench.out, ids_of(bench.few))
+
+
+def test_workers_that_are_stopped_are_not_taken_for_hung(
+    artifacts: Artifacts, few: Path, tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_SLACK", 0)  # nothing is added to the timeout for what is measured
+    monkeypatch.setattr(patience, "_LOADING", PATIENCE_S)
+    stopped: list[int] = []
+    timers: list[threading.Timer] = []
+
+    def stop(status: corpus.Status) -> None:
+        if not stopped and status.summary.written > 4:
+            stopped.extend(worker.pid for worker in status.workers if worker.outstanding)
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+                timers.append(threading.Timer(4, os.kill, [pid, signal.SIGCONT]))
+                timers[-1].start()
+
+    out = tmp_path / "out"
+    folder = corpus.plan_folder(read_audio_list(few), out, out, Settings(seed=7))
+    run = corpus.Run([folder], artifacts.model, artifacts.bank, Settings(seed=7), num_proc=2)
+    # Half of four seconds would be too long for one who works.
+    summary = corpus.run_corpus(replace(run, timeout_s=2, factory="stand_ins:Slow"), watch=stop)
+    for timer in timers:
+        timer.join()
+    assert stopped
+    assert (summary.written, summary.replaced_workers) == (24, 0)
+
+
+def test_workers_that_no_longer_start_stop_the_run_and_the_same_command_goes_on(bench: Bench) -> None:
+    ended = bench.infer("StartsOnce", "--num-proc", "1")
+    assert ended.code == 3
+    assert ended.error == (
+        "error: a worker cannot start: RuntimeError: the device is gone; run the same command again to continue"
+    )
+    assert 0 < len(outputs(bench.out)) < 24
+    assert_whole(bench.out)
+    assert bench.infer("Echo").code == 0
+    assert_complete(bench.out, ids_of(bench.few))
 
 
 @pytest.mark.parametrize("batch_seconds", ["0", "10"])
-def test_the_one_recording_that_fails_does_not_take_its_batch_with_it(
-    batch_seconds: str,
-    artifacts: Artifacts,
-    few: Path,
-    tmp_path: Path,
-    stand_in: Callable[[str], None],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    stand_in("FailsOfOne")
-    out = tmp_path / "out"
-    assert main(command(artifacts, few, out, "--batch-seconds", batch_seconds)) == 1
-    (line,) = errors_in(capfd.readouterr().err)
-    assert line.endswith("u011.wav: ValueError: a line of its own")
-    assert len(list(out.glob("*.wav"))) == 23
+def test_the_one_recording_that_fails_does_not_take_its_batch_with_it(batch_seconds: str, bench: Bench) -> None:
+    ended = bench.infer("FailsOfOne", "--batch-seconds", batch_seconds)
+    assert ended.code == 1
+    assert ended.error.endswith("u011.wav: ValueError: a line of its own")
+    assert len(outputs(bench.out)) == 23
 
 
 @pytest.mark.parametrize(
@@ -508,6 +631,24 @@ def test_workers_leave_with_the_run_even_while_they_load(
     assert_gone(workers)
     assert time.monotonic() - begin < AT_ONCE_S
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_commands_end_with_the_run(
+    number: int, artifacts: Artifacts, tmp_path: Path, start: Callable, stand_ins: Path
+) -> None:
+    scp = tmp_path / "commands.scp"
+    scp.write_text("c0 sleep 1000 |\nc1 sleep 1000 |\n")
+    process = start(command(artifacts, scp, tmp_path / "out", "--allow-commands"), "Echo")
+
+    def all_of_it() -> list[psutil.Process]:
+        return psutil.Process(process.pid).children(recursive=True)
+
+    wait_until(lambda: any(child.name() == "sleep" for child in all_of_it()), process)
+    begun = all_of_it()
+    os.kill(process.pid, number)
+    process.communicate(timeout=PATIENCE_S)
+    assert_gone(begun)
 
 
 def test_a_signal_before_the_first_worker_ends_the_run(
@@ -674,26 +815,20 @@ def test_other_programs_files_are_left_alone(
 
 
 @pytest.mark.parametrize("torn", ['{"type": "r', '{"type": "run", "version": 1, "mo', ""])
-def test_a_manifest_cut_off_in_its_first_line_begins_anew(
-    torn: str, artifacts: Artifacts, few: Path, tmp_path: Path, stand_in: Callable[[str], None]
-) -> None:
-    stand_in("Echo")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / MANIFEST_FILE).write_text(torn)
-    assert main(command(artifacts, few, tmp_path / "out")) == 0
-    assert_complete(tmp_path / "out", ids_of(few))
+def test_a_manifest_cut_off_in_its_first_line_begins_anew(torn: str, bench: Bench) -> None:
+    bench.out.mkdir()
+    (bench.out / MANIFEST_FILE).write_text(torn)
+    assert bench.infer("Echo").code == 0
+    assert_complete(bench.out, ids_of(bench.few))
 
 
-def test_a_manifest_cut_off_inside_a_character_is_continued(
-    artifacts: Artifacts, few: Path, tmp_path: Path, stand_in: Callable[[str], None]
-) -> None:
-    stand_in("Echo")
-    few.write_text("".join(f"ü{number} {path}\n" for number, path in enumerate(few.read_text().splitlines())))
-    out = tmp_path / "out"
-    assert main(command(artifacts, few, out)) == 0
-    manifest = out / MANIFEST_FILE
+def test_a_manifest_cut_off_inside_a_character_is_continued(bench: Bench) -> None:
+    lines = enumerate(bench.few.read_text().splitlines())
+    bench.few.write_text("".join(f"ü{number} {path}\n" for number, path in lines))
+    assert bench.infer("Echo").code == 0
+    manifest = bench.out / MANIFEST_FILE
     manifest.write_bytes(manifest.read_bytes()[: manifest.read_bytes().rindex("ü".encode()) + 1])
-    assert main(command(artifacts, few, out)) == 0
+    assert bench.infer("Echo").code == 0
     found = [line for line in manifest.read_bytes().split(b"\n") if line]
     assert sum(b'"file"' in line and line.endswith(b"}") for line in found) >= 24
 
@@ -728,101 +863,52 @@ def test_what_killed_runs_left_is_removed_in_data_directories_too(
         ("Missing", "a worker cannot start: AttributeError: "),
     ],
 )
-def test_workers_that_cannot_start_end_the_run_with_one_line(
-    reluctant: str,
-    words: str,
-    artifacts: Artifacts,
-    few: Path,
-    tmp_path: Path,
-    stand_in: Callable[[str], None],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    stand_in(reluctant)
-    assert main(command(artifacts, few, tmp_path / "out")) == 2
-    shown = capfd.readouterr().err
-    (line,) = errors_in(shown)
-    assert words in line
-    assert len(shown.splitlines()) == 2  # what is going to be done, and the error
+def test_workers_that_cannot_start_end_the_run_with_one_line(reluctant: str, words: str, bench: Bench) -> None:
+    ended = bench.infer(reluctant)
+    assert ended.code == 2
+    assert words in ended.error
+    assert len(ended.err.splitlines()) == 2  # what is going to be done, and the error
     assert not psutil.Process().children()
 
 
-def test_workers_that_start_go_on_without_those_that_do_not(
-    artifacts: Artifacts,
-    few: Path,
-    tmp_path: Path,
-    stand_in: Callable[[str], None],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    stand_in("OnlyOneLoads")
-    out = tmp_path / "out"
-    assert main(command(artifacts, few, out, "--json")) == 0
-    summary = json.loads(capfd.readouterr().out)
-    assert (summary["written"], summary["replaced_workers"], summary["lost_workers"]) == (24, 4, 1)
-    assert_complete(out, ids_of(few))
+def test_workers_that_start_go_on_without_those_that_do_not(bench: Bench) -> None:
+    ended = bench.infer("OnlyOneLoads")
+    summary = ended.summary
+    assert (ended.code, summary["written"], summary["replaced_workers"], summary["lost_workers"]) == (0, 24, 4, 1)
+    assert_complete(bench.out, ids_of(bench.few))
 
 
-def test_workers_that_die_of_everything_end_the_run(
-    artifacts: Artifacts,
-    few: Path,
-    tmp_path: Path,
-    stand_in: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_workers_that_die_of_everything_end_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "_DEATHS_IN_VAIN", 4)  # twenty, in earnest
-    stand_in("DiesOfAll")
-    assert main(command(artifacts, few, tmp_path / "out")) == 2
-    (line,) = errors_in(capfd.readouterr().err)
-    assert "4 workers died, and nothing came of any recording" in line
+    ended = bench.infer("DiesOfAll")
+    assert ended.code == 2
+    assert "4 workers died, and nothing came of any recording" in ended.error
     assert not psutil.Process().children()
 
 
-def test_the_last_words_of_a_worker_are_heard(
-    artifacts: Artifacts,
-    few: Path,
-    tmp_path: Path,
-    stand_in: Callable[[str], None],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    stand_in("DiesOnceItHasReported")
-    out = tmp_path / "out"
-    assert main(command(artifacts, few, out, "--json")) == 0
-    summary = json.loads(capfd.readouterr().out)
-    assert (summary["written"], summary["replaced_workers"]) == (24, 1)
-    assert recorded(out) == 24  # each once: nothing that was reported was done again
-    assert_complete(out, ids_of(few))
+def test_the_last_words_of_a_worker_are_heard(bench: Bench) -> None:
+    ended = bench.infer("DiesOnceItHasReported")
+    assert (ended.code, ended.summary["written"], ended.summary["replaced_workers"]) == (0, 24, 1)
+    assert recorded(bench.out) == 24  # each once: nothing that was reported was done again
+    assert_complete(bench.out, ids_of(bench.few))
 
 
-def test_a_run_that_ends_before_its_first_report_can_go_on(
-    artifacts: Artifacts,
-    few: Path,
-    tmp_path: Path,
-    stand_in: Callable[[str], None],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "out"
-    stand_in("FailsLoading")
-    assert main(command(artifacts, few, out)) == 2
-    assert not list(out.iterdir())  # nothing was written, so nothing is there
-    stand_in("FailsOnceItHasWritten")
-    assert main(command(artifacts, few, out)) == 3
-    assert errors_in(capfd.readouterr().err)[-1] == "error: no more"
-    assert outputs(out)
-    assert not records(out)
-    stand_in("Echo")
-    assert main(command(artifacts, few, out)) == 0  # these outputs are its own, not another program's
-    assert_complete(out, ids_of(few))
+def test_a_run_that_ends_before_its_first_report_can_go_on(bench: Bench) -> None:
+    assert bench.infer("FailsLoading").code == 2
+    assert not list(bench.out.iterdir())  # nothing was written, so nothing is there
+    ended = bench.infer("FailsOnceItHasWritten")
+    assert (ended.code, ended.error) == (3, "error: no more")
+    assert outputs(bench.out)
+    assert not records(bench.out)
+    assert bench.infer("Echo").code == 0  # these outputs are its own, not another program's
+    assert_complete(bench.out, ids_of(bench.few))
 
 
-def test_reports_longer_than_a_socket_holds_come_through(
-    artifacts: Artifacts, few: Path, tmp_path: Path, stand_in: Callable[[str], None]
-) -> None:
-    stand_in("SaysMuch")
-    few.write_text("".join(few.read_text().splitlines(keepends=True)[:6]))
-    out = tmp_path / "out"
-    assert main(command(artifacts, few, out, "--record-draws")) == 0
-    assert records(out)["u003"]["bank_ids"] == list(range(200_000))
-    assert_complete(out, ids_of(few))
+def test_reports_longer_than_a_socket_holds_come_through(bench: Bench) -> None:
+    bench.few.write_text("".join(bench.few.read_text().splitlines(keepends=True)[:6]))
+    assert bench.infer("SaysMuch", "--record-draws").code == 0
+    assert records(bench.out)["u003"]["bank_ids"] == list(range(200_000))
+    assert_complete(bench.out, ids_of(bench.few))
 
 
 def test_recordings_of_unknown_length_run_alone(
@@ -831,11 +917,11 @@ def test_recordings_of_unknown_length_run_alone(
     batches: list[list[str]] = []
 
     class Recorder:
-        def __init__(self, configs: object) -> None:
+        def __init__(self, configs: object, timeout_s: float) -> None:
             self.workers, self.replaced, self.lost = [], 0, 0
 
-        def run(self, tasks: list[list[Task]], stopped: object) -> Iterator[Outcome]:
-            batches.extend([task.utterance.id for task in batch] for batch in tasks)
+        def run(self, plan: Future[list[list[Task]]], stopped: object) -> Iterator[Outcome]:
+            batches.extend([task.utterance.id for task in batch] for batch in plan.result())
             yield from ()
 
     monkeypatch.setattr(corpus, "Scheduler", Recorder)

@@ -14,7 +14,6 @@ import lzma
 import os
 import pickle
 import shutil
-import signal
 import struct
 import tarfile
 import tracemalloc
@@ -56,21 +55,8 @@ numpy_gadget = pytest.importorskip("numpy.testing._private.utils")  # its runstr
 
 Loader = Callable[[Path], Any]
 LOADERS: dict[str, Loader] = {"k-means": read_kmeans, "WavLM": load_wavlm, "conformer": load_voice}
+pytestmark = pytest.mark.usefixtures("no_waiting")
 every_kind = pytest.mark.parametrize("kind", LOADERS)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting() -> Iterator[None]:
-    """A test that waits, for a pipe's other end say, fails."""
-
-    def fail(*_: object) -> None:
-        pytest.fail("waited for 30 s")  # not an Exception, so that no reader can take it for a damaged file
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(30)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")

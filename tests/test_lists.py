@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -221,20 +220,6 @@ def test_a_line_longer_than_any_path_is_refused(folder: Path, read: Reader) -> N
 @both_readers
 def test_a_name_longer_than_file_systems_allow_is_only_a_missing_file(folder: Path, read: Reader) -> None:
     assert len(read(written(folder, "u1 " + "x" * 300))) == 1
-
-
-@pytest.fixture
-def no_waiting() -> Iterator[None]:
-    """A test that waits, for a pipe's other end say, fails."""
-
-    def fail(*_: object) -> None:
-        pytest.fail("waited for 10 s")  # not an Exception, so that no reader can take it for a damaged file
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(10)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @both_readers

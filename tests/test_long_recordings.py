@@ -7,7 +7,7 @@ import pytest
 
 from mkc_fast import Anonymizer, MkcError
 from mkc_fast.engine import anonymizer as module
-from mkc_fast.engine.windows import crossfaded
+from mkc_fast.engine.windows import NUMPY_ROWS, crossfaded
 from tests.conftest import Artifacts
 
 
@@ -24,7 +24,7 @@ def noise(seconds: float) -> np.ndarray:
 @pytest.mark.parametrize("frames", [1, 50, 99, 100, 101, 180, 181, 1000])
 def test_crossfaded_pieces_cover_the_sequence_once(frames: int) -> None:
     whole = np.arange(frames, dtype=np.float32)[:, None]
-    pieces = list(crossfaded(frames, 100, 20, lambda start, stop: whole[start:stop]))
+    pieces = list(crossfaded(frames, 100, 20, lambda start, stop: whole[start:stop], NUMPY_ROWS))
     assert [start for start, _ in pieces] == np.cumsum([0, *(len(piece) for _, piece in pieces[:-1])]).tolist()
     # What all windows agree on is not changed by fading between them.
     np.testing.assert_allclose(np.concatenate([piece for _, piece in pieces]), whole, rtol=1e-6)
@@ -32,7 +32,9 @@ def test_crossfaded_pieces_cover_the_sequence_once(frames: int) -> None:
 
 def test_fading_is_gradual() -> None:
     # Windows that disagree: the first says 0, the second 1, and so on. No step is larger than one of the ramp.
-    pieces = crossfaded(460, 100, 40, lambda start, stop: np.full((stop - start, 1), start / 60, np.float32))
+    pieces = crossfaded(
+        460, 100, 40, lambda start, stop: np.full((stop - start, 1), start / 60, np.float32), NUMPY_ROWS
+    )
     values = np.concatenate([piece for _, piece in pieces])[:, 0]
     assert values[0] == 0
     assert values[-1] == 6
@@ -55,11 +57,15 @@ def test_windowed_features_are_close_to_the_whole(artifacts: Artifacts, windowed
     assert error.max() < 8 * np.median(error)
 
 
-def test_joints_of_the_vocoder_equal_the_unwindowed_one(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1, 100])  # 1 stands for the smallest, four times the reach
+def test_joints_of_the_vocoder_equal_the_unwindowed_one(
+    size: int, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     features = np.random.default_rng(1).standard_normal((1200, 64)).astype(np.float32)
     whole = artifacts.anonymizer.vocode(features)
-    monkeypatch.setattr(module, "_VOCODER_WINDOW_FRAMES", 100)
+    monkeypatch.setattr(module, "_VOCODER_WINDOW_FRAMES", size)
     cut = artifacts.anonymizer.vocode(features)
+    # The same sums in another order: rounding, not context.
     np.testing.assert_allclose(cut, whole, atol=1e-5, rtol=0)
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from mkc_fast import ArtifactError, DeviceError
-from mkc_fast.engine import devices, sessions
+from mkc_fast.engine import devices, sessions, warm
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, write_info
 from mkc_fast.engine.devices import Driver, Gpu
 from mkc_fast.engine.diagnosis import GpuFacts, Library, Runtime
@@ -35,6 +35,7 @@ from mkc_fast.engine.providers import (
     candidates,
     check_choice,
     cuda_options,
+    free_dimensions,
     profile,
     provider_list,
     refusal,
@@ -191,9 +192,19 @@ def test_profiles_are_written_as_tensorrt_reads_them() -> None:
 
 
 @pytest.mark.parametrize("graph", GRAPH_FILES)
-def test_a_fixed_bucket_has_one_shape(graph: str) -> None:
+def test_a_fixed_bucket_has_one_shape_but_for_the_ends_of_short_utterances(graph: str) -> None:
     shapes = profile(graph, dataclasses.replace(SIZES, fixed=True), INFO)
-    assert shapes.least == shapes.typical == shapes.most
+    assert shapes.typical == shapes.most
+    assert shapes.least == ({"features": (1, 1, 1024)} if graph == VOCODER_FILE else shapes.most)
+
+
+def test_free_axes_are_fixed_where_every_run_has_one_shape() -> None:
+    plan = Plan("cuda", "fp32", 0, tuning=Tuning(dataclasses.replace(SIZES, fixed=True)))
+    assert free_dimensions(plan, WAVLM_FILE, INFO) == {"batch": 8, "samples": 2000 * 320 + 399}
+    assert free_dimensions(plan, CONFORMER_FILE, INFO) == {"batch": 8, "frames": 2000}
+    assert free_dimensions(plan, VOCODER_FILE, INFO) == {}
+    for tuning in (Tuning(), Tuning(SIZES)):
+        assert free_dimensions(Plan("cuda", "fp32", 0, tuning=tuning), WAVLM_FILE, INFO) == {}
 
 
 @settings(max_examples=200, deadline=None)
@@ -256,7 +267,7 @@ def test_an_engine_is_found_again_only_by_what_it_was_built_for(tmp_path: Path) 
     ("index", "provider", "precision", "stream", "words"),
     [
         (0, "rocm", "auto", None, "expected one of auto, tensorrt, cuda, cpu"),
-        (0, "auto", "int8", None, "expected one of auto, fp32, tf32, fp16, bf16"),
+        (0, "auto", "int4", None, "expected one of auto, fp32, tf32, fp16, bf16, int8"),
         (None, "cuda", "auto", None, "needs a GPU"),
         (None, "tensorrt", "auto", None, "needs a GPU"),
         (0, "cpu", "auto", None, "runs on the device cpu"),
@@ -392,6 +403,9 @@ class FakeOrt:
         def add_session_config_entry(self, name: str, value: str) -> None:
             self.entries[name] = value
 
+        def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
+            self.sizes = {**getattr(self, "sizes", {}), name: size}
+
     def InferenceSession(  # noqa: N802
         self, path: str, options: Any, providers: list[tuple[str, dict[str, str]]], enable_fallback: int
     ) -> SimpleNamespace:
@@ -444,8 +458,7 @@ def test_auto_takes_tensorrt_where_sizes_and_precision_allow_it(gpu: FakeOrt, mo
     opened = open_sessions(model, "cuda:0", precision="tf32", cache=tmp_path / "cache", tuning=Tuning(SIZES))
     assert (opened.provider, opened.precision, opened.buckets) == ("tensorrt", "tf32", SIZES)
     without = open_sessions(model, "cuda:0", precision="tf32", cache=tmp_path / "cache")
-    assert without.provider == "cuda"
-    assert "TensorRT not used: its engines take no sizes but those" in without.chosen
+    assert (without.provider, without.buckets) == ("tensorrt", Buckets())  # its engines take no others
 
 
 def test_auto_goes_on_to_cuda_when_tensorrt_fails_and_says_so(gpu: FakeOrt, model: Path, tmp_path: Path) -> None:
@@ -508,7 +521,7 @@ def test_fp16_on_a_gpu_opens_the_half_graphs(gpu: FakeOrt, model: Path) -> None:
         open_sessions(model, "cuda:1", precision="fp16")
     for name in GRAPH_FILES:
         tiny_graph(model / name.replace(".onnx", ".fp16.onnx"))
-    opened = open_sessions(model, "cuda:1", precision="fp16")
+    opened = open_sessions(model, "cuda:1", provider="cuda", precision="fp16")
     assert (opened.provider, opened.precision) == ("cuda", "fp16")
     assert [session.path.name for session in gpu.opened] == [n.replace(".onnx", ".fp16.onnx") for n in GRAPH_FILES]
     assert gpu.opened[0].providers[0][1]["device_id"] == "1"
@@ -523,7 +536,9 @@ def test_a_cuda_graph_needs_fixed_sizes(gpu: FakeOrt, model: Path) -> None:
     with pytest.raises(DeviceError, match="fixed buckets"):
         open_sessions(model, "cuda:0", tuning=Tuning(SIZES, cuda_graph=True))
     fixed = dataclasses.replace(SIZES, fixed=True)
-    assert open_sessions(model, "cuda:0", tuning=Tuning(fixed, cuda_graph=True)).buckets == fixed
+    opened = open_sessions(model, "cuda:0", tuning=Tuning(fixed, cuda_graph=True))
+    assert (opened.buckets, opened.cuda_graph) == (fixed, True)
+    assert gpu.opened[0].options.sizes == {"batch": 8, "samples": 2000 * 320 + 399}
 
 
 # --- engines are built once, and whole -------------------------------------------------------------------------------
@@ -594,3 +609,31 @@ def test_engines_are_shared_by_devices_and_streams_of_one_kind(
     for device, stream in itertools.product(("cuda:0", "cuda:1"), (None, 99)):
         open_sessions(model, device, provider="tensorrt", cache=tmp_path / "cache", stream=stream, tuning=Tuning(SIZES))
     assert len(engine_folders(tmp_path / "cache")) == len(GRAPH_FILES)
+
+
+# --- engines built beforehand ----------------------------------------------------------------------------------------
+
+
+def test_engines_are_built_beforehand_and_then_found(gpu: FakeOrt, model: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    chosen = warm.build_engines(model, "cuda:0", cache=tmp_path / "cache", progress=lines.append)
+    assert chosen.startswith("TensorRT, tf32, on cuda:0")
+    assert lines == [f"{name}: building its engine" for name in GRAPH_FILES]
+    assert len(engine_folders(tmp_path / "cache")) == len(GRAPH_FILES)
+    del lines[:]
+    warm.build_engines(model, "cuda:0", cache=tmp_path / "cache", progress=lines.append)
+    assert lines == [f"{name}: opening" for name in GRAPH_FILES]
+
+
+def test_where_no_engine_can_be_built_one_line_says_why(
+    gpu: FakeOrt, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Driver(True, "580.65.06", (13, 0), (H100,))
+    missing = Library("libnvinfer.so.10", problem="cannot open shared object file")
+    facts = GpuFacts(said, Runtime("1.31.0", "13.0", (TRT, CUDA, CPU)), (missing,))
+    monkeypatch.setattr(sessions, "gather_gpu_facts", lambda _: facts)
+    with pytest.raises(DeviceError, match=r"no engines for cuda:0: libnvinfer\.so\.10 .*pip install 'tensorrt-cu13"):
+        warm.build_engines(model, "cuda:0")
+    with pytest.raises(DeviceError, match="needs a GPU"):
+        warm.build_engines(model, "cpu")
+    assert not gpu.opened

@@ -1,8 +1,9 @@
-"""As much of CuPy as kernels/cupy_lookup.py uses, over the CUDA stand-in: for a machine without a GPU.
+"""As much of CuPy as kernels/ and engine/device_pass.py use, over the CUDA stand-in: for a machine without a GPU.
 
 Everything that CuPy queues on a stream is put off until somebody waits, and then done in an order that the streams and
 events allow, chosen by ``schedule``: 0 prefers the stream made first, 1 the one made last, others mix them. A missing
-wait reads what is not yet there, or what is no longer there.
+wait reads what is not yet there, or what is no longer there. Memory goes back to the pool of the stream that it was
+allocated on, where the next user may write to it as soon as that stream has come so far: here it is overwritten then.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ class FakeCupy(ModuleType):
         self.queues = _Queues(schedule)
         self.launched: list[str] = []
         self.free_bytes = free_bytes
+        self.allocated_bytes, self.limit_bytes = 0, 1 << 62  # of one attempt; past it, memory is short
         queues, outer = self.queues, self
 
         class Stream:
             def __init__(self, *, non_blocking: bool = False) -> None:
                 self.queue: deque[Any] = deque()
                 queues.streams.append(self)
+                self.ptr = len(queues.streams)
 
             def __enter__(self) -> Any:
                 queues.current.append(self)
@@ -62,6 +65,10 @@ class FakeCupy(ModuleType):
             def synchronize(self) -> None:
                 mark = self.mark
                 queues.run_until(lambda: mark is None or mark.reached)
+
+            @property
+            def done(self) -> bool:
+                return self.mark is None or self.mark.reached
 
         class Device:
             def __init__(self, device: int) -> None:
@@ -90,32 +97,68 @@ class FakeCupy(ModuleType):
         class ndarray:  # noqa: N801 - CuPy's name
             """An array whose values are there once its stream has come so far."""
 
-            def __init__(self, host: np.ndarray) -> None:
+            def __init__(self, host: np.ndarray, block: _Block | None = None) -> None:
                 self.host = host
+                self.block = block  # shared by all views, as CuPy's memory is
                 self.shape, self.ndim, self.dtype = host.shape, host.ndim, host.dtype
+                self.size, self.nbytes = host.size, host.nbytes
                 self.flags = SimpleNamespace(c_contiguous=host.flags.c_contiguous)
-                self.data = SimpleNamespace(ptr=host.ctypes.data)
+
+            @property
+            def data(self) -> Any:
+                assert self.host.flags.c_contiguous
+                host = self.host
+
+                def copy_from_device_async(source: Any, size: int) -> None:
+                    assert size == source.host.nbytes == host.nbytes
+                    assert source.host.dtype == host.dtype
+                    origin = source.host.reshape(host.shape)
+                    queues.put(lambda: np.copyto(host, origin))
+
+                def memset_async(value: int, size: int) -> None:
+                    assert size == host.nbytes
+                    queues.put(lambda: host.view(np.uint8).fill(value) if host.ndim else None)
+
+                return SimpleNamespace(
+                    ptr=host.ctypes.data,
+                    host=host,
+                    copy_from_device_async=copy_from_device_async,
+                    memset_async=memset_async,
+                )
 
             def __len__(self) -> int:
                 return len(self.host)
 
-            def __getitem__(self, part: slice | tuple[slice, ...]) -> ndarray:
-                return ndarray(self.host[part])
+            def __getitem__(self, part: Any) -> ndarray:
+                return ndarray(self.host[part], self.block)
+
+            def view(self, dtype: Any) -> ndarray:
+                return ndarray(self.host.view(dtype), self.block)
+
+            def reshape(self, *shape: Any) -> ndarray:
+                reshaped = self.host.reshape(*shape)
+                assert np.shares_memory(reshaped, self.host) or not self.size, "CuPy would copy"
+                return ndarray(reshaped, self.block)
 
             def set(self, values: np.ndarray, stream: Stream | None = None) -> None:
                 assert values.shape == self.shape
                 assert values.dtype == self.dtype
-                queues.put(lambda: np.copyto(self.host, values), stream)
+                host = self.host
+                queues.put(lambda: np.copyto(host, values), stream)
 
-            def get(self) -> np.ndarray:
-                values = np.empty_like(self.host)
-                queues.put(lambda: np.copyto(values, self.host))
-                queues.current[-1].synchronize()
+            def get(self, stream: Stream | None = None, *, out: Any = None, blocking: bool = True) -> np.ndarray:
+                values, host = np.empty_like(self.host) if out is None else out, self.host
+                assert values.shape == host.shape
+                assert values.dtype == host.dtype
+                queues.put(lambda: np.copyto(values, host), stream)
+                if blocking:
+                    (stream or queues.current[-1]).synchronize()
                 return values
 
             def astype(self, dtype: Any) -> ndarray:
-                result = ndarray(np.zeros(self.shape, dtype))
-                queues.put(lambda: np.copyto(result.host, self.host, casting="unsafe"))
+                result, origin = empty(self.shape, dtype), self.host
+                made = result.host
+                queues.put(lambda: np.copyto(made, origin, casting="unsafe"))
                 return result
 
         class Kernel:
@@ -134,43 +177,69 @@ class FakeCupy(ModuleType):
 
         class RawModule:
             def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
-                assert code == shim.SOURCE.read_text()
+                assert code in {source.read_text() for source in shim.SOURCES}
 
             def get_function(self, name: str) -> Kernel:
                 return Kernel(name)
 
         def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
+            outer.allocated_bytes += int(np.prod(shape)) * np.dtype(dtype).itemsize
+            if outer.allocated_bytes > outer.limit_bytes:
+                outer.allocated_bytes = 0
+                raise OutOfMemoryError(f"Out of memory allocating {shape}")
             array, memory = shim.aligned(shape, dtype)
+            if array.dtype == np.float32:
+                array.fill(np.nan)  # what a product by zero does not hide
             queues.guarded.append((array, memory))
-            return ndarray(array)
+            return ndarray(array, _Block(array, memory, queues, queues.current[-1]))
 
         def asarray(values: Any) -> ndarray:
             if isinstance(values, ndarray):
                 return values
-            result = ndarray(shim.aligned(values.shape, values.dtype)[0])
+            result = empty(values.shape, values.dtype)
             result.set(values.copy())  # CuPy reads memory that is not page-locked before it returns
             return result
 
         def ascontiguousarray(values: ndarray) -> ndarray:
             if values.flags.c_contiguous:
                 return values
-            result = empty(values.shape, values.dtype)
-            queues.put(lambda: np.copyto(result.host, values.host))
+            result, origin = empty(values.shape, values.dtype), values.host
+            made = result.host
+            queues.put(lambda: np.copyto(made, origin))
             return result
 
         self.ndarray, self.empty, self.asarray, self.ascontiguousarray = ndarray, empty, asarray, ascontiguousarray
         self.RawModule = RawModule
+        self.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
         self.cuda = SimpleNamespace(
             Stream=Stream,
             Event=Event,
             Device=Device,
             get_current_stream=lambda: queues.current[-1],
+            get_elapsed_time=lambda begin, end: 1.0 if begin.done and end.done else None,
             alloc_pinned_memory=lambda size: bytearray(size + 512),  # CuPy's may be longer, too
             runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError),
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             compiler=SimpleNamespace(CompileException=CompileException),
         )
         queues.current.append(Stream())
+
+
+class _Block:
+    """Memory from the pool of a stream."""
+
+    def __init__(self, array: np.ndarray, memory: np.ndarray, queues: _Queues, stream: Any) -> None:
+        self.array, self.memory, self.queues, self.stream = array, memory, queues, stream
+
+    def __del__(self) -> None:
+        array, memory = self.array, self.memory
+        self.queues.kept.append(memory)  # a pointer that is used too late is to find poison, not a crash
+
+        def reuse() -> None:
+            start = array.ctypes.data - memory.ctypes.data
+            memory[start : start + array.nbytes] = shim.POISON
+
+        self.stream.queue.append(reuse)
 
 
 class _Mark:
@@ -191,6 +260,7 @@ class _Queues:
         self.streams: list[Any] = []
         self.current: list[Any] = []
         self.guarded: list[tuple[np.ndarray, np.ndarray]] = []
+        self.kept: list[np.ndarray] = []
         self._random = random.Random(schedule)
 
     def put(self, work: Callable[[], None], stream: Any = None) -> None:

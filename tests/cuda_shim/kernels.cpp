@@ -1,7 +1,8 @@
-// kernels/nearest.cu as a library for a CPU. KERNELS, from the command line, lists them: KERNEL(plan_all) KERNEL(...)
+// kernels/nearest.cu and kernels/rows.cu as a library for a CPU. KERNELS, from the command line, lists them: KERNEL(plan_all) KERNEL(...)
 #include "cuda_shim.h"
 
 #include "nearest.cu"
+#include "rows.cu"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""Compiles kernels/nearest.cu for the CPU and runs its kernels on NumPy arrays."""
+"""Compiles kernels/*.cu for the CPU and runs its kernels on NumPy arrays."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "kernels" / "nearest.cu"
+SOURCES = (SOURCE, SOURCE.with_name("rows.cu"))
 # What a parameter of this C++ type takes; void pointers take any array.
 DTYPES = {"f": np.float32, "d": np.float64, "i": np.int32, "6float4": np.float32, "4int4": np.int32}
 # Around every scratch array, so that writes past its ends show.
@@ -25,14 +26,15 @@ GUARD = 64
 POISON = 0xA5
 
 
-def kernel_names() -> list[str]:
-    """The kernels of nearest.cu."""
-    return re.findall(r'extern "C" __global__ void[^(]*\([^)]*\)\s*(\w+)\(', SOURCE.read_text())
+def kernel_names(*sources: Path) -> list[str]:
+    """The kernels of these sources; by default of all."""
+    text = "".join(source.read_text() for source in sources or SOURCES)
+    return re.findall(r'extern "C" __global__ void[^(]*\([^)]*\)\s*(\w+)\(', text)
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """nearest.cu as a library; skips the test where there is no g++."""
+    """The kernels as a library; skips the test where there is no g++."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ here: the CUDA source is not run on the CPU")

@@ -1,0 +1,84 @@
+"""Linear layers in 8 bits against float32, on a CPU: errors, cluster ids, waveform SNR, and speed, side by side.
+
+python benchmarks/int8.py MODEL BANK SPEECH... [--weights random] [--seconds 10] [--rounds 5]
+
+Takes the 8-bit graphs of MODEL, or makes them where it has none, and writes results/int8.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from common import write_result
+from precision import compare
+from rich.console import Console
+from rich.table import Table
+
+from mkc_fast import Anonymizer
+from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.audio import read_waveform
+from mkc_fast.export.int8 import INT8_GRAPHS, int8_file, write_int8_graphs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("bank", type=Path, metavar="BANK")
+    parser.add_argument("speech", type=Path, nargs="+", metavar="SPEECH")
+    parser.add_argument("--weights", default="random", help="what the weights are, for the record (default: random)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each recording that are used")
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each precision, in turn")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        model = args.model
+        if not all((model / int8_file(name)).is_file() for name in INT8_GRAPHS):
+            model = Path(temporary)
+            for file in args.model.iterdir():
+                (model / file.name).symlink_to(file.resolve())
+            write_int8_graphs(args.model, model, read_model_info(args.model), print)
+        full, small = (Anonymizer.load(model, args.bank, precision=name) for name in ("fp32", "int8"))
+        rate = full.info.sample_rate
+        waveforms = [read_waveform(path, rate)[: int(args.seconds * rate)] for path in args.speech]
+        result = compare(full, small, waveforms)
+        times: dict[str, list[dict[str, float]]] = {"fp32": [], "int8": []}
+        for _ in range(args.rounds):
+            for name, anonymizer in (("fp32", full), ("int8", small)):
+                begin = time.perf_counter()
+                stages = anonymizer.anonymize(waveforms[0], seed=7, utterance_id="u").stage_seconds
+                times[name].append({**stages, "all": time.perf_counter() - begin})
+    seconds = {
+        name: {stage: round(median(run[stage] for run in runs), 3) for stage in runs[0]} for name, runs in times.items()
+    }
+    result = {
+        "note": f"weights: {args.weights}. Where a cluster id differs, the conformer reads another centroid: the SNR "
+        "of everything shows that, not rounding.",
+        "weights": args.weights,
+        "audio_s": round(len(waveforms[0]) / rate, 2),
+        "load_average": round(os.getloadavg()[0], 2),
+        "median_seconds": seconds,
+        "fp32_to_int8": {
+            stage: round(median(a[stage] / b[stage] for a, b in zip(*times.values(), strict=True)), 2)
+            for stage in seconds["fp32"]
+        },
+        "graph_mb": {
+            name: round((model / name).stat().st_size / 1e6)
+            for graph in INT8_GRAPHS
+            for name in (graph, int8_file(graph))
+        },
+        **result,
+    }
+    table = Table("stage", "fp32, s", "int8, s", "times as fast")
+    for stage, ratio in result["fp32_to_int8"].items():
+        table.add_row(stage, *(f"{seconds[name][stage]:.3f}" for name in times), f"{ratio:.2f}")
+    Console().print(table)
+    print({mode: ids["agreement"] for mode, ids in result["cluster_ids"].items()}, result["waveform_snr"])
+    print(write_result("int8", result))
+
+
+if __name__ == "__main__":
+    main()

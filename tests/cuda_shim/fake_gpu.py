@@ -1,0 +1,128 @@
+"""A machine with a GPU, as far as Anonymizer can tell: CuPy's stand-in, and ONNX Runtime on its streams."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from mkc_fast.engine import anonymizer, devices, sessions
+from mkc_fast.engine.devices import Driver, Gpu
+from mkc_fast.engine.providers import CUDA, GRAPH_FILES, Tuning
+from mkc_fast.engine.sessions import Sessions, open_sessions
+from tests.cuda_shim import shim
+from tests.cuda_shim.fake_cupy import FakeCupy
+
+
+class QueuedBinding:
+    """``onnxruntime.IOBinding``: takes addresses on the device."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, tuple[Any, ...]] = {}
+        self.outputs: dict[str, tuple[Any, ...]] = {}
+
+    def bind_input(self, name: str, device: str, index: int, kind: Any, shape: Any, address: int) -> None:
+        assert (device, index) == ("cuda", 0)
+        self.inputs[name] = (kind, tuple(shape), address)
+
+    def bind_output(self, name: str, device: str, index: int, kind: Any, shape: Any, address: int) -> None:
+        assert (device, index) == ("cuda", 0)
+        self.outputs[name] = (kind, tuple(shape), address)
+
+
+class QueuedSession:
+    """``onnxruntime.InferenceSession`` on a stream: a bound run is put off, as a GPU does."""
+
+    def __init__(self, real: onnxruntime.InferenceSession, gpu: FakeGpu, stream: Any, *, cuda_graph: bool) -> None:
+        self.real, self.gpu, self.stream, self.cuda_graph = real, gpu, stream, cuda_graph
+        self.recorded: dict[str, tuple[dict, dict]] = {}  # by graph id
+        self.run = real.run
+
+    def io_binding(self) -> QueuedBinding:
+        return QueuedBinding()
+
+    def run_with_iobinding(self, binding: QueuedBinding, options: onnxruntime.RunOptions) -> None:
+        gpu = self.gpu
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        if gpu.failures:
+            raise gpu.failures.pop(0)
+        try:
+            graph = options.get_run_config_entry("gpu_graph_id")
+        except RuntimeError:
+            graph = ""
+        inputs, outputs = dict(binding.inputs), dict(binding.outputs)
+        assert set(inputs) == {value.name for value in self.real.get_inputs()}
+        if self.cuda_graph:
+            assert graph not in {"", "0"}, "of several shapes, each recording needs a number of its own"
+            if graph != "-1":  # a recording is replayed with the addresses that it was made with
+                assert self.recorded.setdefault(graph, (inputs, outputs)) == (inputs, outputs)
+        gpu.runs.append(
+            (Path(self.real._model_path).stem, {name: shape for name, (_, shape, _) in inputs.items()}, graph)
+        )
+
+        def compute() -> None:
+            real = self.real.io_binding()
+            for name, (kind, shape, address) in inputs.items():
+                real.bind_input(name, "cpu", 0, kind, shape, address)
+            for name, (kind, shape, address) in outputs.items():
+                real.bind_output(name, "cpu", 0, kind, shape, address)
+            self.real.run_with_iobinding(real)
+
+        gpu.cupy.queues.put(compute, self.stream)
+
+
+class FakeGpu:
+    """What a test sees of it.
+
+    Attributes:
+        cupy: The stand-in for CuPy.
+        runs: Graph, shapes of its inputs, and number of its recording, of every bound run.
+        failures: What the next bound runs raise instead.
+        opened: Tuning of each set of sessions.
+    """
+
+    def __init__(self, cupy: FakeCupy) -> None:
+        self.cupy = cupy
+        self.runs: list[tuple[str, dict[str, tuple[int, ...]], str]] = []
+        self.failures: list[Exception] = []
+        self.opened: list[Tuning] = []
+
+    def open_sessions(
+        self,
+        model: Path,
+        device: str,
+        threads: int | None = None,
+        *,
+        stream: int | None = None,
+        tuning: Tuning | None = None,
+        provider: str = "auto",
+        precision: str = "auto",
+        cache: Path | None = None,
+    ) -> Sessions:
+        if device == "cpu":
+            return open_sessions(model, device, threads, tuning=tuning, provider=provider, precision=precision)
+        tuning = tuning or Tuning()
+        self.opened.append(tuning)
+        (place,) = [each for each in self.cupy.queues.streams if each.ptr == stream]
+        # A GPU runs the plain graphs.
+        real = [
+            onnxruntime.InferenceSession(str(model / name), providers=["CPUExecutionProvider"]) for name in GRAPH_FILES
+        ]
+        wrapped = [QueuedSession(session, self, place, cuda_graph=tuning.cuda_graph) for session in real]
+        buckets = tuning.buckets
+        return Sessions(*wrapped, CUDA, "fp32", "CUDA, fp32, on a stand-in", buckets, cuda_graph=tuning.cuda_graph)
+
+
+def install(patch: pytest.MonkeyPatch, *, schedule: int = 2, free_bytes: int = 1 << 30) -> FakeGpu:
+    """Put a GPU into this machine."""
+    shim.library()
+    gpu = FakeGpu(FakeCupy(schedule=schedule, free_bytes=free_bytes))
+    said = Driver(True, "580.65.06", (13, 0), (Gpu(0, "stand-in", (9, 0), 80 << 30),))
+    patch.setitem(sys.modules, "cupy", gpu.cupy)
+    for module in (devices, sessions):
+        patch.setattr(module, "driver", lambda: said)
+    patch.setattr(anonymizer, "open_sessions", gpu.open_sessions)
+    return gpu

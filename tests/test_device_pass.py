@@ -1,0 +1,239 @@
+"""The pass on a GPU equals that on the CPU, whatever the streams make of their freedom; without a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+from mkc_fast import Anonymizer, AudioError, BankError, DeviceError, DeviceMemoryError, LostDeviceError
+from mkc_fast.engine.layout import lay_out
+from mkc_fast.engine.providers import Buckets, Tuning
+from tests.conftest import Artifacts
+from tests.cuda_shim import fake_gpu
+from tests.cuda_shim.fake_gpu import FakeGpu
+
+SIZES = [400, 719, 720, 9000, 16000, 16001, 33333, 70000]
+
+
+@pytest.fixture(params=[2])
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """A machine with a GPU; the parameter orders what its streams leave open."""
+    return fake_gpu.install(monkeypatch, schedule=request.param)
+
+
+def assert_equal(
+    found: list, artifacts: Artifacts, waveforms: list[np.ndarray], names: list[str], **how: object
+) -> None:
+    for name, waveform, result in zip(names, waveforms, found, strict=True):
+        alone = artifacts.anonymizer.anonymize(waveform, seed=3, utterance_id=name, **how)
+        np.testing.assert_array_equal(result.bank_ids, alone.bank_ids)
+        np.testing.assert_array_equal(result.cluster_ids, alone.cluster_ids)
+        assert result.cluster_ids.dtype == alone.cluster_ids.dtype
+        assert result.waveform.shape == alone.waveform.shape
+        np.testing.assert_allclose(result.waveform, alone.waveform, atol=1e-4, rtol=0)
+        assert set(result.stage_seconds) == {"encode", "assign", "restore", "vocode"}
+
+
+def utterances(clip: np.ndarray) -> tuple[list[np.ndarray], list[str]]:
+    waveforms = [clip[:size] for size in SIZES] + [np.tile(clip, 3)]
+    return waveforms, [f"u{index}" for index in range(len(waveforms))]
+
+
+@pytest.mark.parametrize(("gpu", "batch_s"), [(0, 1000.0), (1, 1000.0), (2, 12.0), (3, 0.0)], indirect=["gpu"])
+def test_batches_equal_the_cpu_one_by_one(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray, batch_s: float) -> None:
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0")
+    waveforms, names = utterances(clip)
+    found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=batch_s)
+    assert_equal(found, artifacts, waveforms, names)
+    if batch_s == 1000:
+        assert gpu.runs[0][1]["waveform"][0] == len(waveforms), "they did not run at once"
+
+
+@pytest.mark.parametrize("gpu", range(4), indirect=True)
+def test_one_batch_can_be_begun_before_the_last_has_ended(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray) -> None:
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0")
+    waveforms, names = utterances(clip)
+    pending = [
+        anonymizer.submit_batch(
+            waveforms[start : start + 3], seed=3, utterance_ids=names[start : start + 3], batch_s=99
+        )
+        for start in (0, 3, 6)
+    ]
+    assert not any(batch.done for batch in pending)
+    found = [result for batch in pending for result in batch.result()]
+    assert_equal(found, artifacts, waveforms, names)
+
+
+@pytest.mark.parametrize("gpu", [1, 3], indirect=True)
+def test_long_recordings_equal_the_cpu(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray) -> None:
+    cpu = dataclasses.replace(artifacts, anonymizer=Anonymizer.load(artifacts.model, artifacts.bank, max_window_s=8))
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", max_window_s=8)
+    long = np.tile(clip, 8)  # 40 s: windows that fade, and two of the vocoder's
+    waveforms, names = [long, clip, long[: 16000 * 9 + 77]], ["long", "short", "longer than a window"]
+    found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=99)
+    assert_equal(found, cpu, waveforms, names)
+    assert {run[1]["waveform"] for run in gpu.runs if run[0] == "wavlm"} >= {(1, 400 * 320 + 399)}
+
+
+@pytest.mark.parametrize("free", [3, 1 << 10])
+def test_a_bank_that_does_not_fit_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch, artifacts: Artifacts, clip: np.ndarray, free: int
+) -> None:
+    _, clusters, dim = artifacts.anonymizer.bank.centroids.shape
+    gpu = fake_gpu.install(monkeypatch, free_bytes=2 * free * 4 * clusters * dim)  # half of it is for the bank
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", max_window_s=8)
+    assert anonymizer._lookup.resident == (free > 8)
+    cpu = dataclasses.replace(artifacts, anonymizer=Anonymizer.load(artifacts.model, artifacts.bank, max_window_s=8))
+    waveforms, names = [clip, np.tile(clip, 3), clip[:5000]], list("abc")
+    assert_equal(anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=60), cpu, waveforms, names)
+    assert gpu.runs
+
+
+def test_audio_mode_and_given_ids(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray) -> None:
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0")
+    result = anonymizer.anonymize(clip, mode="audio", seed=3, utterance_id="u")
+    assert_equal([result], artifacts, [clip], ["u"], mode="audio")
+    frames = anonymizer.info.frames(len(clip))
+    given = np.arange(frames) % 8
+    np.testing.assert_array_equal(anonymizer.anonymize(clip, bank_ids=given).bank_ids, given)
+    with pytest.raises(BankError, match="bank_ids"):
+        anonymizer.anonymize(clip, bank_ids=np.full(frames, 99))
+
+
+def test_the_stages_alone_equal_the_cpu(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray) -> None:
+    anonymizer, cpu = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0"), artifacts.anonymizer
+    features = anonymizer.encode(clip)
+    np.testing.assert_array_equal(features, cpu.encode(clip))
+    banks = np.arange(len(features)) % 8
+    ids = anonymizer.assign(features, banks)
+    np.testing.assert_array_equal(ids, cpu.assign(features, banks))
+    np.testing.assert_array_equal(anonymizer.lookup(banks, ids), cpu.lookup(banks, ids))
+
+
+def test_features_that_are_not_finite_are_found_on_the_device(
+    gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray
+) -> None:
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", max_window_s=8)
+    loud = np.full(9000, 3e38, np.float32)
+    with pytest.raises(AudioError) as there:
+        artifacts.anonymizer.anonymize(loud)
+    for waveforms in ([loud], [clip, loud], [np.tile(loud, 20)]):
+        with pytest.raises(AudioError) as here:
+            anonymizer.anonymize_batch(waveforms, batch_s=99)
+        assert str(here.value) == str(there.value)
+    assert_equal(anonymizer.anonymize_batch([clip], seed=3, utterance_ids=["u"]), artifacts, [clip], ["u"])
+
+
+# ---- Sizes ----
+
+
+def test_bounded_buckets_are_kept_to(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray) -> None:
+    """As for TensorRT: no more utterances, no longer ones, one length of windows."""
+    buckets = Buckets(max_batch=2, max_seconds=8, window_frames=70)
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", tuning=Tuning(buckets))
+    cpu = dataclasses.replace(artifacts, anonymizer=Anonymizer.load(artifacts.model, artifacts.bank, max_window_s=8))
+    waveforms, names = utterances(clip)
+    assert_equal(anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=99), cpu, waveforms, names)
+    windows = {run[1]["features"][1] for run in gpu.runs if run[0] == "vocoder"}
+    assert max(windows) == 70
+    assert all(run[1]["waveform"][0] <= 2 for run in gpu.runs if run[0] == "wavlm")
+    assert max(run[1]["waveform"][1] for run in gpu.runs if run[0] == "wavlm") <= 400 * 320 + 399
+
+
+def test_fixed_buckets_have_one_shape_each(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray) -> None:
+    buckets = Buckets(max_batch=3, max_seconds=8, window_frames=90, fixed=True)
+    tuning = Tuning(buckets, cuda_graph=True)
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", tuning=tuning)
+    cpu = dataclasses.replace(artifacts, anonymizer=Anonymizer.load(artifacts.model, artifacts.bank, max_window_s=8))
+    waveforms, names = utterances(clip)
+    assert_equal(anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=99), cpu, waveforms, names)
+    shapes = {(graph, tuple(sizes.values())) for graph, sizes, number in gpu.runs if number != "-1"}
+    reach = anonymizer.info.vocoder_reach
+    assert {shape for graph, shape in shapes if graph == "wavlm"} == {((3, 400 * 320 + 399), (3,))}
+    assert {shape[0][1] for graph, shape in shapes if graph == "vocoder"} == {90, 2 * reach}
+
+
+def test_latency_buckets_pad_and_record_single_utterances(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray) -> None:
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", latency_buckets_s=[4, 1])
+    assert [tuning.cuda_graph for tuning in gpu.opened] == [False, True, True]
+    warmed = len(gpu.runs)
+    assert warmed, "nothing was recorded beforehand"
+    waveforms, names = utterances(clip)
+    found = [anonymizer.anonymize(w, seed=3, utterance_id=n) for w, n in zip(waveforms, names, strict=True)]
+    again = [anonymizer.anonymize(w, seed=3, utterance_id=n) for w, n in zip(waveforms, names, strict=True)]
+    assert_equal(found, artifacts, waveforms, names)
+    assert_equal(again, artifacts, waveforms, names)
+    first = {(graph, tuple(sizes.items())) for graph, sizes, number in gpu.runs[:warmed]}
+    later = {(graph, tuple(sizes.items())) for graph, sizes, number in gpu.runs[warmed:] if number}
+    assert later <= first, "something is recorded while a user waits"
+    padded = {sizes["waveform"] for graph, sizes, number in gpu.runs[warmed:] if graph == "wavlm" and number}
+    assert padded == {(1, 50 * 320 + 399), (1, 200 * 320 + 399)}
+    with pytest.raises(DeviceError, match="latency bucket"):
+        Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", latency_buckets_s=[0.1])
+    with pytest.raises(DeviceError, match="the device is cpu"):
+        Anonymizer.load(artifacts.model, artifacts.bank, latency_buckets_s=[1])
+
+
+def test_neighbouring_batches_share_their_shapes(artifacts: Artifacts) -> None:
+    info = artifacts.anonymizer.info
+    one, other = (lay_out([top, top - 3, top - 20, top - 21], info) for top in (640, 634))
+    assert (one.frames, one.samples) == (other.frames, other.samples)
+    assert [(run.count, run.length) for run in one.runs] == [(run.count, run.length) for run in other.runs]
+
+
+# ---- Failures ----
+
+
+def test_too_little_memory_halves_the_batch_and_says_so_once(
+    gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0")
+    waveforms, names = [clip[:20000]] * 8, [f"u{index}" for index in range(8)]
+    gpu.failures = [RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 77")]
+    with caplog.at_level(logging.WARNING, "mkc_fast"):
+        found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=99)
+        assert_equal(found, artifacts, waveforms, names)
+        assert len(caplog.records) == 1
+        assert "too little memory for 8 utterances" in caplog.text
+        assert "\n" not in caplog.records[0].getMessage()
+        del gpu.runs[:]
+        found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=99)
+        assert_equal(found, artifacts, waveforms, names)
+        assert len(caplog.records) == 1
+    assert {sizes["waveform"][0] for graph, sizes, _ in gpu.runs if graph == "wavlm"} == {4}
+
+
+def test_cupys_memory_is_halved_too_and_one_utterance_too_long_is_an_error(
+    gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray
+) -> None:
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0")
+    waveforms, names = [clip[:20000]] * 4, list("abcd")
+    gpu.cupy.allocated_bytes, gpu.cupy.limit_bytes = 0, 1 << 10
+    with pytest.raises(DeviceMemoryError, match="out of memory"):
+        anonymizer.anonymize(clip)
+    gpu.cupy.limit_bytes = 1 << 62
+    assert_equal(
+        anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=99), artifacts, waveforms, names
+    )
+
+
+def test_a_lost_device_is_told_from_an_error(
+    gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0")
+    gpu.failures = [RuntimeError("node Conv_7 failed\nfor some reason")]
+    with pytest.raises(DeviceError, match="cuda:0: node Conv_7 failed for some reason") as caught:
+        anonymizer.anonymize(clip)
+    assert not isinstance(caught.value, LostDeviceError)
+    anonymizer.anonymize(clip)
+    gpu.failures = [RuntimeError("CUDA failure 700: an illegal memory access was encountered")]
+
+    def fails() -> None:
+        raise gpu.cupy.cuda.runtime.CUDARuntimeError("cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(anonymizer._device_pass._place.compute, "synchronize", fails)
+    with pytest.raises(LostDeviceError, match=r"lost.*illegal memory access"):
+        anonymizer.anonymize(clip)

@@ -1,0 +1,139 @@
+"""A worker keeps one batch on the GPU while it begins the next, blames the oldest, and dies with its device."""
+
+from __future__ import annotations
+
+import threading
+from multiprocessing import Pipe
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from mkc_fast.engine import worker as module
+from mkc_fast.engine.lists import Utterance
+from mkc_fast.engine.scheduler import share_out
+from mkc_fast.engine.worker import AHEAD, AHEAD_ON_GPU, EXIT_LOST_DEVICE, Settings, Task, Worker, WorkerConfig
+from tests.conftest import Artifacts
+from tests.cuda_shim import fake_gpu
+from tests.cuda_shim.fake_gpu import FakeGpu
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """A machine with a GPU."""
+    return fake_gpu.install(monkeypatch, schedule=1)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, clip: np.ndarray) -> list[Task]:
+    """Recordings of 1 to 3 s."""
+    made = []
+    for index in range(6):
+        path = tmp_path / f"r{index}.wav"
+        soundfile.write(path, clip[: 16000 + 6000 * index], 16000, subtype="FLOAT")
+        made.append(Task(index, Utterance(f"r{index}", path), tmp_path / "out" / f"r{index}.wav"))
+    (tmp_path / "out").mkdir()
+    return made
+
+
+def config(artifacts: Artifacts) -> WorkerConfig:
+    return WorkerConfig(artifacts.model, artifacts.bank, "cuda:0", None, 1, 40.0, Settings(seed=3))
+
+
+def serve(worker: Worker, ours, batches: list[list[Task]]) -> list[tuple]:
+    """What a worker says of batches that it is given all at once."""
+    for number, batch in enumerate(batches):
+        ours.send((number + 1, batch))
+    ours.send(None)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    said = []
+    while thread.is_alive() or ours.poll():
+        if ours.poll(0.1):
+            said.append(ours.recv())
+    thread.join()
+    return said
+
+
+def test_batches_overlap_and_come_out_right(
+    gpu: FakeGpu, artifacts: Artifacts, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Pipe()
+    worker = Worker(theirs, config(artifacts))
+    events: list[str] = []
+    submit = worker.anonymizer.submit_batch
+
+    def submit_batch(*args, **options):
+        pending = submit(*args, **options)
+        events.append("submit")
+        result = pending.result
+        return SimpleNamespace(done=pending.done, result=lambda: (events.append("result"), result())[1])
+
+    monkeypatch.setattr(worker.anonymizer, "submit_batch", submit_batch)
+    # All are read before the first is begun, so that each next one is there when it is asked for.
+    monkeypatch.setattr(worker, "_next", _waiting_for_all(worker, worker._next, 4))
+    said = serve(worker, ours, [tasks[:2], tasks[2:4], tasks[4:]])
+    assert events == ["submit", "submit", "result", "submit", "result", "result"]
+    assert said[0][0] == "ready"
+    assert said[0][2] == "CUDA, fp32, on a stand-in"
+    outcomes = {content[1].index: content[1] for kind, *content in said if kind == "outcome"}
+    assert [outcomes[index].error for index in range(6)] == [None] * 6
+    assert [content[0] for kind, *content in said if kind == "start"] == [1, 2, 3]
+    for task in tasks:
+        waveform, _ = soundfile.read(task.output, dtype="float32")
+        alone = artifacts.anonymizer.anonymize(
+            soundfile.read(task.utterance.path, dtype="float32")[0], seed=3, utterance_id=task.utterance.id
+        )
+        np.testing.assert_allclose(waveform, alone.waveform, atol=1e-4, rtol=0)
+
+
+def _waiting_for_all(worker: Worker, following, count: int):
+    def wait_first(*, waiting: bool):
+        while not worker._ended and worker.incoming.qsize() < count and not hasattr(worker, "all_there"):
+            pass
+        worker.all_there = True
+        return following(waiting=waiting)
+
+    return wait_first
+
+
+def test_too_little_memory_is_a_note_and_every_utterance_comes(
+    gpu: FakeGpu, artifacts: Artifacts, tasks: list[Task]
+) -> None:
+    ours, theirs = Pipe()
+    worker = Worker(theirs, config(artifacts))
+    gpu.failures = [RuntimeError("Failed to allocate memory for requested buffer of size 1")]
+    said = serve(worker, ours, [tasks])
+    assert [content[1].error for kind, *content in said if kind == "outcome"] == [None] * 6
+    (note,) = [content[0] for kind, *content in said if kind == "note"]
+    assert "too little memory for 6 utterances" in note
+
+
+def test_a_worker_dies_with_its_device(
+    gpu: FakeGpu, artifacts: Artifacts, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Pipe()
+    worker = Worker(theirs, config(artifacts))
+    left: list[int] = []
+
+    def leave(code: int) -> None:
+        left.append(code)
+        raise SystemExit
+
+    def fails() -> None:
+        raise gpu.cupy.cuda.runtime.CUDARuntimeError("cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(module.os, "_exit", leave)
+    monkeypatch.setattr(worker.anonymizer._device_pass._place.compute, "synchronize", fails)
+    gpu.failures = [RuntimeError("CUDA failure 700: an illegal memory access was encountered")]
+    said = serve(worker, ours, [tasks[:1]])
+    assert left == [EXIT_LOST_DEVICE]
+    assert not [kind for kind, *_ in said if kind == "outcome"], "the recording was blamed"
+    assert any("lost" in content[0] for kind, *content in said if kind == "note")
+
+
+def test_a_gpu_is_sent_one_batch_more(artifacts: Artifacts) -> None:
+    there = share_out(config(artifacts), ["cuda:0", "cpu"], None)
+    assert [each.ahead for each in there] == [AHEAD_ON_GPU, AHEAD]
