@@ -91,7 +91,7 @@ def best_of(ceilings: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def floors(target: Target, ceilings: dict[str, Any], precision: str, length_s: float, entries: int) -> dict[str, Any]:
-    """Least seconds of each stage for one utterance, and what bounds it; empty where the model's sizes are unknown.
+    """Least seconds of each stage for one utterance, and what bounds it; empty where that is unknown: other sizes, or 8 bits.
 
     Args:
         target: What runs.
@@ -100,11 +100,10 @@ def floors(target: Target, ceilings: dict[str, Any], precision: str, length_s: f
         length_s: Of the utterance.
         entries: Bank entries that its frames have, at the most.
     """
-    gflop = target.gflop_a_second()
-    if gflop is None:
+    gflop, rate = target.gflop_a_second(), ceilings["gemm_gflops"].get(precision)
+    if gflop is None or rate is None:
         return {}
     info = target.info
-    rate = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"]["fp32"])
     read = min(entries, info.frames(int(length_s * info.sample_rate)))
     clusters = open_bank(target.bank).centroids.shape[1]
     found = {}

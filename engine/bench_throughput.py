@@ -150,9 +150,9 @@ def _trial_rate(arm: OneByOne, trial: NDArray[np.float32], mode: str, stride: in
 def utilization(target: Target, rtfx: float, ceilings: dict[str, Any], precision: str) -> float | None:
     """Share of the measured rate of matrix products that the operations of the pass come to."""
     gflop = target.gflop_a_second()
-    if gflop is None:
+    rate = ceilings["gemm_gflops"].get(precision)
+    if gflop is None or rate is None:  # the rate of 8-bit products is not measured
         return None
-    rate = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"]["fp32"])
     return short(sum(gflop.values()) * rtfx / rate)
 
 
