@@ -91,7 +91,7 @@ def best_of(ceilings: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def floors(target: Target, ceilings: dict[str, Any], precision: str, length_s: float, entries: int) -> dict[str, Any]:
-    """Least seconds of each stage for one utterance, and what bounds it; empty where that is unknown: other sizes, or 8 bits.
+    """Least seconds of each stage for one utterance, and what bounds it; empty where the rates or sizes are unknown.
 
     Args:
         target: What runs.
