@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import soundfile
 
 from mkc_fast.cli import main
 from mkc_fast.cli.arguments import normalized
+from mkc_fast.engine.devices import cuda_device_names
 from mkc_fast.export.random_checkpoints import Checkpoints
 from tests.conftest import RECORDINGS, Artifacts
 
@@ -53,6 +55,31 @@ def test_infer_writes_16_khz_pcm16_named_by_id(
     for word in ("audio", "RTFx", "encode", "assign", "restore", "vocode"):
         assert word in shown.out
     assert "from seed 7, repeatable" in shown.err
+    assert "CPU, fp32: the device is cpu" in shown.err.splitlines()
+
+
+def test_the_json_summary_says_what_the_graphs_ran_on(
+    artifacts: Artifacts, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(artifacts, corpus, tmp_path / "out", "--json", "--num-proc", "2") == 0
+    assert json.loads(capsys.readouterr().out)["chosen"] == ["CPU, fp32: the device is cpu"]
+
+
+def test_engines_that_cannot_be_built_are_one_line_before_any_work(
+    checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if cuda_device_names():
+        pytest.skip("there is a GPU here")
+    given = ["--wavlm-ckpt", str(checkpoints.wavlm), "--ckpt", str(checkpoints.ckpt)]
+    for more in (given, []):
+        assert main(["export", "--warm", "--out", str(tmp_path / "model"), *more]) == 2
+        (line,) = errors_of(capsys)
+        assert "device cuda:0: not here" in line
+    assert main(["export", "--warm", "--device", "cpu", "--out", str(tmp_path / "model")]) == 2
+    assert "needs a GPU" in errors_of(capsys)[0]
+    assert main(["export", "--out", str(tmp_path / "model")]) == 2
+    assert "give --wavlm-ckpt and --ckpt" in errors_of(capsys)[0]
+    assert not (tmp_path / "model").exists()
 
 
 def test_infer_writes_what_the_api_gives(artifacts: Artifacts, corpus: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from mkc_fast import Anonymizer, AudioError, BankError, DeviceError, DeviceMemoryError, LostDeviceError
 from mkc_fast.engine.layout import lay_out
 from mkc_fast.engine.providers import Buckets, Tuning
+from mkc_fast.engine.windows import NUMPY_ROWS
+from mkc_fast.kernels.device_rows import DeviceRows
 from tests.conftest import Artifacts
 from tests.cuda_shim import fake_gpu
 from tests.cuda_shim.fake_gpu import FakeGpu
@@ -237,3 +239,59 @@ def test_a_lost_device_is_told_from_an_error(
     monkeypatch.setattr(anonymizer._device_pass._place.compute, "synchronize", fails)
     with pytest.raises(LostDeviceError, match=r"lost.*illegal memory access"):
         anonymizer.anonymize(clip)
+
+
+# ---- What lies where ----
+
+
+@pytest.mark.parametrize(
+    "buckets", [None, Buckets(8, 10, 100), Buckets(8, 10, 100, fixed=True), Buckets(8, 10, 500, fixed=True)]
+)
+@pytest.mark.parametrize("counts", [[1], [29], [30], [99], [100], [101], [500], [500, 499, 30, 12, 1], [77] * 8])
+def test_every_frame_is_vocoded_once_with_its_context(
+    artifacts: Artifacts, counts: list[int], buckets: Buckets | None
+) -> None:
+    info = artifacts.anonymizer.info
+    layout, reach = lay_out(counts, info, buckets), info.vocoder_reach
+    assert info.frames(layout.samples) == layout.frames
+    placed = np.concatenate([run.places for run in layout.runs])
+    assert sorted(placed.tolist()) == list(range(sum(counts)))
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    for run in layout.runs:
+        assert run.origins.shape == (run.count * run.length,)
+        origins = run.origins.reshape(run.count, run.length)
+        for kept, place in zip(run.kept, run.places, strict=True):
+            utterance = int(np.searchsorted(starts, place, "right")) - 1
+            frame, base = place - starts[utterance], utterance * layout.frames
+            window, column = origins[kept // run.length], kept % run.length
+            assert window[column] == base + frame
+            first, last = max(0, frame - reach), min(counts[utterance] - 1, frame + reach)
+            context = window[column - (frame - first) : column + (last - frame) + 1]
+            assert context.tolist() == list(range(base + first, base + last + 1))
+            # Where the utterance ends within reach, so does the window: what a network pads with is not zeros.
+            if frame + reach >= counts[utterance]:
+                assert column + (last - frame) + 1 == run.length
+            if frame < reach:
+                assert column == frame
+
+
+def test_rows_are_moved_faded_and_checked(gpu: FakeGpu) -> None:
+    cupy, rows = gpu.cupy, DeviceRows(gpu.cupy)
+    rng = np.random.default_rng(0)
+    old, fresh = (rng.standard_normal((5000, 7)).astype(np.float32) for _ in range(2))
+    on_device = [cupy.asarray(each) for each in (old, fresh)]
+    np.testing.assert_allclose(rows.fade(*on_device).get(), NUMPY_ROWS.fade(old, fresh), atol=1e-6)
+    np.testing.assert_array_equal(rows.join(on_device).get(), NUMPY_ROWS.join([old, fresh]))
+    target = cupy.asarray(np.full((6, 7), 9, np.float32))
+    origins, places = np.array([4, -1, 4999, 3], np.int32), np.array([0, 2, 5, -1], np.int32)
+    rows.move(on_device[0], cupy.asarray(origins), target, cupy.asarray(places))
+    expected = np.full((6, 7), 9, np.float32)
+    expected[0], expected[2], expected[5] = old[4], 0, old[4999]
+    np.testing.assert_array_equal(target.get(), expected)
+    for bad in (np.nan, np.inf, -np.inf):
+        for bank, raised in ((3, 1), (-1, 0)):
+            values, banks = np.ones((3, 7), np.float32), np.array([0, bank, 1], np.int32)
+            values[1, 6] = bad
+            flag = cupy.asarray(np.zeros(1, np.int32))
+            rows.flag(cupy.asarray(values), cupy.asarray(banks), flag)
+            assert flag.get() == raised

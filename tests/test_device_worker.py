@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from multiprocessing import Pipe
 from pathlib import Path
@@ -47,7 +48,12 @@ def serve(worker: Worker, ours, batches: list[list[Task]]) -> list[tuple]:
     for number, batch in enumerate(batches):
         ours.send((number + 1, batch))
     ours.send(None)
-    thread = threading.Thread(target=worker.run)
+
+    def run() -> None:
+        with contextlib.suppress(SystemExit):
+            worker.run()
+
+    thread = threading.Thread(target=run)
     thread.start()
     said = []
     while thread.is_alive() or ours.poll():
