@@ -17,8 +17,8 @@ from mkc_fast.engine.devices import driver
 from mkc_fast.engine.files import whole_file
 
 _PACKAGES = (
-    "mkc-fast", "numpy", "onnxruntime-gpu", "onnxruntime", "cupy-cuda12x", "cupy-cuda13x", "tensorrt-cu13", "torch", "onnx",
-    "soundfile", "soxr", "scikit-learn", "faiss-cpu",
+    "mkc-fast", "numpy", "onnxruntime-gpu", "onnxruntime", "cupy-cuda12x", "cupy-cuda13x", "tensorrt-cu13", "torch",
+    "onnx", "soundfile", "soxr", "scikit-learn", "faiss-cpu",
 )  # fmt: skip
 _MAX_RECORD_BYTES = 1 << 26
 
