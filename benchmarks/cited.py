@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ("README.md", "benchmarks/README.md")
 MARKER = re.compile(r"<!--\s*(?P<file>[\w-]+\.json):\s*(?P<path>[^>*]+?)\s*(?:\*\s*(?P<factor>[\d.e-]+)\s*)?-->")
-_STEP = re.compile(r"\.?([^.\[\]\"]+)|\[(\d+)\]|\.?\"([^\"]+)\"")
+_STEP = re.compile(r"\.?([^.\[\]\"]+)|\[(\d+)\]|\.?\"([^\"]+)\"|\[([^\]]+)\]")
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,18 @@ def cited_numbers(text: str) -> list[Cited]:
 
 
 def value_at(record: Any, path: str) -> float:
-    """What ``a.b[0]."odd key"`` leads to."""
+    """What ``a.b[0]."odd key"[n=100,stride=1]`` leads to; the last is the one item of a list with these values."""
     rest = path
     while rest:
         step = _STEP.match(rest)
         if step is None:
             raise ValueError(f"cannot follow {path!r} at {rest!r}")
         rest = rest[step.end() :]
-        record = record[int(step[2])] if step[2] is not None else record[step[1] or step[3]]
+        if step[4] is not None:
+            wanted = dict(part.split("=") for part in step[4].split(","))
+            (record,) = (item for item in record if all(str(item[key]) == value for key, value in wanted.items()))
+        else:
+            record = record[int(step[2])] if step[2] is not None else record[step[1] or step[3]]
     return float(record)
 
 

@@ -258,13 +258,10 @@ def _roofline(figure: Figure, record: Mapping[str, Any]) -> None:
     for stage, part in points.items():
         if part:
             xs, ys, _ = zip(*part, strict=True)
-            left.plot(xs, ys, color=STAGES[stage], marker="o", linewidth=1)
-            left.annotate(
-                STAGE_TITLES[stage], (xs[0], ys[0]), (-3, -13), textcoords="offset points", fontsize=8.5, color=INK
-            )
-    left.text(high, peak * 1.08, f"matrix products: {peak:,.0f} GFLOP/s", ha="right", va="bottom")
+            left.plot(xs, ys, color=STAGES[stage], marker="o", linewidth=1, label=STAGE_TITLES[stage])
+    left.text(high, peak * 1.08, f"GEMM: {peak:,.0f} GFLOP/s", ha="right", va="bottom")
     left.text(
-        0.03, 0.97, f"slope: copies, {ceilings['copy_gbs']:g} GB/s", transform=left.transAxes, va="top", color=GREY
+        0.03, 0.97, f"slope: copies,\n{ceilings['copy_gbs']:g} GB/s", transform=left.transAxes, va="top", color=GREY
     )
     left.set_xscale("log")
     left.set_yscale("log")
@@ -275,6 +272,7 @@ def _roofline(figure: Figure, record: Mapping[str, Any]) -> None:
     left.xaxis.set_minor_formatter(NullFormatter())
     left.set_xlabel("operations for each byte of weights read")
     left.set_ylabel("GFLOP/s reached")
+    left.legend(loc="lower right")
     left.set_title("roofline (utterances of 1, 3, 10 and 30 s)" if len(record["cases"]) == 4 else "roofline")
     left.grid()
     case = min(record["cases"], key=lambda each: abs(each["length_s"] - 10))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mkc_fast import ArtifactError
+from mkc_fast import ArtifactError, MkcError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, open_bank, read_model_info
 from mkc_fast.engine.bench_records import cores, short
 
@@ -52,7 +52,19 @@ class Target:
         return read_model_info(self.model)
 
     def load(self) -> Anonymizer:
-        """Open the artifacts."""
+        """Open the artifacts.
+
+        Threads that were asked for bind NumPy's look-up, too, for as long as the process lives.
+
+        Raises:
+            MkcError: Threads were asked for, and threadpoolctl, which that needs, is not installed.
+        """
+        if self.threads is not None:
+            try:
+                import threadpoolctl
+            except ImportError:
+                raise MkcError("--threads needs threadpoolctl: pip install 'mkc-fast[bench]'") from None
+            threadpoolctl.threadpool_limits(self.threads, user_api="blas")
         from mkc_fast.engine.anonymizer import Anonymizer
 
         return Anonymizer.load(

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks.cited import DOCS, MARKER, RESULTS, ROOT, agrees, cited_numbers, disagreements, rewritten
+from benchmarks.cited import DOCS, MARKER, RESULTS, ROOT, agrees, cited_numbers, disagreements, rewritten, value_at
 
 
 @pytest.mark.parametrize("doc", DOCS)
@@ -58,6 +58,13 @@ def test_every_linked_result_is_there() -> None:
 )
 def test_rounding_is_to_the_digits_that_are_written(text: str, value: float, expected: bool) -> None:
     assert agrees(text, value) is expected
+
+
+def test_items_are_found_by_their_values() -> None:
+    record = {"cases": [{"n": 1, "stride": 1, "rate": 5}, {"n": 1, "stride": 10, "rate": 6}]}
+    assert value_at(record, "cases[n=1,stride=10].rate") == 6
+    with pytest.raises(ValueError, match="values to unpack"):
+        value_at(record, "cases[n=1].rate")
 
 
 def test_a_wrong_citation_is_an_error() -> None:
