@@ -61,7 +61,11 @@ def _shown(argument: str) -> str:
 
 def _git(*arguments: str) -> str:
     folder = Path(__file__).parent
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # a machine that is lent for an hour has no git
+        return ""
+    return run.stdout.strip()
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
