@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import gc
 import json
 import math
 import os
@@ -164,6 +165,10 @@ class Rehearsal(Machine):
         return 0
 
 
+class Late(Exception):
+    """The budget has no room for more."""
+
+
 @dataclass
 class Bench:
     """What the parts share."""
@@ -173,6 +178,13 @@ class Bench:
     work: Path
     making: subprocess.Popen[bytes] | None = None
     result: dict[str, Any] = field(default_factory=dict)
+    deadline: float = math.inf
+
+    def check_time(self, least_s: float) -> None:
+        """Stop where there are no more so many seconds."""
+        left = self.deadline - time.perf_counter()
+        if left < least_s:
+            raise Late(f"{left:.0f} s are left of the budget, {least_s:g} are needed")
 
     @property
     def model(self) -> Path:
@@ -183,6 +195,8 @@ class Bench:
         return self.work / "bank"
 
     def load(self, device: str | None = None, **how: Any) -> Anonymizer:
+        gc.collect()
+        self.machine.cupy.get_default_memory_pool().free_all_blocks()  # what the last one held
         return Anonymizer.load(self.model, self.bank, device or self.machine.device, **how)
 
 
@@ -395,7 +409,10 @@ def throughput(bench: Bench) -> dict[str, Any]:
     for precision, tuning in variants:
         name = precision + (" nhwc" if tuning.prefer_nhwc else "")
         try:
+            bench.check_time(20)
             found[name] = _throughput(bench, waveforms, precision, tuning)
+        except Late as late:
+            found[name] = {"skipped": str(late)}
         except Exception as error:  # the others are still worth having
             found[name] = {"failed": f"{type(error).__name__}: {error}"[:400]}
         bench.result["throughput so far"] = found
@@ -447,21 +464,39 @@ def floors(bench: Bench) -> dict[str, Any]:
 
 def latency(bench: Bench) -> dict[str, Any]:
     """One utterance from host memory to host memory, with launches and with recorded CUDA graphs."""
+    buckets = bench.sizes.latencies_s
+    ways = (("launches", (), None), ("CUDA graphs", buckets, "HEURISTIC"))
+    return _latencies(bench, [(precision, *way) for precision in bench.sizes.precisions[::-2] for way in ways])
+
+
+def latency_searched(bench: Bench) -> dict[str, Any]:
+    """The same with the search for convolutions that fixed shapes get by default; it may take minutes."""
+    return _latencies(bench, [(bench.sizes.precisions[-1], "CUDA graphs", bench.sizes.latencies_s, "EXHAUSTIVE")])
+
+
+def _latencies(bench: Bench, variants: list[tuple[str, str, tuple[float, ...], str | None]]) -> dict[str, Any]:
     sizes, found = bench.sizes, {}
-    for precision in (sizes.precisions[0], sizes.precisions[-1]) if len(sizes.precisions) > 1 else sizes.precisions:
-        for how, buckets in (("launches", ()), ("CUDA graphs", sizes.latencies_s)):
-            name = f"{precision}, {how}"
-            try:
-                begin = time.perf_counter()
-                anonymizer = bench.load(**bench.machine.providers, precision=precision, latency_buckets_s=buckets)
-                found[name] = {"load_s": time.perf_counter() - begin}
-                for seconds in sizes.latencies_s:
-                    found[name][f"{seconds:g} s"] = _latency(anonymizer, seconds, sizes.latency_runs)
-                del anonymizer
-            except Exception as error:
-                found[name] = {"failed": f"{type(error).__name__}: {error}"[:400]}
-            bench.result["latency so far"] = found
-            write(bench)
+    for precision, how, buckets, search in variants:
+        name = f"{precision}, {how}"
+        try:
+            bench.check_time(30)
+            begin = time.perf_counter()
+            anonymizer = bench.load(
+                **bench.machine.providers,
+                precision=precision,
+                latency_buckets_s=buckets,
+                tuning=Tuning(conv_search=search),
+            )
+            found[name] = {"load_s": time.perf_counter() - begin}
+            for seconds in sizes.latencies_s:
+                found[name][f"{seconds:g} s"] = _latency(anonymizer, seconds, sizes.latency_runs)
+            del anonymizer
+        except Late as late:
+            found[name] = {"skipped": str(late)}
+        except Exception as error:
+            found[name] = {"failed": f"{type(error).__name__}: {error}"[:400]}
+        bench.result["latency so far"] = found
+        write(bench)
     bench.result.pop("latency so far", None)
     return found
 
@@ -534,6 +569,7 @@ PARTS: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {  # with th
     "latency": (latency, 50),
     "files": (files, 50),
     "start_up": (start_up, 30),
+    "latency_searched": (latency_searched, 60),
 }
 
 
@@ -560,17 +596,18 @@ def rounded(value: Any) -> Any:
 def run_parts(bench: Bench, out: Path, budget_s: float) -> dict[str, Any]:
     """Run every part that there is time for; what each found, or why it found nothing."""
     begin = time.perf_counter()
+    bench.deadline = begin + budget_s
     known = context()
     known["machine"]["gpu"] = [f"{gpu.name}, {gpu.memory_bytes >> 30} GiB" for gpu in driver().gpus]
     known["driver"] = driver().version
     bench.result = {"out": out, **known, "rehearsal": bench.machine.rehearsal, "seconds": {}}
     for name, (part, least_s) in PARTS.items():
-        spent, at = time.perf_counter() - begin, time.perf_counter()
-        if spent + least_s > budget_s:
-            bench.result[name] = {"skipped": f"{spent:.0f} s are spent of {budget_s:.0f}"}
-            continue
+        at = time.perf_counter()
         try:
+            bench.check_time(least_s)
             bench.result[name] = rounded(part(bench))
+        except Late as late:
+            bench.result[name] = {"skipped": str(late)}
         except Exception as error:
             where = traceback.format_exc().strip().splitlines()[-8:]
             bench.result[name] = {"failed": f"{type(error).__name__}: {error}"[:600], "where": where}

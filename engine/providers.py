@@ -72,6 +72,8 @@ class Tuning:
         gpu_mem_limit_bytes: Of ONNX Runtime's arena in each session; default: what the GPU has.
         prefer_nhwc: Convolutions with channels last. Tensor cores want them so, but each graph here has its activations
             with channels first, so transposes come with it; not yet measured on a GPU.
+        conv_search: How ONNX Runtime looks for cuDNN's plan of a convolution, ``HEURISTIC`` or ``EXHAUSTIVE``; default:
+            the second where shapes are fixed.
         cuda_graph: Record a run and replay it. Needs fixed buckets, and inputs and outputs bound to the same addresses
             in every run (``io_binding``); a run's ``gpu_graph_id`` option tells recordings of several sizes apart.
     """
@@ -79,6 +81,7 @@ class Tuning:
     buckets: Buckets | None = None
     gpu_mem_limit_bytes: int | None = None
     prefer_nhwc: bool = False
+    conv_search: str | None = None
     cuda_graph: bool = False
 
     @property
@@ -308,7 +311,7 @@ def cuda_options(plan: Plan) -> dict[str, str]:
         # Since 1.20 a convolution keeps the plan of one shape, that of its last run, and makes a new one whenever it
         # changes (microsoft/onnxruntime#23006). Others report 1.9 ms for that with HEURISTIC, 630 ms with EXHAUSTIVE,
         # the default (PaddlePaddle/PaddleX#5057). Where shapes are fixed it happens once. Not yet measured on a GPU.
-        "cudnn_conv_algo_search": "EXHAUSTIVE" if tuning.fixed else "HEURISTIC",
+        "cudnn_conv_algo_search": tuning.conv_search or ("EXHAUSTIVE" if tuning.fixed else "HEURISTIC"),
         # A plan may take what scratch memory it likes: a limit of 32 MB rules out the fast ones. Not yet measured on
         # a GPU; in one network the limit was faster (microsoft/onnxruntime#20712).
         "cudnn_conv_use_max_workspace": "1",

@@ -12,7 +12,8 @@ from tests.conftest import Artifacts
 from tests.cuda_shim import shim
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
-PARTS = ("making", "ceilings", "lookup", "correctness", "throughput", "floors", "latency", "files", "start_up")
+PARTS = ("making", "ceilings", "lookup", "correctness", "throughput", "floors", "latency", "files", "start_up",
+         "latency_searched")  # fmt: skip
 
 
 def test_the_gpu_benchmark_can_be_rehearsed(artifacts: Artifacts, tmp_path: Path) -> None:

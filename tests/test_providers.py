@@ -83,6 +83,7 @@ def test_cuda_searches_convolutions_only_where_shapes_are_fixed() -> None:
 
     assert search(Tuning()) == search(Tuning(SIZES)) == "HEURISTIC"
     assert search(Tuning(dataclasses.replace(SIZES, fixed=True))) == "EXHAUSTIVE"
+    assert search(Tuning(dataclasses.replace(SIZES, fixed=True), conv_search="HEURISTIC")) == "HEURISTIC"
 
 
 def test_cuda_gets_these_options() -> None:
