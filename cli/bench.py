@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mkc_fast import MkcError
-from mkc_fast.cli.infer import Mode, Precision, Provider
+from mkc_fast.cli.choices import Precision, Provider
+from mkc_fast.cli.infer import Mode
 from mkc_fast.cli.show import console, errors, steps
 
 if TYPE_CHECKING:
