@@ -338,7 +338,10 @@ def test_200_bad_recordings_cost_a_line_each(artifacts: Artifacts, clip: np.ndar
             assert failures[name][0].isprintable()
     # What libmpg123 thinks of an MP3 file it prints itself.
     others = [line for line in lines if not re.match(r"failed: |\[.*libmpg123|Note: |Warning: ", line)]
-    assert others == ["204 recordings, frame mode, stride 1; draws from seed 1, repeatable"]
+    assert others == [
+        "204 recordings, frame mode, stride 1; draws from seed 1, repeatable",
+        "CPU, fp32: the device is cpu",
+    ]
     summary = json.loads(output)
     assert summary["written"] + len(summary["failed"]) == summary["files"] == 204
     assert summary["replaced_workers"] == 0
@@ -528,7 +531,7 @@ def test_a_list_of_itself_and_of_ids_without_paths_costs_a_line_each(
     assert main([*arguments, *on(artifacts)]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert sorted(line.split(": ")[1] for line in lines if line.startswith("failed: ")) == ["itself", "no-path"]
-    assert len(lines) == 3  # the first says how many recordings there are
+    assert len(lines) == 4  # the first say how many recordings there are, and what they run on
     assert [path.name for path in (tmp_path / "out").glob("*.wav")] == ["u.wav"]
 
 
