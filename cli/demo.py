@@ -74,7 +74,8 @@ def demo(
             tell(f"{size}, in the published formats")
         with step("export to ONNX") as tell:
             info = export_model(made.wavlm, made.ckpt, out / "model", overwrite=True)
-            tell("3 graphs, equal to PyTorch")
+            graphs = len(list((out / "model").glob("*.onnx")))
+            tell(f"{graphs} graphs, equal to PyTorch")
         with step("bank of k-means models") as tell:
             bank = build_bank(made.kmeans_scp, out / "bank", overwrite=True)
             tell(f"{len(bank.names)} models of {bank.num_clusters[0]} clusters")
