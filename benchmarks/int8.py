@@ -7,7 +7,6 @@ Takes the 8-bit graphs of MODEL, or makes them where it has none, and writes res
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from common import write_result
-from precision import compare
+from precision import compare, speech_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -26,12 +25,7 @@ from mkc_fast.export.int8 import INT8_GRAPHS, int8_file, write_int8_graphs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="MODEL")
-    parser.add_argument("bank", type=Path, metavar="BANK")
-    parser.add_argument("speech", type=Path, nargs="+", metavar="SPEECH")
-    parser.add_argument("--weights", default="random", help="what the weights are, for the record (default: random)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each recording that are used")
+    parser = speech_parser(__doc__, 10.0)
     parser.add_argument("--rounds", type=int, default=5, help="timings of each precision, in turn")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -87,14 +87,19 @@ def decibels(signal: float, noise: float) -> float:
     return round(float(10 * np.log10(signal / max(noise, 1e-30))), 2)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def speech_parser(description: str | None, seconds: float) -> argparse.ArgumentParser:
+    """Of the scripts that compare two precisions on recordings."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("bank", type=Path, metavar="BANK")
     parser.add_argument("speech", type=Path, nargs="+", metavar="SPEECH")
     parser.add_argument("--weights", default="random", help="what the weights are, for the record (default: random)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each recording that are used")
-    args = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=seconds, help="of each recording that are used")
+    return parser
+
+
+def main() -> None:
+    args = speech_parser(__doc__, 30.0).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         halves = args.model

@@ -141,17 +141,19 @@ class Anonymizer:
         info, opened = read_model_info(model_path), open_bank(bank_path)
         if opened.info.dim != info.dim:
             raise ArtifactError(f"{bank_path}: has {opened.info.dim} dimensions, {model_path} has {info.dim}")
-        index = cuda_index(device)
+        index, kept = cuda_index(device), None if cache is None else Path(cache)
         arrays = opened.centroids, opened.half_norms, opened.info.num_clusters
         if index is None:
             if latency_buckets_s:
                 raise DeviceError("latency_buckets_s are CUDA graphs; the device is cpu")
-            sessions = open_sessions(model_path, device, threads, provider=provider, precision=precision, tuning=tuning)
+            sessions = open_sessions(
+                model_path, device, threads, provider=provider, precision=precision, cache=kept, tuning=tuning
+            )
             return cls(info, opened, sessions, make_lookup(*arrays), device, max_window_s)
         from mkc_fast.engine.device_pass import DevicePass, Place
         from mkc_fast.kernels.cupy_lookup import CupyLookup
 
-        place, engines = Place(index), None if cache is None else Path(cache)
+        place = Place(index)
         stream = place.compute.ptr
         sessions = open_sessions(
             model_path,
@@ -159,7 +161,7 @@ class Anonymizer:
             threads,
             provider=provider,
             precision=precision,
-            cache=engines,
+            cache=kept,
             stream=stream,
             tuning=tuning,
         )
@@ -170,7 +172,7 @@ class Anonymizer:
                 threads,
                 provider=sessions.provider,
                 precision=sessions.precision,
-                cache=engines,
+                cache=kept,
                 stream=stream,
                 tuning=_latency_tuning(tuning or Tuning(), seconds, info, recorded=sessions.provider == CUDA),
             )

@@ -16,8 +16,8 @@ import numpy as np
 
 from mkc_fast import DeviceError
 from mkc_fast.engine.artifacts import open_bank
-from mkc_fast.engine.bench_records import cores, short
-from mkc_fast.engine.devices import cuda_index
+from mkc_fast.engine.bench_records import short
+from mkc_fast.engine.devices import cores, cuda_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

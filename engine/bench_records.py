@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mkc_fast import ArtifactError, OutputError, __version__
-from mkc_fast.engine.devices import driver
+from mkc_fast.engine.devices import cores, driver
 from mkc_fast.engine.files import whole_file
 
 _PACKAGES = (
@@ -21,11 +21,6 @@ _PACKAGES = (
     "onnx", "soundfile", "soxr", "scikit-learn", "faiss-cpu",
 )  # fmt: skip
 _MAX_RECORD_BYTES = 1 << 26
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def context() -> dict[str, Any]:

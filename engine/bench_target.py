@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mkc_fast import ArtifactError, MkcError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, open_bank, read_model_info
-from mkc_fast.engine.bench_records import cores, short
+from mkc_fast.engine.bench_records import short
+from mkc_fast.engine.devices import cores
 
 if TYPE_CHECKING:
     from mkc_fast.engine.anonymizer import Anonymizer

@@ -18,9 +18,10 @@ from mkc_fast import MkcError
 from mkc_fast.engine.anonymizer import STAGES
 from mkc_fast.engine.bench_ceilings import best_of, measure_ceilings
 from mkc_fast.engine.bench_corpus import DISTRIBUTION, MEAN_S, count_for, cut, draw_lengths, write_corpus
-from mkc_fast.engine.bench_records import context, cores, short
+from mkc_fast.engine.bench_records import context, short
 from mkc_fast.engine.bench_timing import Budget, ratios, spread
 from mkc_fast.engine.corpus import Run, plan_folder, run_corpus
+from mkc_fast.engine.devices import cores
 from mkc_fast.engine.worker import Settings
 
 if TYPE_CHECKING:

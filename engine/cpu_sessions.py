@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
 from mkc_fast import ArtifactError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, CPU_VOCODER_FILE, PIECE_REACH, VOCODER_FILE, WAVLM_FILE
+from mkc_fast.engine.devices import cores
 from mkc_fast.engine.prepared import prepared_graph
 from mkc_fast.engine.providers import CPU, FP32, GRAPH_FILES, INT8, ORT_NAMES, Plan, graph_file, session_settings
 from mkc_fast.engine.windows import pieces
@@ -52,7 +52,7 @@ def open_on_cpu(
         # A model exported by an earlier version, or of odd upsampling, has the plain graph alone.
         return wavlm, conformer, _open(model / graph_file(VOCODER_FILE, plan.precision), plan, cache)
     session = _open(path, plan, cache)
-    return wavlm, conformer, PiecedVocoder(session, _piece_reach(path, session), plan.threads or _cores())
+    return wavlm, conformer, PiecedVocoder(session, _piece_reach(path, session), plan.threads or cores())
 
 
 def _open(path: Path, plan: Plan, cache: Path) -> ort.InferenceSession:
@@ -87,7 +87,3 @@ def configured(options: ort.SessionOptions, plan: Plan) -> ort.SessionOptions:
     for name, text in settings.entries.items():
         options.add_session_config_entry(name, text)
     return options
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast import MkcError
-from mkc_fast.engine.devices import Driver, driver, parse_device
+from mkc_fast.engine.devices import Driver, cores, driver, parse_device
 from mkc_fast.engine.providers import (
     CPU,
     CUDA,
@@ -195,7 +195,6 @@ def _module_version(name: str) -> str:
 
 
 def _host() -> Host:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = available = 0
     with contextlib.suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -205,7 +204,7 @@ def _host() -> Host:
         available = int(match[1]) * 1024 if match else available
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return Host(platform.platform(terse=True), platform.python_version(), cores, memory, min(memory, available))
+    return Host(platform.platform(terse=True), platform.python_version(), cores(), memory, min(memory, available))
 
 
 def _compute(provider: str, index: int | None) -> str | None:

@@ -2,7 +2,7 @@
 
 Opening a graph of 1 GB costs ONNX Runtime two copies of its weights: one out of the file, one into the order in which
 its matrix product reads them, in every process. Both can be kept in a file beside the graph, which is then mapped, so
-that worker processes share one copy of it, too (benchmarks/results/start_up.json).
+that worker processes share one copy of it, too (benchmarks/results/cpu_graphs.json).
 """
 
 from __future__ import annotations

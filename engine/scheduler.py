@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import mkc_fast
 from mkc_fast import MkcError
+from mkc_fast.engine.devices import cores
 from mkc_fast.engine.files import remove_temporary
 from mkc_fast.engine.patience import DEFAULT_TIMEOUT_S, Clock, Silence, is_stopped
 from mkc_fast.engine.worker import AHEAD_ON_GPU, EXIT_LOST_DEVICE, Outcome, Task, WorkerConfig
@@ -373,14 +374,13 @@ def share_out(config: WorkerConfig, devices: Sequence[str], num_proc: int | None
     for more workers, the last bits of every sample would depend on the number of workers.
     """
     count = num_proc or len(devices)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = [devices[index % len(devices)] for index in range(count)]
     return [
         replace(
             config,
             device=device,
-            threads=cores if device == "cpu" else None,
-            host_threads=1 if device == "cpu" else max(2, cores // count),
+            threads=cores() if device == "cpu" else None,
+            host_threads=1 if device == "cpu" else max(2, cores() // count),
             ahead=config.ahead if device == "cpu" else AHEAD_ON_GPU,
         )
         for device in chosen

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from mkc_fast import ArtifactError
+from mkc_fast import Anonymizer, ArtifactError
 from mkc_fast.engine import cpu_sessions, prepared
 from mkc_fast.engine.artifacts import CONFORMER_FILE, CPU_VOCODER_FILE, VOCODER_FILE, read_model_info
 from mkc_fast.engine.cpu_sessions import PiecedVocoder, open_on_cpu
@@ -182,6 +182,15 @@ def test_damaged_or_unwritable_cache_costs_time_only(
     file.write_text("no folder")
     assert prepared_graph(graph, file, least_bytes=0) is None
     assert np.array_equal(_run(cpu_sessions._open(graph, Plan("cpu", "fp32"), file), dim), expected)
+
+
+def test_the_cache_folder_given_to_the_anonymizer_is_where_graphs_are_kept(
+    artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(cpu_sessions, "prepared_graph", lambda _, cache: asked.append(cache))
+    Anonymizer.load(artifacts.model, artifacts.bank, cache=tmp_path)
+    assert asked == [tmp_path] * 3
 
 
 def test_small_graphs_are_not_kept(kept: tuple[Path, Path]) -> None:
