@@ -26,6 +26,8 @@ CENTROIDS_FILE, HALF_NORMS_FILE, BANK_FILE = "centroids.npy", "half_norms.npy", 
 CPU_VOCODER_FILE = "vocoder.cpu.onnx"
 # In that graph's metadata: frames to either side that a piece needs.
 PIECE_REACH = "piece_reach"
+# The graphs once more, of the native operators, where those were there at export; weights lie beside each, in a .bin.
+NATIVE_SUFFIX = ".native.onnx"
 # The bank.json of 1,165 models of 1,024 clusters, all of them listed as unused, has 15 MB.
 _MAX_INFO_BYTES = 1 << 26
 # What ends a line, moves a terminal's cursor, or is half a character that no output can encode.

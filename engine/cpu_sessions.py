@@ -10,6 +10,7 @@ import onnxruntime as ort
 from mkc_fast import ArtifactError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, CPU_VOCODER_FILE, PIECE_REACH, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.engine.devices import cores
+from mkc_fast.engine.native import instruction_set, native_file, native_library, register
 from mkc_fast.engine.prepared import prepared_graph
 from mkc_fast.engine.providers import CPU, FP32, GRAPH_FILES, INT8, ORT_NAMES, Plan, graph_file, session_settings
 from mkc_fast.engine.windows import pieces
@@ -41,18 +42,64 @@ class PiecedVocoder:
 def open_on_cpu(
     model: Path, plan: Plan, cache: Path
 ) -> tuple[ort.InferenceSession, ort.InferenceSession, ort.InferenceSession | PiecedVocoder]:
-    """Open WavLM, conformer and vocoder.
+    """Open WavLM, conformer and vocoder: of native operators where both are here, else as ONNX Runtime's own.
 
     Raises:
         ArtifactError: A graph is damaged.
     """
-    wavlm, conformer = (_open(model / graph_file(name, plan.precision), plan, cache) for name in GRAPH_FILES[:2])
+    wavlm, conformer = (
+        _open_native(model, name, plan) or _open(model / graph_file(name, plan.precision), plan, cache)
+        for name in GRAPH_FILES[:2]
+    )
+    vocoder = _open_native(model, VOCODER_FILE, plan)
+    if vocoder is not None:
+        return wavlm, conformer, vocoder
     path = model / CPU_VOCODER_FILE
     if plan.precision not in {FP32, INT8} or not path.is_file():
         # A model exported by an earlier version, or of odd upsampling, has the plain graph alone.
         return wavlm, conformer, _open(model / graph_file(VOCODER_FILE, plan.precision), plan, cache)
     session = _open(path, plan, cache)
     return wavlm, conformer, PiecedVocoder(session, _piece_reach(path, session), plan.threads or cores())
+
+
+def uses_native(model: Path, name: str, precision: str) -> bool:
+    """Whether a stage runs on native operators: they are here, the model has its graph, and it is of this precision."""
+    # In 8 bits the vocoder stays float32.
+    fits = precision == FP32 or (precision == INT8 and name == VOCODER_FILE)
+    return fits and native_library() is not None and (model / native_file(name)).is_file()
+
+
+def operators_used(model: Path, precision: str) -> str:
+    """In words: which operators the stages run on, and if not on native ones, why."""
+    native = [name for name in GRAPH_FILES if uses_native(model, name, precision)]
+    if len(native) == len(GRAPH_FILES):
+        return f"native operators ({instruction_set()})"
+    if native:
+        return f"native operators ({instruction_set()}) in {', '.join(name.removesuffix('.onnx') for name in native)}"
+    if native_library() is None:
+        return "no native operators (not built here, see mkc-fast doctor)"
+    if precision not in {FP32, INT8}:
+        return "no native operators (they are float32)"
+    return "no native operators (the model was exported where there were none; export it again)"
+
+
+def _open_native(model: Path, name: str, plan: Plan) -> ort.InferenceSession | None:
+    if not uses_native(model, name, plan.precision):
+        return None
+    path = model / native_file(name)
+    options = configured(ort.SessionOptions(), plan)
+    # Its nodes are fused already, and ONNX Runtime would copy weights that it maps otherwise.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    register(options)
+    return _session(path, options)
+
+
+def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(path), options, providers=[ORT_NAMES[CPU]])
+    except Exception as error:  # ONNX Runtime's errors share no base but this
+        said = " ".join(str(error).split())[:160]
+        raise ArtifactError(f"{path}: not a usable graph ({said})") from None
 
 
 def _open(path: Path, plan: Plan, cache: Path) -> ort.InferenceSession:
@@ -65,11 +112,7 @@ def _open(path: Path, plan: Plan, cache: Path) -> ort.InferenceSession:
                 options = configured(ort.SessionOptions(), plan)
                 options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it has been
                 return ort.InferenceSession(str(prepared), options, providers=[ORT_NAMES[CPU]])
-    try:
-        return ort.InferenceSession(str(path), configured(ort.SessionOptions(), plan), providers=[ORT_NAMES[CPU]])
-    except Exception as error:  # ONNX Runtime's errors share no base but this
-        said = " ".join(str(error).split())[:160]
-        raise ArtifactError(f"{path}: not a usable graph ({said})") from None
+    return _session(path, configured(ort.SessionOptions(), plan))
 
 
 def _piece_reach(path: Path, session: ort.InferenceSession) -> int:

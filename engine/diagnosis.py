@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mkc_fast import MkcError
 from mkc_fast.engine.devices import Driver, cores, driver, parse_device
+from mkc_fast.engine.native import instruction_set
 from mkc_fast.engine.providers import (
     CPU,
     CUDA,
@@ -96,15 +97,25 @@ class Library:
     problem: str | None = None
 
 
+_NO_OPERATORS = (
+    "native ones for CPUs are not here: installing mkc-fast builds them, given g++ and an x86-64 CPU with AVX2; "
+    "a CPU works without them, slower"
+)
+
+
 @dataclass(frozen=True)
 class Host:
-    """The machine around the GPUs; memory is what this process may have, in bytes."""
+    """The machine around the GPUs; memory is what this process may have, in bytes.
+
+    ``operators`` is the instruction set of the native operators, empty where they are not built or not for this CPU.
+    """
 
     system: str
     python: str
     cores: int
     memory_bytes: int
     available_bytes: int
+    operators: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,7 +215,8 @@ def _host() -> Host:
         available = int(match[1]) * 1024 if match else available
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return Host(platform.platform(terse=True), platform.python_version(), cores(), memory, min(memory, available))
+    system, python = platform.platform(terse=True), platform.python_version()
+    return Host(system, python, cores(), memory, min(memory, available), instruction_set())
 
 
 def _compute(provider: str, index: int | None) -> str | None:
@@ -458,6 +470,9 @@ def _hardware(host: Host, said: Driver) -> list[Finding]:
     findings = [
         Finding("machine", f"{host.system}, Python {host.python}"),
         Finding("CPU", f"{host.cores} core(s), {memory}"),
+        Finding("operators", f"native ones for CPUs, with {host.operators}")
+        if host.operators
+        else Finding("operators", _NO_OPERATORS, NOTE),
     ]
     if not said.found:
         return [*findings, Finding("GPU", "no NVIDIA driver; the CPU is used", NOTE)]

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from mkc_fast import ArtifactError, DeviceError, OutputError
 from mkc_fast.engine.artifacts import read_model_info
-from mkc_fast.engine.cpu_sessions import PiecedVocoder, configured, open_on_cpu
+from mkc_fast.engine.cpu_sessions import PiecedVocoder, configured, open_on_cpu, operators_used
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.diagnosis import NVINFER, gather_gpu_facts, obstacle
 from mkc_fast.engine.files import locked, sha256_of, whole_directory
@@ -123,7 +123,7 @@ def open_sessions(
         plan = Plan(CPU, resolve_precision(provider, precision, None), threads=threads)
         _check_files(model, plan.precision)
         wavlm, conformer, vocoder = open_on_cpu(model, plan, cache or default_cache())
-        chosen = f"{TITLES[CPU]}, {plan.precision}: the device is cpu"
+        chosen = f"{TITLES[CPU]}, {plan.precision}, {operators_used(model, plan.precision)}: the device is cpu"
         return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen)
     gpu = driver().gpus[index]
     precision = resolve_precision(provider, precision, gpu)

@@ -7,7 +7,7 @@ import logging
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from mkc_fast import CheckpointError, MkcError
 from mkc_fast.engine.artifacts import (
     CONFORMER_FILE,
     CPU_VOCODER_FILE,
+    NATIVE_SUFFIX,
     PIECE_REACH,
     VOCODER_FILE,
     WAVLM_FILE,
@@ -27,6 +28,7 @@ from mkc_fast.engine.artifacts import (
 )
 from mkc_fast.engine.cpu_sessions import CPU_GRAPH_FILES
 from mkc_fast.engine.files import sha256_of, whole_directory
+from mkc_fast.engine.native import native_file, native_library, register
 from mkc_fast.engine.prepared import prepared_graph
 from mkc_fast.engine.providers import default_cache
 from mkc_fast.engine.windows import pieces
@@ -45,6 +47,7 @@ from mkc_fast.export.half import (
 from mkc_fast.export.hifigan import HifiGan, reach_frames
 from mkc_fast.export.hifigan_cpu import CpuHifiGan, fits, piece_reach
 from mkc_fast.export.int8 import write_int8_graphs
+from mkc_fast.export.native import write_conformer, write_hifigan, write_wavlm
 from mkc_fast.export.wavlm import WavLM
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 # 20 has Gelu and LayerNormalization as operators of their own, and TensorRT 10 reads it.
 OPSET = 20
 _MAX_EMBEDDED_BYTES = MAX_EMBEDDED_BYTES
+_PLAIN = {CPU_VOCODER_FILE: VOCODER_FILE}
 # Of the CPU's vocoder when it is checked; the longest input of the check is long enough for so many.
 _PIECES = 3
 # Largest difference from PyTorch that is rounding, as a share of the largest value (at least 1).
@@ -139,14 +143,14 @@ def export_model(
         )
         # One after the other, each built, written, checked and let go before the next: memory is that of the largest.
         say(f"WavLM, layers 1 to {layer} of {wavlm.config.num_layers}")
-        _export(directory, _wavlm_graph(WavLM(wavlm_path, wavlm, layer)), info, say)
+        _export(directory, _wavlm_graph(WavLM(wavlm_path, wavlm, layer)), info, say, write_wavlm)
         del wavlm
         say(f"conformer, {voice.conformer.num_layers} layers")
-        _export(directory, _conformer_graph(Conformer(voice_path, voice)), info, say)
+        _export(directory, _conformer_graph(Conformer(voice_path, voice)), info, say, write_conformer)
         voice.conformer_weights.clear()
         say("vocoder")
         generator = HifiGan(voice_path, voice)
-        _export(directory, _vocoder_graph(generator), info, say)
+        _export(directory, _vocoder_graph(generator), info, say, write_hifigan)
         if fits(generator):
             say("vocoder, as a CPU takes it")
             _export(directory, _cpu_vocoder_graph(generator, piece_reach(voice.hifigan)), info, say)
@@ -156,9 +160,10 @@ def export_model(
         if int8:
             write_int8_graphs(directory, directory, info, say)
         write_info(directory, info)
-    say("preparing the graphs for this CPU")
     for file in CPU_GRAPH_FILES:
-        prepared_graph(out_path / file, default_cache())
+        if not (out_path / native_file(_PLAIN.get(file, file))).is_file():
+            say(f"{file}: preparing it for this CPU")
+            prepared_graph(out_path / file, default_cache())
     return info
 
 
@@ -182,13 +187,25 @@ def _cpu_vocoder_graph(generator: HifiGan, reach: int) -> _Graph:
     return _Graph(CPU_VOCODER_FILE, module, inputs, "waveform", ("batch", "samples"), {PIECE_REACH: reach})
 
 
-def _export(directory: Path, graph: _Graph, info: ModelInfo, say: Callable[[str], None]) -> None:
+def _export(
+    directory: Path,
+    graph: _Graph,
+    info: ModelInfo,
+    say: Callable[[str], None],
+    write_native: Callable[[Path, Any], bool] | None = None,
+) -> None:
+    """Write a graph and, where the native operators are here and take it, the one of them, each checked."""
     path = directory / graph.file
     graph.module.eval()
     _write_graph(path, graph, info)
     say(f"{graph.file}: checking against PyTorch")
     _check_graph(path, graph, info)
     gc.collect()
+    native = directory / native_file(graph.file)
+    if write_native is not None and native_library() is not None and write_native(native, graph.module):
+        say(f"{native.name}: checking against PyTorch")
+        _check_graph(native, graph, info)
+        gc.collect()
 
 
 def _write_graph(path: Path, graph: _Graph, info: ModelInfo) -> None:
@@ -258,6 +275,8 @@ def _check_graph(path: Path, graph: _Graph, info: ModelInfo) -> None:
     options.log_severity_level = 3
     # No arena: it would keep the largest buffers of every length tried.
     options.enable_cpu_mem_arena = False
+    if path.name.endswith(NATIVE_SUFFIX):
+        register(options)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     shortest, hop = info.min_samples, info.hop
     batches = [

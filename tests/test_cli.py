@@ -15,6 +15,7 @@ import soundfile
 
 from mkc_fast.cli import main
 from mkc_fast.cli.arguments import normalized
+from mkc_fast.engine.cpu_sessions import operators_used
 from mkc_fast.engine.devices import cuda_device_names
 from mkc_fast.export.random_checkpoints import Checkpoints
 from tests.conftest import RECORDINGS, Artifacts
@@ -55,14 +56,16 @@ def test_infer_writes_16_khz_pcm16_named_by_id(
     for word in ("audio", "RTFx", "encode", "assign", "restore", "vocode"):
         assert word in shown.out
     assert "from seed 7, repeatable" in shown.err
-    assert "CPU, fp32: the device is cpu" in shown.err.splitlines()
+    assert f"CPU, fp32, {operators_used(artifacts.model, 'fp32')}: the device is cpu" in shown.err.splitlines()
 
 
 def test_the_json_summary_says_what_the_graphs_ran_on(
     artifacts: Artifacts, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert infer(artifacts, corpus, tmp_path / "out", "--json", "--num-proc", "2") == 0
-    assert json.loads(capsys.readouterr().out)["chosen"] == ["CPU, fp32: the device is cpu"]
+    assert json.loads(capsys.readouterr().out)["chosen"] == [
+        f"CPU, fp32, {operators_used(artifacts.model, 'fp32')}: the device is cpu"
+    ]
 
 
 def test_engines_that_cannot_be_built_are_one_line_before_any_work(

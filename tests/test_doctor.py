@@ -30,6 +30,7 @@ from mkc_fast.engine.artifacts import (
     ModelInfo,
     write_info,
 )
+from mkc_fast.engine.cpu_sessions import operators_used
 from mkc_fast.engine.devices import Driver, Gpu, read_driver
 from mkc_fast.engine.diagnosis import (
     Finding,
@@ -508,7 +509,7 @@ def test_artifacts_are_read_and_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["doctor", "--device", "cpu", "--model", str(model), "--bank", str(bank)]) == 0
     assert "0.5 s of noise anonymized" in capsys.readouterr().out
     report = examine("cpu", model, probes=machine())
-    assert finding(report, "graphs").found == "CPU, fp32: the device is cpu"
+    assert finding(report, "graphs").found == f"CPU, fp32, {operators_used(model, 'fp32')}: the device is cpu"
     for name in GRAPH_FILES:
         (model / name.replace(".onnx", ".fp16.onnx")).write_bytes((model / name).read_bytes())
     assert "D = 4, layer 1, fp32 and fp16" in finding(examine("cpu", model, bank, machine()), "model").found

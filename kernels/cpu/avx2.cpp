@@ -1,0 +1,18 @@
+// The operators for processors with AVX2 and FMA.
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "operators.hpp"
+
+#define MKC_ISA 256
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace mkc {
+namespace avx2 {
+#include "kernels.hpp"
+}  // namespace avx2
+const Operators kAvx2 = {avx2::convolve, avx2::residual_blocks, avx2::attend, avx2::depthwise};
+}  // namespace mkc
+#pragma GCC pop_options

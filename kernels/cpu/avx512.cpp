@@ -1,0 +1,18 @@
+// The operators for processors with AVX-512.
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "operators.hpp"
+
+#define MKC_ISA 512
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,fma,avx2")
+namespace mkc {
+namespace avx512 {
+#include "kernels.hpp"
+}  // namespace avx512
+const Operators kAvx512 = {avx512::convolve, avx512::residual_blocks, avx512::attend, avx512::depthwise};
+}  // namespace mkc
+#pragma GCC pop_options

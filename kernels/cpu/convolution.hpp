@@ -1,0 +1,187 @@
+// Windows times weights, in blocks of rows that fit the caches.
+
+constexpr long kDepth = 256;      // 256 x 32 weights stay in the first-level cache while the rows pass by
+constexpr long kBlockRows = 126;  // 9 register tiles of 14 rows, 21 of 6
+constexpr long kBlockPanels = 16;
+
+// Rows [first, last) of a batch entry, as `tile` wants them: p by p, kRows together.
+inline void pack_rows(const Convolution& c, const float* entry, long first, long last, float* packed) {
+    const long depth = c.kernel * c.channels, length = c.frames * c.channels;
+    for (long row = first; row < last; row += kRows) {
+        const long count = last - row < kRows ? last - row : kRows;
+        for (long p0 = 0; p0 < depth; p0 += 16) {
+            const long width = depth - p0 < 16 ? depth - p0 : 16;
+            float block[kRows][16] = {};
+            for (long i = 0; i < count; i++) {
+                const long start = ((row + i) * c.stride - c.left) * c.channels + p0;
+                if (start >= 0 && start + width <= length && width == 16) {
+                    std::memcpy(block[i], entry + start, sizeof block[i]);
+                } else {
+                    for (long p = 0; p < width; p++)
+                        if (start + p >= 0 && start + p < length) block[i][p] = entry[start + p];
+                }
+            }
+            if (c.slope != 1.0f)
+                for (auto& values : block)
+                    for (float& value : values) value = value > 0 ? value : value * c.slope;
+            for (long p = 0; p < width; p++)
+                for (long i = 0; i < kRows; i++) *packed++ = block[i][p];
+        }
+    }
+}
+
+inline Vector activate(Vector x, Activation activation) {
+    switch (activation) {
+        case Activation::kGelu: return gelu(x);
+        case Activation::kSilu: return x * sigmoid(x);
+        default: return x;
+    }
+}
+
+// `count` sums of one row, at most a panel of them, from column `column` on, to where they belong.
+inline void finish_row(const Convolution& c, const float* sums, long entry, long row, long column, long count) {
+    alignas(64) float values[kPanel];
+    long out_column = column;
+    alignas(64) float bias[kPanel];
+    const float* added = c.bias + column;
+    if (count < kPanel) {
+        std::memset(bias, 0, sizeof bias);
+        std::memcpy(bias, added, count * sizeof(float));
+        added = bias;
+    }
+    const long width = Vector::kWidth;
+    if (c.activation == Activation::kGlu) {
+        // A panel holds 16 columns and then their 16 gates.
+        for (long j = 0; j < kPanel / 2; j += width) {
+            const Vector value = Vector::load(sums + j) + Vector::load(added + j);
+            const Vector gate = Vector::load(sums + kPanel / 2 + j) + Vector::load(added + kPanel / 2 + j);
+            (value * sigmoid(gate)).store(values + j);
+        }
+        out_column = column / 2;
+        count = kPanel / 2;
+        if (out_column + count > c.out_channels) count = c.out_channels - out_column;
+    } else {
+        for (long j = 0; j < kPanel; j += width)
+            activate(Vector::load(sums + j) + Vector::load(added + j), c.activation).store(values + j);
+    }
+    long start = (row * c.rate - c.crop) * c.out_channels + out_column;
+    const long length = c.out_frames * c.out_channels;
+    const float* from = values;
+    if (start < 0) {
+        from -= start;
+        count += start;
+        start = 0;
+    }
+    if (start + count > length) count = length - start;
+    float* out = c.output + entry * length + start;
+    if (count == kPanel && !c.residual) {
+        for (long j = 0; j < kPanel; j += width) Vector::load(values + j).store(out + j);
+    } else if (count == kPanel) {
+        const float* residual = c.residual + entry * length + start;
+        for (long j = 0; j < kPanel; j += width) (Vector::load(values + j) + Vector::load(residual + j)).store(out + j);
+    } else {
+        const float* residual = c.residual ? c.residual + entry * length + start : nullptr;
+        for (long j = 0; j < count; j++) out[j] = from[j] + (residual ? residual[j] : 0.0f);
+    }
+}
+
+// One block: rows [first, last) of a batch entry, panels [panel, panel_end).
+inline void convolve_block(const Convolution& c, long entry, long first, long last, long panel, long panel_end) {
+    static thread_local Scratch packed_memory, sums_memory;
+    const long depth = c.kernel * c.channels, tiles = (last - first + kRows - 1) / kRows;
+    float* packed = packed_memory.floats(tiles * kRows * depth);
+    pack_rows(c, c.input + entry * c.frames * c.channels, first, last, packed);
+    float* sums = sums_memory.floats(tiles * kBlockPanels * kRows * kPanel);
+    for (long from = panel; from < panel_end; from += kBlockPanels) {
+        const long to = from + kBlockPanels < panel_end ? from + kBlockPanels : panel_end;
+        for (long begin = 0; begin < depth; begin += kDepth) {
+            const int count = static_cast<int>(depth - begin < kDepth ? depth - begin : kDepth);
+            for (long p = from; p < to; p++) {
+                for (int sub = 0; sub < kPanel; sub += kSub) {
+                    const float* weights = c.weights + (p * depth + begin) * kPanel + sub;
+                    for (long t = 0; t < tiles; t++) {
+                        float* at = sums + ((p - from) * tiles + t) * kRows * kPanel + sub;
+                        tile<kRows, true>(
+                            packed + t * kRows * depth + begin * kRows, 0, weights, count,
+                            [&](int i, int j) {
+                                return begin ? Vector::load(at + i * kPanel + j * Vector::kWidth) : Vector::zero();
+                            },
+                            [&](int i, int j, Vector sum) { sum.store(at + i * kPanel + j * Vector::kWidth); });
+                    }
+                }
+            }
+        }
+        for (long row = first; row < last; row++)
+            for (long p = from; p < to; p++)
+                finish_row(c, sums + (p - from) * tiles * kRows * kPanel + (row - first) * kPanel, entry, row,
+                           p * kPanel, c.columns - p * kPanel < kPanel ? c.columns - p * kPanel : kPanel);
+    }
+}
+
+// The same of one group of channels, whose windows lie apart in the input: they are copied together first.
+inline void convolve_group(const Convolution& c, long entry, long first, long last, long group) {
+    static thread_local Scratch frames_memory, sums_memory;
+    const long width = c.channels / c.groups, out_width = c.columns / c.groups, depth = c.kernel * width;
+    const long tiles = (last - first + kRows - 1) / kRows, panels = (out_width + kPanel - 1) / kPanel;
+    const long begin_frame = first * c.stride - c.left;
+    // As far as the last tile reads, also for rows that are not there.
+    const long frames = (tiles * kRows - 1) * c.stride + c.kernel;
+    float* near = frames_memory.floats(frames * width);
+    for (long i = 0; i < frames; i++) {
+        const long frame = begin_frame + i;
+        if (frame >= 0 && frame < c.frames)
+            std::memcpy(near + i * width, c.input + (entry * c.frames + frame) * c.channels + group * width,
+                        width * sizeof(float));
+        else
+            std::memset(near + i * width, 0, width * sizeof(float));
+    }
+    const long step = c.stride * width;
+    float* sums = sums_memory.floats(tiles * panels * kRows * kPanel);
+    for (long begin = 0; begin < depth; begin += kDepth) {
+        const int count = static_cast<int>(depth - begin < kDepth ? depth - begin : kDepth);
+        for (long p = 0; p < panels; p++) {
+            for (int sub = 0; sub < kPanel; sub += kSub) {
+                const float* weights = c.weights + ((group * panels + p) * depth + begin) * kPanel + sub;
+                for (long t = 0; t < tiles; t++) {
+                    float* at = sums + (p * tiles + t) * kRows * kPanel + sub;
+                    tile<kRows, false>(
+                        near + t * kRows * step + begin, step, weights, count,
+                        [&](int i, int j) {
+                            return begin ? Vector::load(at + i * kPanel + j * Vector::kWidth) : Vector::zero();
+                        },
+                        [&](int i, int j, Vector sum) { sum.store(at + i * kPanel + j * Vector::kWidth); });
+                }
+            }
+        }
+    }
+    for (long row = first; row < last; row++)
+        for (long p = 0; p < panels; p++)
+            finish_row(c, sums + p * tiles * kRows * kPanel + (row - first) * kPanel, entry, row,
+                       group * out_width + p * kPanel,
+                       out_width - p * kPanel < kPanel ? out_width - p * kPanel : kPanel);
+}
+
+inline ort::Status* convolve(const Convolution& c, const Threads& threads) {
+    if (c.rows <= 0 || c.batch <= 0) return nullptr;
+    const long panels = (c.columns + kPanel - 1) / kPanel;
+    const long blocks = (c.rows + kBlockRows - 1) / kBlockRows;
+    // Blocks of like size, of whole tiles.
+    long rows = (c.rows + blocks - 1) / blocks;
+    rows = (rows + kRows - 1) / kRows * kRows;
+    if (c.groups > 1)
+        return threads.run(c.batch * blocks * c.groups, [&](long task) {
+            const long group = task % c.groups, block = task / c.groups % blocks, entry = task / c.groups / blocks;
+            const long first = block * rows, last = first + rows < c.rows ? first + rows : c.rows;
+            if (first < last) convolve_group(c, entry, first, last, group);
+        });
+    // Few rows are shared out by columns, so that no core is idle.
+    long splits = 1;
+    while (c.batch * blocks * splits < 2 * Threads::cores() && splits * 2 <= panels) splits *= 2;
+    const long wide = (panels + splits - 1) / splits;
+    return threads.run(c.batch * blocks * splits, [&](long task) {
+        const long split = task % splits, block = task / splits % blocks, entry = task / splits / blocks;
+        const long first = block * rows, last = first + rows < c.rows ? first + rows : c.rows;
+        const long panel = split * wide, end = panel + wide < panels ? panel + wide : panels;
+        if (first < last && panel < end) convolve_block(c, entry, first, last, panel, end);
+    });
+}

@@ -1,0 +1,115 @@
+// Vectors of floats of one instruction set, and the functions of them that the operators need.
+//
+// Included once for each instruction set, between that set's target pragmas, in a namespace of its own.
+
+#if MKC_ISA == 512
+
+struct Vector {
+    static constexpr int kWidth = 16;
+    static constexpr int kRows = 14;  // of a register tile: 14 x 2 sums, 2 weights and 1 input fill the 32 registers
+    __m512 v;
+    static Vector load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static Vector all(float x) { return {_mm512_set1_ps(x)}; }
+    static Vector zero() { return {_mm512_setzero_ps()}; }
+    void store(float* p) const { _mm512_storeu_ps(p, v); }
+};
+inline Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vector operator/(Vector a, Vector b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vector fma(Vector a, Vector b, Vector c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vector max(Vector a, Vector b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vector min(Vector a, Vector b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vector round(Vector a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// a where x > 0, else b
+inline Vector where_positive(Vector x, Vector a, Vector b) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v)};
+}
+// a * 2^n, of a whole number n in [-126, 127]
+inline Vector scale(Vector a, Vector n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+inline float sum(Vector a) { return _mm512_reduce_add_ps(a.v); }
+inline float highest(Vector a) { return _mm512_reduce_max_ps(a.v); }
+
+#else
+
+struct Vector {
+    static constexpr int kWidth = 8;
+    static constexpr int kRows = 6;  // 6 x 2 sums, 2 weights and 1 input of 16 registers
+    __m256 v;
+    static Vector load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static Vector all(float x) { return {_mm256_set1_ps(x)}; }
+    static Vector zero() { return {_mm256_setzero_ps()}; }
+    void store(float* p) const { _mm256_storeu_ps(p, v); }
+};
+inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vector operator/(Vector a, Vector b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vector fma(Vector a, Vector b, Vector c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vector max(Vector a, Vector b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vector min(Vector a, Vector b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline Vector round(Vector a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline Vector where_positive(Vector x, Vector a, Vector b) {
+    return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ))};
+}
+inline Vector scale(Vector a, Vector n) {
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
+    return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(power))};
+}
+inline float sum(Vector a) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+inline float highest(Vector a) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
+#endif
+
+// e^x to 2 units in the last place; x below -87 gives what -87 gives, 1.6e-38.
+inline Vector exponential(Vector x) {
+    // In this order of operands a NaN stays one.
+    x = min(Vector::all(88.0f), max(Vector::all(-87.0f), x));
+    const Vector n = round(x * Vector::all(1.44269504f));
+    // ln 2 in two parts, the first of so few bits that its products are exact.
+    Vector r = fma(n, Vector::all(-0.693359375f), x);
+    r = fma(n, Vector::all(2.12194440e-4f), r);
+    // Taylor: r is within ln(2) / 2, where the first term left out is 6e-9.
+    Vector p = Vector::all(1.0f / 5040.0f);
+    p = fma(p, r, Vector::all(1.0f / 720.0f));
+    p = fma(p, r, Vector::all(1.0f / 120.0f));
+    p = fma(p, r, Vector::all(1.0f / 24.0f));
+    p = fma(p, r, Vector::all(1.0f / 6.0f));
+    p = fma(p, r, Vector::all(0.5f));
+    p = fma(p, r, Vector::all(1.0f));
+    p = fma(p, r, Vector::all(1.0f));
+    return scale(p, n);
+}
+
+inline Vector sigmoid(Vector x) {
+    return Vector::all(1.0f) / (Vector::all(1.0f) + exponential(Vector::zero() - x));
+}
+
+// x/2 (1 + erf(x / sqrt 2)), to 1e-7 of max(1, |x|).
+//
+// erfc(t) is e^-q(t); q is a polynomial without constant, fitted on 0..4.5 so that the error of x e^-q is least where it
+// is largest (Lawson's iterated least squares). Past 4.5, erfc is below float32's rounding of one.
+inline Vector gelu(Vector x) {
+    const Vector t = min(Vector::all(4.5f), max(x, Vector::zero() - x) * Vector::all(0.70710678f));
+    Vector q = Vector::all(2.3510672690e-5f);
+    q = fma(q, t, Vector::all(-2.4299122743e-4f));
+    q = fma(q, t, Vector::all(8.1685883924e-4f));
+    q = fma(q, t, Vector::all(8.9309690520e-4f));
+    q = fma(q, t, Vector::all(-1.9898464903e-2f));
+    q = fma(q, t, Vector::all(1.0306373239e-1f));
+    q = fma(q, t, Vector::all(6.3656753302e-1f));
+    q = fma(q, t, Vector::all(1.1283823252f));
+    const Vector tail = exponential(Vector::zero() - q * t) * Vector::all(0.5f) * x;
+    return where_positive(x, x - tail, tail);
+}
+
+// x where positive, else slope x
+inline Vector leaky(Vector x, Vector slope) { return where_positive(x, x, x * slope); }
