@@ -26,9 +26,11 @@ def heading(record: dict[str, Any]) -> None:
     """What ran, and on what."""
     target, machine = record["target"], record["machine"]
     where = machine["gpu"] if target["device"] != "cpu" else f"{machine['cpu']}, {machine['cores']} cores"
+    operators = target.get("operators", "")
     console.print(
         f"{record['bench']}: {target['weights']} weights, D {target['dim']}, {target['entries']} bank entries; "
-        f"{target['device']}, {target['precision']}, {target['threads'] or 'default'} threads; {where}; "
+        f"{target['device']}, {target['precision']}, {target['threads'] or 'default'} threads; "
+        f"{operators + '; ' if operators else ''}{where}; "
         f"{record['commit']}, {record['date']}",
         soft_wrap=True,
     )

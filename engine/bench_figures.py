@@ -163,7 +163,7 @@ def _throughput(figure: Figure, record: Mapping[str, Any]) -> None:
         left.text(
             0.02,
             floor,
-            "floor: all arithmetic at the GEMM rate",
+            "the published layers' arithmetic at the GEMM rate",
             color=GREY,
             va="bottom",
             transform=left.get_yaxis_transform(),

@@ -216,6 +216,20 @@ def _section(section: _Section, pictures: Mapping[str, bytes], numbers: Mapping[
     return f"<section><h2>{_e(section.title)}</h2>{picture}{text}{section.table}{source}</section>"
 
 
+# What keeps a pass from its floor, or carries it past.
+_REMAINS = "What remains is convolutions of few channels in the vocoder, and passes over memory between the products."
+_WINOGRAD = (
+    "More than all of it is possible, since the vocoder's residual blocks take half of their multiplications by "
+    "Winograd's method. Linear layers cannot be had for less."
+)
+
+
+def _halved(record: Mapping[str, Any]) -> bool:
+    """Whether the vocoder ran on the native operators."""
+    used = str(record["target"].get("operators", ""))
+    return used.startswith("native operators") and ("in " not in used or "vocoder" in used)
+
+
 def _why(record: Mapping[str, Any]) -> str:
     """Why it is not faster: the arithmetic, and what the machine does of it."""
     shares = [(case["utilization"], case["rtfx"]) for case in record["device_only"]["cases"] if case["utilization"]]
@@ -227,10 +241,9 @@ def _why(record: Mapping[str, Any]) -> str:
     rate = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"]["fp32"])
     text = (
         f"<b>Why not faster?</b> A second of audio takes {rate * share / rtfx:.3g} billion operations, and large "
-        f"matrix "
-        f"products reach {_number(rate)} GFLOP/s here in the same run. So nothing exact in this precision can pass "
-        f"{rtfx / share:.3g} times real time on this machine; the best run reaches {100 * share:.0f} % of that. What "
-        "remains is convolutions of few channels in the vocoder, and passes over memory between the products."
+        f"matrix products reach {_number(rate)} GFLOP/s here in the same run. What computes the layers as they are "
+        f"written, in this precision, cannot pass {rtfx / share:.3g} times real time on this machine; the best run "
+        f"reaches {100 * share:.0f} % of that. {_WINOGRAD if _halved(record) else _REMAINS}"
     )
     seen = ceilings.get("gemm_spread", [rate])
     if min(seen) < _QUIET * max(seen):
@@ -388,8 +401,14 @@ def _latency_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section
                     (
                         "A stage's floor is the larger of two times, both measured on this machine in the same "
                         "run: its "
-                        "arithmetic at the rate of large matrix products, and reading its weights and centroids once. "
-                        "Activations are left out, so no program goes below it. Short utterances move left, where "
+                        "arithmetic, as the published layers have it, at the rate of large matrix products, and "
+                        "reading its weights and centroids once. Activations are left out, so what computes the layers "
+                        "as they are written does not go below it. "
+                        + (
+                            "The vocoder may: by Winograd's method it takes half the multiplications. "
+                            * _halved(record)
+                        )
+                        + "Short utterances move left, where "
                         "reading "
                         "weights is what takes the time: batches would help there, and long utterances need none."
                     ),
@@ -524,7 +543,7 @@ def _conditions(records: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append(
             (
                 bench,
-                ", ".join([target["device"], target["provider"], target["precision"], f"{target['threads']} threads"]),
+                _ran_as(target),
                 machine["cpu"] if target["device"] == "cpu" else machine["gpu"],
                 record["commit"],
                 record["date"],
@@ -536,6 +555,11 @@ def _conditions(records: Mapping[str, Mapping[str, Any]]) -> str:
     named = ", ".join(f"{name} {number}" for name, number in versions["versions"].items())
     table = _table(("bench", "ran as", "on", "commit", "date", "command", "left out"), rows, left=7)
     return f"{table}<p>{_e(versions['system'])}; Python {_e(versions['python'])}; {_e(named)}.</p>"
+
+
+def _ran_as(target: Mapping[str, Any]) -> str:
+    parts = [target["device"], target["provider"], target["precision"], target.get("operators")]
+    return ", ".join([*(part for part in parts if part), f"{target['threads']} threads"])
 
 
 _STYLE = """

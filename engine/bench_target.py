@@ -10,12 +10,13 @@ from mkc_fast import ArtifactError, MkcError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, open_bank, read_model_info
 from mkc_fast.engine.bench_records import short
 from mkc_fast.engine.devices import cores
+from mkc_fast.engine.providers import resolve_precision
 
 if TYPE_CHECKING:
     from mkc_fast.engine.anonymizer import Anonymizer
 
-# Multiply-adds counted as 2, for one second of audio: WavLM Large to layer 6, a look-up in 1,024 clusters, the
-# published conformer and vocoder.
+# Multiply-adds counted as 2, of the layers as they are published, for one second of audio: WavLM Large to layer 6, a
+# look-up in 1,024 clusters, the published conformer and vocoder.
 _LARGE_GFLOP_A_SECOND = {"encode": 14.0, "assign": 0.1, "restore": 30.1, "vocode": 38.6}
 _GRAPHS = {"encode": WAVLM_FILE, "restore": CONFORMER_FILE, "vocode": VOCODER_FILE}
 
@@ -85,6 +86,7 @@ class Target:
             "device": self.device,
             "provider": self.provider,
             "precision": self.precision,
+            "operators": self.operators(),
             "threads": self.used_threads,
             "dim": info.dim,
             "layer": info.layer,
@@ -93,6 +95,14 @@ class Target:
             "entries": len(bank),
             "clusters": int(bank.centroids.shape[1]),
         }
+
+    def operators(self) -> str:
+        """Which operators a CPU runs, in words; empty on a GPU."""
+        if self.device != "cpu":
+            return ""
+        from mkc_fast.engine.cpu_sessions import operators_used
+
+        return operators_used(self.model, resolve_precision(self.provider, self.precision, None))
 
     def weight_bytes(self, stage: str) -> int:
         """Bytes of a stage's graph and of the weights beside it, in float32."""

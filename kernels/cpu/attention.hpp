@@ -82,7 +82,9 @@ inline ort::Status* attend(const Attention& a, const Threads& threads) {
             const Vector shift = Vector::all(highest(top));
             Vector total = Vector::zero();
             for (long k = 0; k < columns; k += Vector::kWidth) {
-                const Vector weight = exponential(Vector::load(row + k) - shift);
+                // Below e^-80 nothing is left of a share in float32, but numbers so small that they would be slow.
+                const Vector score = Vector::load(row + k) - shift;
+                const Vector weight = where_positive(score + Vector::all(80.0f), exponential(score), Vector::zero());
                 weight.store(row + k);
                 total = total + weight;
             }
