@@ -1,8 +1,8 @@
 """What the machine can do at most, measured: matrix products in each precision, and copies; and the floors they give.
 
 The floor of a stage is the larger of two times: its arithmetic, as the published layers have it, at the measured rate
-of matrix products, and reading its weights and centroids once at the measured copy rate. Activations are left out, so no
-program that computes the layers as they are written goes below it. The vocoder's native operators do: they need half
+of matrix products, and reading its weights and centroids once at the measured copy rate. Activations are left out, so
+no program that computes the layers as they are written goes below it. The vocoder's native operators do: they need half
 the multiplications of its residual blocks (Winograd's method).
 """
 
