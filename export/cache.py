@@ -10,6 +10,7 @@ from mkc_fast import MkcError, OutputError, __version__
 from mkc_fast.engine.artifacts import BANK_FORMAT, MODEL_FORMAT, open_bank, read_model_info
 from mkc_fast.engine.files import sha256_of, whole_file
 from mkc_fast.engine.lists import read_named_paths
+from mkc_fast.engine.native import native_library
 from mkc_fast.engine.providers import default_cache
 from mkc_fast.export.bank import build_bank
 
@@ -36,7 +37,9 @@ def cached_model(
         MkcError: torch, which exporting needs, is not installed.
     """
     files = [wavlm_ckpt, ckpt, *([hifi_config] if hifi_config else [])]
-    key = _key("model", MODEL_FORMAT, layer, _content(files, cache))
+    # A model exported where there were no native operators has no graphs of them.
+    native = native_library() is not None
+    key = _key("model", MODEL_FORMAT, layer, native, _content(files, cache))
     path = cache / f"model-{key}"
     if not path.is_dir():
         try:

@@ -108,7 +108,8 @@ def test_audio_mode_and_given_ids(gpu: FakeGpu, artifacts: Artifacts, clip: np.n
 def test_the_stages_alone_equal_the_cpu(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray) -> None:
     anonymizer, cpu = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0"), artifacts.anonymizer
     features = anonymizer.encode(clip)
-    np.testing.assert_array_equal(features, cpu.encode(clip))
+    # Of values up to 5: the CPU has operators of its own, whose sums run in another order.
+    np.testing.assert_allclose(features, cpu.encode(clip), atol=5e-5)
     banks = np.arange(len(features)) % 8
     ids = anonymizer.assign(features, banks)
     np.testing.assert_array_equal(ids, cpu.assign(features, banks))

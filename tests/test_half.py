@@ -322,7 +322,7 @@ def quick_export(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_export_writes_them_beside_the_others_when_asked(
     quick_export: None, artifacts: Artifacts, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
-    names = {path.name for path in artifacts.model.iterdir()}
+    names = {path.name for path in artifacts.model.iterdir() if ".native." not in path.name}  # see quick_export
     assert not any("fp16" in name for name in names)
     lines: list[str] = []
     export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "m", half=True, progress=lines.append)
