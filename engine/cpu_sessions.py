@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnxruntime as ort
 
 from mkc_fast import ArtifactError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, CPU_VOCODER_FILE, PIECE_REACH, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.engine.devices import cores
-from mkc_fast.engine.native import instruction_set, native_file, native_library, register
+from mkc_fast.engine.native import DOMAIN, instruction_set, native_file, native_library, register
 from mkc_fast.engine.prepared import prepared_graph
 from mkc_fast.engine.providers import CPU, FP32, GRAPH_FILES, INT8, ORT_NAMES, Plan, graph_file, session_settings
 from mkc_fast.engine.windows import pieces
@@ -39,9 +39,36 @@ class PiecedVocoder:
         return made
 
 
-def open_on_cpu(
-    model: Path, plan: Plan, cache: Path
-) -> tuple[ort.InferenceSession, ort.InferenceSession, ort.InferenceSession | PiecedVocoder]:
+class NativeSession:
+    """A graph of native operators, run as any other; a damaged one, whose sizes do not fit, is refused when it runs."""
+
+    def __init__(self, session: ort.InferenceSession, path: Path) -> None:
+        self._session = session
+        self._path = path
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """As ``InferenceSession.run``.
+
+        Raises:
+            ArtifactError: An operator was given what it cannot take.
+        """
+        try:
+            made: list[NDArray[Any]] = self._session.run(outputs, inputs)
+        except Exception as error:  # ONNX Runtime's errors share no base but this
+            if f"{DOMAIN} " not in str(error) or "out of memory" in str(error):
+                raise
+            raise _unusable(self._path, str(error).rpartition("Status Message: ")[2]) from None
+        return made
+
+
+def _unusable(path: Path, said: str) -> ArtifactError:
+    return ArtifactError(f"{path}: not a usable graph ({' '.join(said.split())[:160]})")
+
+
+Session: TypeAlias = "ort.InferenceSession | NativeSession"
+
+
+def open_on_cpu(model: Path, plan: Plan, cache: Path) -> tuple[Session, Session, Session | PiecedVocoder]:
     """Open WavLM, conformer and vocoder: of native operators where both are here, else as ONNX Runtime's own.
 
     Raises:
@@ -83,7 +110,7 @@ def operators_used(model: Path, precision: str) -> str:
     return "no native operators (the model was exported where there were none; export it again)"
 
 
-def _open_native(model: Path, name: str, plan: Plan) -> ort.InferenceSession | None:
+def _open_native(model: Path, name: str, plan: Plan) -> NativeSession | None:
     if not uses_native(model, name, plan.precision):
         return None
     path = model / native_file(name)
@@ -91,15 +118,14 @@ def _open_native(model: Path, name: str, plan: Plan) -> ort.InferenceSession | N
     # Its nodes are fused already, and ONNX Runtime would copy weights that it maps otherwise.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     register(options)
-    return _session(path, options)
+    return NativeSession(_session(path, options), path)
 
 
 def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(path), options, providers=[ORT_NAMES[CPU]])
     except Exception as error:  # ONNX Runtime's errors share no base but this
-        said = " ".join(str(error).split())[:160]
-        raise ArtifactError(f"{path}: not a usable graph ({said})") from None
+        raise _unusable(path, str(error)) from None
 
 
 def _open(path: Path, plan: Plan, cache: Path) -> ort.InferenceSession:

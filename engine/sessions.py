@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from mkc_fast import ArtifactError, DeviceError, OutputError
 from mkc_fast.engine.artifacts import read_model_info
-from mkc_fast.engine.cpu_sessions import PiecedVocoder, configured, open_on_cpu, operators_used
+from mkc_fast.engine.cpu_sessions import PiecedVocoder, Session, configured, open_on_cpu, operators_used
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.diagnosis import NVINFER, gather_gpu_facts, obstacle
 from mkc_fast.engine.files import locked, sha256_of, whole_directory
@@ -70,9 +70,9 @@ class Sessions:
         cuda_graph: Whether runs are recorded as CUDA graphs, so that they need the same addresses every time.
     """
 
-    wavlm: ort.InferenceSession
-    conformer: ort.InferenceSession
-    vocoder: ort.InferenceSession | PiecedVocoder
+    wavlm: Session
+    conformer: Session
+    vocoder: Session | PiecedVocoder
     provider: str = CPU
     precision: str = FP32
     chosen: str = ""

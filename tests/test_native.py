@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -236,6 +237,20 @@ def test_residual_blocks_equal_pytorch(
     assert_close(blocks.run(x), blocks.expected(x))
 
 
+@pytest.mark.parametrize("kernel", [3, 7, 11])
+def test_rounding_is_a_few_times_that_of_plain_sums(bits: int, kernel: int) -> None:
+    """The points were chosen for it: others give tens of times as much."""
+    blocks, x = Blocks(64, (kernel,), (1,), plain=False), normal(1, 2000, 64)
+    ((w, b, _),) = blocks.layers[0]
+    double = tensor(x).double().transpose(1, 2)
+    exact = double + F.conv1d(F.leaky_relu(double, 0.1), tensor(w).double(), tensor(b).double(), padding=kernel // 2)
+    plain, ours = (
+        float((found.double() - exact.transpose(1, 2)).square().mean().sqrt())
+        for found in (blocks.expected(x), tensor(blocks.run(x)))
+    )
+    assert ours <= 6 * plain
+
+
 def test_residual_blocks_give_the_same_bits_however_they_are_cut(bits: int) -> None:
     blocks, x = Blocks(32, (3, 7, 11), (1, 3, 5), plain=True), normal(1, 20000, 32)
     whole = blocks.run(x)
@@ -414,6 +429,51 @@ def test_damaged_native_graphs_are_refused(artifacts: Artifacts, tmp_path: Path,
         graph.write_bytes(b"not a graph")
     with pytest.raises(ArtifactError, match=re.escape(f"{graph}: not a usable graph")):
         Anonymizer.load(model, artifacts.bank)
+
+
+def test_a_native_graph_whose_sizes_do_not_fit_is_refused_when_it_runs(
+    artifacts: Artifacts, noise: Array, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(artifacts.model, model)
+    graph = onnx.load(model / native_file(CONFORMER_FILE), load_external_data=False)
+    first = next(node for node in graph.graph.node if node.op_type == "Convolution")
+    next(attribute for attribute in first.attribute if attribute.name == "columns").i += 32
+    onnx.save(graph, model / native_file(CONFORMER_FILE))
+    anonymizer = Anonymizer.load(model, artifacts.bank)
+    with pytest.raises(ArtifactError, match=r"conformer\.native\.onnx: not a usable graph .* weights of another size"):
+        anonymizer.anonymize(noise, mode="frame", seed=1)
+
+
+def test_an_empty_optional_input_is_not_an_absent_one() -> None:
+    """ONNX Runtime hands neither a pointer."""
+    weights, bias, empty = pack(normal(8, 4)), normal(4), helper.make_tensor("r", TensorProto.FLOAT, (0,), [])
+    node = helper.make_node("Convolution", ["x", "w", "b", "r"], ["y"], domain=DOMAIN, **PLAIN, columns=4)
+    given = [("x", (1, 9, 8)), ("w", weights.shape), ("b", bias.shape)]
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in given],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [empty],
+    )
+    domains = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    native.register(options)
+    model = helper.make_model(graph, opset_imports=domains, ir_version=10).SerializeToString()
+    opened = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match="residual of another size"):
+        opened.run(None, {"x": normal(1, 9, 8), "w": weights, "b": bias})
+
+
+def test_sizes_of_empty_tensors_cost_nothing() -> None:
+    """What has no elements may claim any sizes."""
+    x = np.zeros((1 << 20, 0, 8), np.float32)
+    assert convolution(x, pack(normal(8, 4)), normal(4), left=4, right=4, kernel=1, rate=2).shape == (1 << 20, 0, 2)
+    wide = np.zeros((1 << 20, 1 << 10, 0), np.float32)
+    nothing = np.zeros(0, np.float32)
+    assert run("Depthwise", {"x": wide, "w": np.zeros((3, 0), np.float32), "b": nothing}).shape == wide.shape
 
 
 def test_a_library_that_does_not_load_is_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,8 +124,7 @@ inline void convolve_group(const Convolution& c, long entry, long first, long la
     const long width = c.channels / c.groups, out_width = c.columns / c.groups, depth = c.kernel * width;
     const long tiles = (last - first + kRows - 1) / kRows, panels = (out_width + kPanel - 1) / kPanel;
     const long begin_frame = first * c.stride - c.left;
-    // As far as the last tile reads, also for rows that are not there.
-    const long frames = (tiles * kRows - 1) * c.stride + c.kernel;
+    const long frames = (last - first - 1) * c.stride + c.kernel;
     float* near = frames_memory.floats(frames * width);
     for (long i = 0; i < frames; i++) {
         const long frame = begin_frame + i;
@@ -144,8 +143,9 @@ inline void convolve_group(const Convolution& c, long entry, long first, long la
                 const float* weights = c.weights + ((group * panels + p) * depth + begin) * kPanel + sub;
                 for (long t = 0; t < tiles; t++) {
                     float* at = sums + (p * tiles + t) * kRows * kPanel + sub;
-                    tile<kRows, false>(
-                        near + t * kRows * step + begin, step, weights, count,
+                    const long left = last - first - t * kRows;
+                    tile_of<false>(
+                        static_cast<int>(left < kRows ? left : kRows), near + t * kRows * step + begin, step, weights, count,
                         [&](int i, int j) {
                             return begin ? Vector::load(at + i * kPanel + j * Vector::kWidth) : Vector::zero();
                         },
@@ -162,7 +162,7 @@ inline void convolve_group(const Convolution& c, long entry, long first, long la
 }
 
 inline ort::Status* convolve(const Convolution& c, const Threads& threads) {
-    if (c.rows <= 0 || c.batch <= 0) return nullptr;
+    if (c.rows <= 0 || c.batch <= 0 || c.out_frames <= 0) return nullptr;
     const long panels = (c.columns + kPanel - 1) / kPanel;
     const long blocks = (c.rows + kBlockRows - 1) / kBlockRows;
     // Blocks of like size, of whole tiles.

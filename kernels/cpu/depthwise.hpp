@@ -1,7 +1,7 @@
 // Each channel's own small convolution, with SiLU.
 
 inline ort::Status* depthwise(const Depthwise& d, const Threads& threads) {
-    if (d.frames <= 0 || d.batch <= 0) return nullptr;
+    if (d.frames <= 0 || d.batch <= 0 || d.channels <= 0) return nullptr;
     constexpr long kFrames = 64;
     const long blocks = (d.frames + kFrames - 1) / kFrames;
     return threads.run(d.batch * blocks, [&](long task) {

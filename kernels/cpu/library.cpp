@@ -62,7 +62,8 @@ long times(long a, long b) {
 }
 
 struct Tensor {
-    float* data = nullptr;
+    float* data = nullptr;  // may be null of an empty one, too
+    bool given = false;
     std::vector<int64_t> shape;
     long rank() const { return static_cast<long>(shape.size()); }
     long at(long axis) const { return shape[axis]; }
@@ -88,9 +89,14 @@ Tensor describe(Api api, const ort::Value* value) {
     call<void>(api, ort::kReleaseTensorTypeAndShapeInfo, info);
     check(failed);
     require(type == ort::kFloat, "an input is not float32");
+    // So no sum or product of two sizes overflows, and each fits an int.
+    for (int64_t extent : tensor.shape) require(extent >= 0 && extent < (1L << 31), "sizes too large");
     void* data = nullptr;
     check(call<Status*>(api, ort::kGetTensorMutableData, const_cast<ort::Value*>(value), &data));
+    // Weights are mapped from where a graph says that they lie.
+    require(reinterpret_cast<uintptr_t>(data) % alignof(float) == 0, "an input is not aligned");
     tensor.data = static_cast<float*>(data);
+    tensor.given = true;
     return tensor;
 }
 
@@ -177,7 +183,7 @@ struct ConvolutionKernel {
         // A transposed convolution's windows cover its output.
         require(c.rate == 1 ? c.crop == 0 : c.crop + c.out_frames <= times(c.rows, c.rate), "crop");
         const std::vector<int64_t> shape{c.batch, c.out_frames, c.out_channels};
-        require(!residual.data || residual.shape == shape, "residual of another size");
+        require(!residual.given || residual.shape == shape, "residual of another size");
         c.input = in.data, c.weights = weights.data, c.bias = bias.data, c.residual = residual.data;
         c.output = output(api, context, shape);
         return chosen()->convolve(c, threads);
@@ -236,11 +242,11 @@ struct AttentionKernel {
         require(projected.rank() == 3 && projected.at(2) > 0 && projected.at(2) % (3 * heads) == 0, "queries");
         a.batch = projected.at(0), a.frames = projected.at(1), a.heads = heads, a.width = projected.at(2) / 3 / heads;
         require(mask.size() == times(a.batch, a.frames), "mask of another size");
-        if (table.data) {
+        if (table.given) {
             require(table.rank() == 2 && table.at(0) == heads && table.at(1) % 2 == 1, "table of another size");
             a.reach = table.at(1) / 2;
         }
-        require(!gate.data || (table.data && gate.size() == times(times(a.batch, heads), a.frames)),
+        require(!gate.given || (table.given && gate.size() == times(times(a.batch, heads), a.frames)),
                 "gate of another size");
         a.projected = projected.data, a.mask = mask.data, a.table = table.data, a.gate = gate.data;
         a.output = output(api, context, {a.batch, a.frames, heads * a.width});
@@ -346,13 +352,13 @@ extern "C" __attribute__((visibility("default"))) mkc::ort::Status* RegisterCust
                                         declare<AttentionKernel>(), declare<DepthwiseKernel>()};
     // The domain has to outlive every session, and there is no call that says when the last one ends.
     static ort::Domain* domain = nullptr;
-    static ort::Status* const failed = [&]() -> ort::Status* {
-        if (ort::Status* status = ort::call<ort::Status*>(api, ort::kCreateCustomOpDomain, "mkc_fast", &domain))
-            return status;
+    static const bool made = [&] {
+        ort::Status* failed = ort::call<ort::Status*>(api, ort::kCreateCustomOpDomain, "mkc_fast", &domain);
         for (const ort::CustomOp& op : ops)
-            if (ort::Status* status = ort::call<ort::Status*>(api, ort::kCustomOpDomainAdd, domain, &op)) return status;
-        return nullptr;
+            if (!failed) failed = ort::call<ort::Status*>(api, ort::kCustomOpDomainAdd, domain, &op);
+        if (failed) ort::call<void>(api, ort::kReleaseStatus, failed);
+        return failed == nullptr;
     }();
-    if (failed) return failed;
+    if (!made) return refuse(api, "operators", "cannot be registered");
     return ort::call<ort::Status*>(api, ort::kAddCustomOpDomain, options, domain);
 }

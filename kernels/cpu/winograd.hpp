@@ -7,6 +7,9 @@
 // products are, over all channels, a product of matrices. The points (0, 1, -1, 1/2, -1/2, 3 and infinity; for three
 // taps 0, 1, -1, 1/2, -2 and infinity) were chosen for the least rounding error: 4 times that of plain sums.
 //
+// A sample that is not finite, or near the largest float32, spreads over the tiles that it lies in: up to 6 * dilation
+// samples to either side, where plain sums would keep it within a kernel's reach.
+//
 // Tiles lie on one grid from a sequence's first sample on, so a result depends neither on how the work is cut nor on the
 // number of threads. export/native.py holds the same points and evaluates the weights.
 
