@@ -32,7 +32,7 @@ class PiecedVocoder:
         self._reach = reach
         self._threads = threads
 
-    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> list[NDArray[Any]]:
         """``waveform`` (B, T * hop) of ``features`` (B, T, D)."""
         taken, kept = pieces(inputs["features"].shape[1], self._threads, self._reach)
         made: list[NDArray[Any]] = self._session.run(outputs, {**inputs, "pieces": taken, "kept": kept})
@@ -46,7 +46,7 @@ class NativeSession:
         self._session = session
         self._path = path
 
-    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> list[NDArray[Any]]:
         """As ``InferenceSession.run``.
 
         Raises:

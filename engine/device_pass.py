@@ -15,7 +15,7 @@ import itertools
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -485,7 +485,13 @@ class _Graphs:
 
     def __init__(self, place: Place, sessions: Sessions) -> None:
         self._place, self._kept = place, sessions.cuda_graph
-        self._sessions = {"wavlm": sessions.wavlm, "conformer": sessions.conformer, "vocoder": sessions.vocoder}
+        # On a GPU all are ONNX Runtime's own.
+        self._sessions = {
+            name: cast("ort.InferenceSession", session)
+            for name, session in (
+                ("wavlm", sessions.wavlm), ("conformer", sessions.conformer), ("vocoder", sessions.vocoder),
+            )
+        }  # fmt: skip
         self.buckets = sessions.buckets
         self._buffers: dict[tuple[object, ...], Any] = {}
         self._recordings: dict[tuple[object, ...], tuple[Any, ort.RunOptions]] = {}
