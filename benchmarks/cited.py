@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ("README.md", "benchmarks/README.md")
-MARKER = re.compile(r"<!--\s*(?P<file>[\w-]+\.json):\s*(?P<path>[^>*]+?)\s*(?:\*\s*(?P<factor>[\d.e-]+)\s*)?-->")
+MARKER = re.compile(r"<!--\s*(?P<file>[\w/-]+\.json):\s*(?P<path>[^>*]+?)\s*(?:\*\s*(?P<factor>[\d.e-]+)\s*)?-->")
 _STEP = re.compile(r"\.?([^.\[\]\"]+)|\[(\d+)\]|\.?\"([^\"]+)\"|\[([^\]]+)\]")
 
 

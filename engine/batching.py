@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Attention's buffers grow with the square of a recording's length: at full size on a CPU, 40 s peak near 5 GB and 60 s
-# near 8 GB. LibriSpeech's longest recording has 35 s.
+# With ONNX Runtime's own operators attention's buffers grow with the square of a recording's length: at full size on a
+# CPU, 40 s peak near 5 GB and 60 s near 8 GB. LibriSpeech's longest recording has 35 s.
 DEFAULT_WINDOW_S = 40.0
 
 

@@ -1,4 +1,7 @@
-"""Opens the graphs on a CPU: as they were prepared for it, and the vocoder in pieces, one a thread."""
+"""Opens the graphs on a CPU: those of native operators, else ONNX Runtime's own.
+
+Of the latter: as they were prepared and kept, and the vocoder in pieces, one a thread.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Nearest centroids in a stack of k-means models: one interface, a back end for each kind of device."""
+"""Nearest centroids in a stack of k-means models: one interface, a back end for each kind of device.
 
+``cpu/`` is something else: operators of the graphs for CPUs, in C++ (see ``mkc_fast.engine.native``).
+"""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -29,7 +29,7 @@ def test_a_changed_number_is_noticed_and_mended(doc: str) -> None:
 @pytest.mark.parametrize("doc", DOCS)
 def test_every_paragraph_that_links_a_result_cites_its_numbers(doc: str) -> None:
     for paragraph in (ROOT / doc).read_text().split("\n\n"):
-        linked = set(re.findall(r"results/([\w-]+\.json)\)", paragraph))
+        linked = set(re.findall(r"results/([\w/-]+\.json)\)", paragraph))
         prose = re.sub(r"\(\S*?\)", "", MARKER.sub("", paragraph))
         if linked and re.search(r"\d(?:\.\d+)? ?(?:s|GB|MB|ms|%|times|dB)\b|RTFx \d", prose):
             assert linked <= {cited.file for cited in cited_numbers(paragraph)}, paragraph
@@ -37,7 +37,7 @@ def test_every_paragraph_that_links_a_result_cites_its_numbers(doc: str) -> None
 
 def test_every_linked_result_is_there() -> None:
     for doc in DOCS:
-        for name in re.findall(r"results/([\w-]+\.(?:json|png|html))", (ROOT / doc).read_text()):
+        for name in re.findall(r"results/([\w/-]+\.(?:json|png|html))", (ROOT / doc).read_text()):
             assert (RESULTS / name).is_file(), f"{doc} links {name}"
 
 

@@ -11,7 +11,7 @@
 // samples to either side, where plain sums would keep it within a kernel's reach.
 //
 // Tiles lie on one grid from a sequence's first sample on, so a result depends neither on how the work is cut nor on the
-// number of threads. export/native.py holds the same points and evaluates the weights.
+// number of threads. export/packing.py holds the same points and evaluates the weights.
 
 constexpr int kOutputs = 4;  // samples of a tile
 
