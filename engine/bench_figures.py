@@ -165,7 +165,8 @@ def _throughput(figure: Figure, record: Mapping[str, Any]) -> None:
             floor,
             "the published layers' arithmetic at the GEMM rate",
             color=GREY,
-            va="bottom",
+            # Where no curve runs.
+            va="top" if tallest > 0.9 * floor else "bottom",
             transform=left.get_yaxis_transform(),
         )
     left.set_ylim(0, 1.2 * max(tallest, floor or 0) or 1)
