@@ -183,9 +183,9 @@ class Scheduler:
         # again, and either side notices at once when the other is gone.
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "PYTHONPATH": _import_path()}
-        if config.threads:
+        if config.blas_threads:
             for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-                environment[variable] = str(config.threads)
+                environment[variable] = str(config.blas_threads)
         try:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
                 [sys.executable, "-c", _START, str(theirs.fileno())],
@@ -371,7 +371,8 @@ def share_out(config: WorkerConfig, devices: Sequence[str], num_proc: int | None
 
     On a CPU each computes with as many threads as there are cores, and the system shares the cores out; the threads
     sleep when they have nothing to do. ONNX Runtime splits sums by its number of threads, so that with fewer threads
-    for more workers, the last bits of every sample would depend on the number of workers.
+    for more workers, the last bits of every sample would depend on the number of workers. BLAS threads wait for each
+    other awake, so each worker gets its share of those; the look-up's ids do not depend on their rounding.
     """
     count = num_proc or len(devices)
     chosen = [devices[index % len(devices)] for index in range(count)]
@@ -381,6 +382,7 @@ def share_out(config: WorkerConfig, devices: Sequence[str], num_proc: int | None
             device=device,
             threads=cores() if device == "cpu" else None,
             host_threads=1 if device == "cpu" else max(2, cores() // count),
+            blas_threads=max(1, cores() // count) if device == "cpu" else None,
             ahead=config.ahead if device == "cpu" else AHEAD_ON_GPU,
         )
         for device in chosen

@@ -110,6 +110,7 @@ class WorkerConfig:
         precision: As in ``Anonymizer.load``.
         factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
         ahead: Batches that it is sent before it has reported the first.
+        blas_threads: Of NumPy's products in the look-up; None leaves it to their library.
     """
 
     model: Path
@@ -123,6 +124,7 @@ class WorkerConfig:
     precision: str = "auto"
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
     ahead: int = AHEAD
+    blas_threads: int | None = None
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 ``cpu/`` is something else: operators of the graphs for CPUs, in C++ (see ``mkc_fast.engine.native``).
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from mkc_fast.engine import worker as module
+from mkc_fast.engine.devices import cores
 from mkc_fast.engine.lists import Utterance
 from mkc_fast.engine.scheduler import share_out
 from mkc_fast.engine.worker import AHEAD, AHEAD_ON_GPU, EXIT_LOST_DEVICE, Settings, Task, Worker, WorkerConfig
@@ -138,6 +139,15 @@ def test_a_worker_dies_with_its_device(
     assert left == [EXIT_LOST_DEVICE]
     assert not [kind for kind, *_ in said if kind == "outcome"], "the recording was blamed"
     assert any("lost" in content[0] for kind, *content in said if kind == "note")
+
+
+def test_workers_on_a_cpu_share_its_blas_threads_and_nothing_else(artifacts: Artifacts) -> None:
+    """Their graphs have all cores, whose threads sleep; BLAS threads wait awake, and would take the cores from them."""
+    for count in (1, 2, 64):
+        shares = share_out(config(artifacts), ["cpu"], count)
+        assert [share.threads for share in shares] == [cores()] * count
+        assert [share.blas_threads for share in shares] == [max(1, cores() // count)] * count
+    assert share_out(config(artifacts), ["cuda:0"], 2)[0].blas_threads is None
 
 
 def test_a_gpu_is_sent_one_batch_more(artifacts: Artifacts) -> None:
