@@ -216,8 +216,7 @@ struct ResidualBlocksKernel {
         const long pitch = (r.channels + 31) / 32 * 32, per_block = r.pairs * (r.plain ? 2 : 1);
         long needed = 0;
         for (long kernel : kernels) {
-            const long groups = kernel == 3 ? 1 : (kernel + 3) / 4, points = kernel == 3 ? 6 : 7;
-            needed += times(times(points * groups * per_block, pitch), pitch);
+            needed += times(times(points_of(kernel) * groups_of(kernel) * per_block, pitch), pitch);
         }
         require(weights.size() == needed, "weights of another size");
         require(biases.size() == times(r.blocks * per_block, pitch), "biases of another size");

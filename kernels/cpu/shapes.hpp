@@ -26,6 +26,10 @@ struct Convolution {
 constexpr long kMostPairs = 16;  // of a residual block
 constexpr long kMostSteps = 128;  // convolutions of a stage
 
+// Groups of taps of a residual block's convolution, and the points at which each is evaluated; see winograd.hpp.
+constexpr long groups_of(long kernel) { return kernel == 3 ? 1 : (kernel + 3) / 4; }
+constexpr long points_of(long kernel) { return kernel == 3 ? 6 : 7; }
+
 // The residual blocks of one HiFi-GAN stage, summed.
 struct ResidualBlocks {
     const float* input;    // (batch, frames, channels)

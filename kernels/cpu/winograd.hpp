@@ -255,12 +255,6 @@ inline void residual_block(const ResidualBlocks& r, const Step* steps, long coun
     }
 }
 
-// Floats of the weights of a stage whose channels are given.
-inline long residual_weights(long kernel, long pitch) {
-    const long groups = kernel == 3 ? 1 : (kernel + 3) / 4, points = kernel == 3 ? 6 : 7;
-    return points * groups * pitch * pitch;
-}
-
 inline ort::Status* residual_blocks(const ResidualBlocks& r, const Threads& threads) {
     const long pitch = (r.channels + kPanel - 1) / kPanel * kPanel, per_block = r.pairs * (r.plain ? 2 : 1);
     if (r.frames <= 0 || r.batch <= 0) return nullptr;
@@ -268,12 +262,12 @@ inline ort::Status* residual_blocks(const ResidualBlocks& r, const Threads& thre
     long made = 0;
     const float *weights = r.weights, *bias = r.biases;
     for (long block = 0; block < r.blocks; block++) {
-        const long kernel = r.kernels[block], groups = kernel == 3 ? 1 : (kernel + 3) / 4;
+        const long kernel = r.kernels[block], groups = groups_of(kernel);
         for (long i = 0; i < per_block; i++) {
             const bool dilated = !r.plain || i % 2 == 0;
             const long dilation = dilated ? r.dilations[block * r.pairs + (r.plain ? i / 2 : i)] : 1;
             steps[made++] = {weights, bias, kernel, dilation, groups, kernel == 3};
-            weights += residual_weights(kernel, pitch);
+            weights += points_of(kernel) * groups * pitch * pitch;
             bias += pitch;
         }
     }
