@@ -30,7 +30,7 @@ from mkc_fast.engine.cpu_sessions import CPU_GRAPH_FILES
 from mkc_fast.engine.files import sha256_of, whole_directory
 from mkc_fast.engine.native import native_file, native_library, register
 from mkc_fast.engine.prepared import prepared_graph
-from mkc_fast.engine.providers import default_cache
+from mkc_fast.engine.providers import GRAPH_FILES, default_cache
 from mkc_fast.engine.windows import pieces
 from mkc_fast.export.checkpoints import load_voice, load_wavlm
 from mkc_fast.export.conformer import Conformer
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 # 20 has Gelu and LayerNormalization as operators of their own, and TensorRT 10 reads it.
 OPSET = 20
 _MAX_EMBEDDED_BYTES = MAX_EMBEDDED_BYTES
-_PLAIN = {CPU_VOCODER_FILE: VOCODER_FILE}
 # Of the CPU's vocoder when it is checked; the longest input of the check is long enough for so many.
 _PIECES = 3
 # Largest difference from PyTorch that is rounding, as a share of the largest value (at least 1).
@@ -160,8 +159,8 @@ def export_model(
         if int8:
             write_int8_graphs(directory, directory, info, say)
         write_info(directory, info)
-    for file in CPU_GRAPH_FILES:
-        if not (out_path / native_file(_PLAIN.get(file, file))).is_file():
+    for file, plain in zip(CPU_GRAPH_FILES, GRAPH_FILES, strict=True):
+        if not (out_path / native_file(plain)).is_file():
             say(f"{file}: preparing it for this CPU")
             prepared_graph(out_path / file, default_cache())
     return info

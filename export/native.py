@@ -225,9 +225,9 @@ def write_wavlm(path: Path, module: WavLM) -> bool:
 
 def _covered(build: _Builder, x: str, stride: int, window: int) -> str:
     """As ``mkc_fast.export.wavlm.covered``."""
-    zero, step = build.constant(window, np.int64), build.constant(stride, np.int64)
-    end = build.add("Add", build.add("Mul", build.frames(x), step), zero)
-    ends = build.add("Range", zero, end, step)
+    first, step = build.constant(window, np.int64), build.constant(stride, np.int64)
+    end = build.add("Add", build.add("Mul", build.frames(x), step), first)
+    ends = build.add("Range", first, end, step)
     return build.add("LessOrEqual", ends, build.add("Unsqueeze", "lengths", build.axes(1)))
 
 
