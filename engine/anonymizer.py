@@ -17,7 +17,7 @@ from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_inf
 from mkc_fast.engine.audio import check_waveform
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length, parts_of
 from mkc_fast.engine.devices import cuda_index
-from mkc_fast.engine.draws import check_draw, draw_bank_ids, fresh_seed, waveform_id
+from mkc_fast.engine.draws import check_draw, check_entries, draw_bank_ids, draw_entries, fresh_seed, waveform_id
 from mkc_fast.engine.layout import BATCH_WINDOW_FRAMES, most_frames, window_frames
 from mkc_fast.engine.providers import CUDA, Buckets, Tuning
 from mkc_fast.engine.sessions import Sessions, open_sessions
@@ -244,6 +244,18 @@ class Anonymizer:
         checked = self._check_features(restored)
         return self._vocoded(len(checked), iter([(0, checked)]))
 
+    def draw_entries(self, kmeans_num: int, seed: int | None = None) -> NDArray[np.int64]:
+        """A random subset of the bank's entries, for ``entries`` of ``anonymize``: (min(N, kmeans_num),) int64.
+
+        With a seed it is what ``mkc-fast infer --kmeans-num --seed`` draws; without one it comes from the operating
+        system's entropy. More than there are draws all.
+
+        Raises:
+            BankError: ``kmeans_num`` is not a whole number from 1 up.
+            MkcError: The seed is not a whole number.
+        """
+        return draw_entries(len(self.bank), kmeans_num, None if seed is None else _check_seed(seed))
+
     def anonymize(
         self,
         waveform: ArrayLike,
@@ -252,6 +264,8 @@ class Anonymizer:
         seed: int | None = None,
         utterance_id: str | None = None,
         bank_ids: ArrayLike | None = None,
+        *,
+        entries: ArrayLike | None = None,
     ) -> Result:
         """Anonymize one utterance.
 
@@ -263,15 +277,18 @@ class Anonymizer:
                 come from the operating system's entropy, and nobody can predict them.
             utterance_id: With a seed, what tells this utterance's draws from others'; default: a digest of its samples.
             bank_ids: (T,) int, the bank entry of each frame, instead of drawing.
+            entries: (n,) int, the bank entries to draw from; default: all. ``draw_entries`` draws some at random.
 
         Raises:
             AudioError: The waveform is not (S,) float, too short, or not finite.
-            BankError: ``bank_ids`` does not fit.
+            BankError: ``bank_ids`` or ``entries`` do not fit, or both are given.
             MkcError: An unknown mode or a stride below 1.
         """
         check_draw(mode, stride)
         checked = check_waveform(waveform, self.info.min_samples)
-        banks = self._banks(checked, mode, stride, seed, utterance_id, bank_ids)
+        if bank_ids is not None and entries is not None:
+            raise BankError("bank_ids are given and entries to draw them from; give one of the two")
+        banks = self._banks(checked, mode, stride, seed, utterance_id, bank_ids, self._entries(entries))
         return self._submitted([checked], [banks]).result()[0]
 
     def anonymize_batch(
@@ -283,6 +300,7 @@ class Anonymizer:
         utterance_ids: Sequence[str] | None = None,
         *,
         batch_s: float | None = None,
+        entries: ArrayLike | None = None,
     ) -> list[Result]:
         """Anonymize several utterances, of any lengths; each gets what ``anonymize`` gives it alone.
 
@@ -296,11 +314,14 @@ class Anonymizer:
             utterance_ids: One for each waveform.
             batch_s: Padded seconds of audio that run at once; 0 runs each alone. Default: 0 on a CPU, where batches
                 do not pay, and 240 on a GPU.
+            entries: As for ``anonymize``.
 
         Raises:
             MkcError: As ``anonymize``, or there is not an id for every waveform.
         """
-        return self.submit_batch(waveforms, mode, stride, seed, utterance_ids, batch_s=batch_s).result()
+        return self.submit_batch(
+            waveforms, mode, stride, seed, utterance_ids, batch_s=batch_s, entries=entries
+        ).result()
 
     def submit_batch(
         self,
@@ -311,6 +332,7 @@ class Anonymizer:
         utterance_ids: Sequence[str] | None = None,
         *,
         batch_s: float | None = None,
+        entries: ArrayLike | None = None,
     ) -> PendingBatch:
         """``anonymize_batch`` in two steps: begin here, and ask the object returned for the results.
 
@@ -325,8 +347,9 @@ class Anonymizer:
             raise MkcError(f"{len(waveforms)} waveforms, but {len(ids)} utterance ids")
         check_draw(mode, stride)
         checked = [check_waveform(waveform, self.info.min_samples) for waveform in waveforms]
+        subset = self._entries(entries)
         banks = [
-            self._banks(waveform, mode, stride, seed, utterance_id, None)
+            self._banks(waveform, mode, stride, seed, utterance_id, None, subset)
             for waveform, utterance_id in zip(checked, ids, strict=True)
         ]
         if batch_s is None:
@@ -394,22 +417,27 @@ class Anonymizer:
         seed: int | None,
         utterance_id: str | None,
         given: ArrayLike | None,
+        entries: NDArray[np.int64] | None,
     ) -> NDArray[np.int64]:
-        """The bank entry of each frame, given or drawn."""
+        """The bank entry of each frame, given or drawn (from ``entries``, where these are given)."""
         frames = self.info.frames(len(waveform))
         if given is not None:
             banks = np.asarray(given)
             if banks.shape != (frames,):
                 raise BankError(f"bank_ids has shape {banks.shape}; this waveform has {frames} frames")
             return banks
-        return draw_bank_ids(
+        drawn = draw_bank_ids(
             frames,
-            len(self.bank),
+            len(self.bank) if entries is None else len(entries),
             mode=mode,
             stride=stride,
             seed=fresh_seed() if seed is None else _check_seed(seed),
             utterance_id=waveform_id(waveform) if utterance_id is None else utterance_id,
         )
+        return drawn if entries is None else entries[drawn]
+
+    def _entries(self, given: ArrayLike | None) -> NDArray[np.int64] | None:
+        return None if given is None else check_entries(given, len(self.bank))
 
     def _run_one(self, waveform: NDArray[np.float32], banks: NDArray[np.int64]) -> Result:
         """The whole pass over one utterance; of a long one, no more than a window's features are held at a time."""

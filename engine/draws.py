@@ -1,4 +1,4 @@
-"""Which bank entry each frame gets: a function of seed, utterance id and frame, and of nothing else."""
+"""Which bank entries a run draws from, and which one each frame gets: functions of the seed, id and frame alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mkc_fast import MkcError
+from mkc_fast import BankError, MkcError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 Mode = Literal["audio", "frame"]
 MODES: tuple[Mode, ...] = ("audio", "frame")
@@ -69,3 +69,45 @@ def draw_bank_ids(
     number = np.uint64(entries)
     drawn = (high * number + ((low * number) >> np.uint64(32))) >> np.uint64(32)
     return drawn.astype(np.int64)[groups]
+
+
+def draw_entries(num_entries: int, kmeans_num: object, seed: int | str | None) -> NDArray[np.int64]:
+    """Draw the subset of a bank from which the frames of a run draw, uniformly and without replacement.
+
+    Entry i gets bytes 8 i to 8 i + 7 of SHAKE-256 over the seed as its number, and the ``kmeans_num`` entries of the
+    smallest numbers are taken. So the subset is the same on every machine, independent of the frames' draws, and part
+    of each larger one of the same seed.
+
+    Args:
+        num_entries: N, of the whole bank.
+        kmeans_num: Entries to draw; more than there are draws all.
+        seed: As for ``draw_bank_ids``; None draws from the operating system's entropy.
+
+    Returns:
+        (min(N, kmeans_num),) int64, ascending.
+
+    Raises:
+        BankError: ``kmeans_num`` is not a whole number from 1 up.
+    """
+    if isinstance(kmeans_num, bool) or not isinstance(kmeans_num, (int, np.integer)) or kmeans_num < 1:
+        raise BankError(f"kmeans_num is {kmeans_num!r}; expected a whole number from 1 up")
+    key = f"mkc-fast subset 1\0{fresh_seed() if seed is None else seed}".encode("utf-8", "surrogateescape")
+    numbers = np.frombuffer(hashlib.shake_256(key).digest(8 * num_entries), "<u8")
+    return np.sort(np.argsort(numbers, kind="stable")[: int(kmeans_num)]).astype(np.int64)
+
+
+def check_entries(entries: ArrayLike, num_entries: int) -> NDArray[np.int64]:
+    """The entries of a bank of ``num_entries`` that frames are to draw from, in ascending order.
+
+    Raises:
+        BankError: They are not whole numbers in [0, N), each once, or there is none.
+    """
+    given = np.asarray(entries)
+    if given.ndim != 1 or not given.size or given.dtype.kind not in "iu":
+        raise BankError(f"entries have shape {given.shape} and type {given.dtype}; expected (n,) int, n from 1 up")
+    if given.min() < 0 or given.max() >= num_entries:
+        raise BankError(f"entries are {given.min()} to {given.max()}; the bank has 0 to {num_entries - 1}")
+    ascending = np.unique(given).astype(np.int64)
+    if len(ascending) != len(given):
+        raise BankError(f"entries name {len(given)}, but only {len(ascending)} different ones")
+    return ascending

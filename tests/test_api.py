@@ -54,6 +54,24 @@ def test_modes_and_strides_differ_only_in_the_draws(artifacts: Artifacts, clip: 
     np.testing.assert_array_equal(whole.waveform, run(clip, bank_ids=whole.bank_ids).waveform)
 
 
+def test_frames_draw_from_the_entries_that_are_given(artifacts: Artifacts, clip: np.ndarray) -> None:
+    anonymizer = artifacts.anonymizer
+    entries = anonymizer.draw_entries(3, seed=7)
+    assert len(entries) == 3
+    every = anonymizer.anonymize(clip, seed=7, utterance_id="u", entries=entries)
+    assert sorted(set(every.bank_ids.tolist())) == entries.tolist()  # numbers of the whole bank, each drawn
+    backwards, other = anonymizer.anonymize_batch(
+        [clip, clip[:32000]], seed=7, utterance_ids=["u", "v"], entries=entries[::-1]
+    )
+    np.testing.assert_array_equal(backwards.bank_ids, every.bank_ids)
+    assert set(other.bank_ids.tolist()) <= set(entries.tolist())
+    np.testing.assert_array_equal(every.waveform, anonymizer.anonymize(clip, bank_ids=every.bank_ids).waveform)
+    with pytest.raises(BankError, match="bank_ids are given and entries"):
+        anonymizer.anonymize(clip, bank_ids=every.bank_ids, entries=entries)
+    with pytest.raises(BankError, match="entries are 0 to 8; the bank has 0 to 7"):
+        anonymizer.anonymize(clip, entries=[0, 8])
+
+
 def test_a_batch_gives_each_what_it_gets_alone_in_any_order(artifacts: Artifacts, clip: np.ndarray) -> None:
     waveforms = [clip[:400], clip[1000:30000], clip[:12345], clip]
     names = ["a", "b", "c", "d"]

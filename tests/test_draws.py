@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mkc_fast import MkcError
-from mkc_fast.engine.draws import draw_bank_ids, fresh_seed
+from mkc_fast import BankError, MkcError
+from mkc_fast.engine.draws import check_entries, draw_bank_ids, draw_entries, fresh_seed
 
 
 def draw(
@@ -57,3 +57,50 @@ def test_draws_are_uniform_and_cover_all_entries() -> None:
 def test_unknown_modes_and_strides_are_refused(mode: str, stride: object) -> None:
     with pytest.raises(MkcError):
         draw(mode=mode, stride=stride)  # type: ignore[arg-type]
+
+
+def test_subsets_are_these_on_every_machine() -> None:
+    # Written down once, as the frames' draws are.
+    assert draw_entries(12, 4, 7).tolist() == [1, 5, 8, 9]
+
+
+def test_a_subset_is_sorted_distinct_and_part_of_every_larger_one() -> None:
+    larger: set[int] = set(range(1165))
+    for size in (1165, 500, 100, 1):
+        entries = draw_entries(1165, size, 7)
+        assert entries.tolist() == sorted(set(entries.tolist()))
+        assert len(entries) == size
+        assert set(entries.tolist()) <= larger
+        larger = set(entries.tolist())
+    assert draw_entries(6, 100, 7).tolist() == list(range(6))
+
+
+def test_every_subset_is_as_likely() -> None:
+    # Of 6 entries there are 15 pairs; 6000 seeds give each 400 times on average.
+    drawn = [tuple(draw_entries(6, 2, seed).tolist()) for seed in range(6000)]
+    counts = np.array([drawn.count(pair) for pair in set(drawn)])
+    assert len(counts) == 15
+    assert ((counts - 400) ** 2 / 400).sum() < 44  # 14 degrees of freedom: 1 in 10,000; the draws are fixed anyway
+
+
+def test_subsets_without_a_seed_differ() -> None:
+    assert len({tuple(draw_entries(1000, 20, None).tolist()) for _ in range(50)}) == 50
+
+
+def test_subset_and_draws_of_one_seed_are_independent() -> None:
+    # Were both read from one stream, entry 0 would be in the subset where the first frame's number is small.
+    seeds = [seed for seed in range(3000) if 0 in draw_entries(6, 2, seed)]
+    firsts = sum(int(draw(1, entries=2, seed=seed, name="u")[0]) for seed in seeds)
+    assert abs(firsts - len(seeds) / 2) < 4 * (len(seeds) / 4) ** 0.5  # standard deviations
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True])
+def test_sizes_below_one_are_refused(number: object) -> None:
+    with pytest.raises(BankError, match="kmeans_num is"):
+        draw_entries(6, number, 7)
+
+
+@pytest.mark.parametrize("entries", [[], [6], [-1], [1, 1], [0.0], [[1]], "a"])
+def test_entries_that_do_not_fit_the_bank_are_refused(entries: object) -> None:
+    with pytest.raises(BankError, match="entries"):
+        check_entries(entries, 6)  # type: ignore[arg-type]
