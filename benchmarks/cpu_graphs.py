@@ -21,7 +21,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from common import write_result
 
 from mkc_fast.engine.artifacts import (
@@ -37,6 +36,7 @@ from mkc_fast.engine.native import native_file, native_library, register
 from mkc_fast.engine.prepared import prepared_graph
 from mkc_fast.engine.providers import GRAPH_FILES, Plan, default_cache
 from mkc_fast.engine.windows import pieces
+from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -52,12 +52,12 @@ from mkc_fast.engine.worker import AHEAD, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import onnxruntime
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     from mkc_fast.engine.anonymizer import Anonymizer
     from mkc_fast.engine.corpus import Status
+    from mkc_fast.onnx_runtime import ort
 
 SEED = 7
 RATE = 16_000
@@ -472,7 +472,7 @@ def window_costs(info: ModelInfo, files: int) -> dict[str, dict[str, float]]:
 
 def time_windows(
     setup: Setup,
-    vocoder: onnxruntime.InferenceSession,
+    vocoder: ort.InferenceSession,
     rng: np.random.Generator,
     frames: int,
     sizes: Sequence[int],
@@ -500,13 +500,13 @@ def time_windows(
     ]
 
 
-def session(graph: str | bytes) -> onnxruntime.InferenceSession:
+def session(graph: str | bytes) -> ort.InferenceSession:
     """On the CPU, with the engine's options."""
-    import onnxruntime
+    from mkc_fast.onnx_runtime import ort
 
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.enable_mem_pattern = False
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def masked_vocoder(path: Path) -> tuple[bytes, list[int]]:
@@ -551,8 +551,8 @@ def masks(resolutions: Sequence[int], counts: Sequence[int]) -> dict[str, NDArra
 
 
 def check_masks(
-    plain: onnxruntime.InferenceSession,
-    masked: onnxruntime.InferenceSession,
+    plain: ort.InferenceSession,
+    masked: ort.InferenceSession,
     resolutions: Sequence[int],
     rng: np.random.Generator,
     dim: int,

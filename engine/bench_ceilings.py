@@ -151,7 +151,7 @@ def _copy_rate(threads: int, budget_s: float) -> float:
 
 def _product_session(threads: int) -> Any:
     """ONNX Runtime's own matrix product as a session with inputs a and b; the graph is a few bytes of protobuf."""
-    import onnxruntime as ort
+    from mkc_fast.onnx_runtime import ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

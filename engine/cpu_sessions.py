@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import onnxruntime as ort
-
 from mkc_fast import ArtifactError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, CPU_VOCODER_FILE, PIECE_REACH, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.engine.devices import cores
@@ -17,6 +15,7 @@ from mkc_fast.engine.native import DOMAIN, instruction_set, native_file, native_
 from mkc_fast.engine.prepared import prepared_graph
 from mkc_fast.engine.providers import CPU, FP32, GRAPH_FILES, INT8, ORT_NAMES, Plan, graph_file, session_settings
 from mkc_fast.engine.windows import pieces
+from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

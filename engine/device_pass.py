@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import onnxruntime as ort
 
 from mkc_fast import AudioError, DeviceError, DeviceMemoryError, LostDeviceError, MkcError
 from mkc_fast.engine.layout import lay_out, most_frames, window_frames
 from mkc_fast.engine.windows import crossfaded, exact_pieces, exact_windows, sample_range
 from mkc_fast.kernels.cupy_lookup import CupyLookup, import_cupy, one_line_errors, open_device
 from mkc_fast.kernels.device_rows import DeviceRows, copy, zero
+from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

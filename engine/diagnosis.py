@@ -141,7 +141,7 @@ class Obstacle:
 
 def _runtime() -> Runtime:
     try:
-        ort = importlib.import_module("onnxruntime")
+        from mkc_fast.onnx_runtime import ort
     except Exception as error:  # a broken installation can raise anything
         return Runtime(problem=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     cuda = getattr(ort, "cuda_version", "") or None
@@ -222,7 +222,8 @@ def _host() -> Host:
 def _compute(provider: str, index: int | None) -> str | None:
     """Compute something small on a provider and nowhere else; what went wrong, None if nothing did."""
     import numpy as np
-    import onnxruntime as ort
+
+    from mkc_fast.onnx_runtime import ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

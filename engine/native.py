@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mkc_fast.engine.artifacts import NATIVE_SUFFIX
 
 if TYPE_CHECKING:
-    import onnxruntime as ort
+    from mkc_fast.onnx_runtime import ort
 
 # What the operators are called under in a graph.
 DOMAIN = "mkc_fast"

@@ -14,9 +14,8 @@ import platform
 import shutil
 from pathlib import Path
 
-import onnxruntime as ort
-
 from mkc_fast.engine.files import locked, whole_directory
+from mkc_fast.onnx_runtime import ort
 
 # Below, a graph is opened in less time than it takes to look for what was kept of it.
 _LEAST_BYTES = 32 << 20

@@ -8,8 +8,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import onnxruntime as ort
-
 from mkc_fast import ArtifactError, DeviceError, OutputError
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.cpu_sessions import PiecedVocoder, Session, configured, open_on_cpu, operators_used
@@ -41,6 +39,7 @@ from mkc_fast.engine.providers import (
     resolve_precision,
     tensorrt_options,
 )
+from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["build_bank", "export_model"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)  # with the names that are loaded when first asked for, and without what is only imported
+
+
 def __getattr__(name: str) -> object:
     if name == "export_model":
         from mkc_fast.export.model import export_model

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mkc_fast import MkcError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
+from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

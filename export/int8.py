@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mkc_fast import MkcError
 from mkc_fast.engine.artifacts import CONFORMER_FILE, WAVLM_FILE, ModelInfo
 from mkc_fast.export.half import MAX_EMBEDDED_BYTES, open_session
+from mkc_fast.onnx_runtime import quantization_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +43,7 @@ def write_int8_graphs(
     Raises:
         MkcError: A graph gives values that are not finite, or is too far from float32.
     """
+    tool = quantization_tool()
     rng = np.random.default_rng(0)
     samples = info.min_samples + 100 * info.hop
     values = {
@@ -60,12 +61,12 @@ def write_int8_graphs(
             continue
         del graph
         with _quietly():
-            quantize_dynamic(
+            tool.quantize_dynamic(
                 source / name,
                 out / int8_file(name),
                 nodes_to_quantize=large,
                 per_channel=True,
-                weight_type=QuantType.QInt8,
+                weight_type=tool.QuantType.QInt8,
                 use_external_data_format=(source / name).stat().st_size > 4 * MAX_EMBEDDED_BYTES,
                 extra_options={"MatMulConstBOnly": True},
             )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from torch import nn
 
@@ -49,6 +48,7 @@ from mkc_fast.export.hifigan_cpu import CpuHifiGan, fits, piece_reach
 from mkc_fast.export.int8 import write_int8_graphs
 from mkc_fast.export.native import write_conformer, write_hifigan, write_wavlm
 from mkc_fast.export.wavlm import WavLM
+from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,15 +1,19 @@
 """mkc-fast: fast, exact multi-k-means voice anonymization.
 
 The public API is ``Anonymizer`` (here) and ``export_model`` and ``build_bank`` (in ``mkc_fast.export``). Importing this
-package loads neither torch nor onnxruntime nor cupy.
+package loads neither torch nor onnxruntime nor cupy, and switches ONNX Runtime's telemetry off.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mkc_fast import telemetry as _telemetry
+
 if TYPE_CHECKING:
     from mkc_fast.engine.anonymizer import Anonymizer, Result
+
+_telemetry.switch_off()  # before anything here can import ONNX Runtime, and inherited by every process started here
 
 __version__ = "0.1.0"
 
@@ -78,6 +82,10 @@ class DeviceMemoryError(DeviceError):
 
 class LostDeviceError(DeviceError):
     """The device answers this process no more; a new process may be able to use it."""
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)  # with the names that are loaded when first asked for, and without what is only imported
 
 
 def __getattr__(name: str) -> object:
