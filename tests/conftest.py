@@ -15,8 +15,9 @@ from mkc_fast.engine.audio import read_waveform
 from mkc_fast.export import build_bank, export_model
 from mkc_fast.export.random_checkpoints import Checkpoints, write_checkpoints
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-RECORDINGS = ("jfk_a", "jfk_b", "jfk_c")
+DATA = Path(__file__).resolve().parent / "data"
+GOLDEN = DATA / "golden"
+RECORDINGS = ("jfk_b", "jfk_c")
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,13 @@ def no_waiting() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of reference checkpoints and outputs."""
-    if not (SHARED / "golden").is_dir():
-        pytest.skip(f"the reference outputs are not at {SHARED / 'golden'}")
-    return SHARED / "golden"
+    return GOLDEN
 
 
 @pytest.fixture(scope="session")
 def speech() -> Path:
     """The folder of public-domain speech."""
-    if not (SHARED / "speech").is_dir():
-        pytest.skip(f"the speech recordings are not at {SHARED / 'speech'}")
-    return SHARED / "speech"
+    return DATA / "speech"
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 
 from mkc_fast.engine.audio import read_waveform
+from mkc_fast.engine.lists import read_named_paths
 from tests.conftest import RECORDINGS, Artifacts
 
 # Float32 rounding over the depth of these networks; the references are well conditioned (their README says 1e-5).
@@ -28,6 +30,17 @@ def banks_of(expected: dict[str, np.ndarray], mode: str) -> np.ndarray:
     return expected[f"{mode}_banks"]
 
 
+@pytest.fixture(scope="module")
+def centers(golden: Path) -> list[np.ndarray]:
+    """The clusters of each entry as scikit-learn has them, (K, D) float64."""
+    return [joblib.load(path).cluster_centers_ for _, path in read_named_paths(golden / "kmeans.scp")]
+
+
+def quantized_of(expected: dict[str, np.ndarray], banks: np.ndarray, centers: list[np.ndarray]) -> np.ndarray:
+    ids = expected["ids_all_banks"][banks, np.arange(len(banks))]
+    return np.stack([centers[bank][cluster] for bank, cluster in zip(banks, ids, strict=True)]).astype(np.float32)
+
+
 def test_features_equal_reference(recording, golden_artifacts: Artifacts) -> None:
     waveform, expected = recording
     np.testing.assert_allclose(
@@ -43,12 +56,14 @@ def test_cluster_ids_equal_reference_in_every_entry(recording, golden_artifacts:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_stage_equals_reference_from_reference_inputs(recording, mode: str, golden_artifacts: Artifacts) -> None:
+def test_each_stage_equals_reference_from_reference_inputs(
+    recording, mode: str, golden_artifacts: Artifacts, centers: list[np.ndarray]
+) -> None:
     _, expected = recording
     anonymizer, banks = golden_artifacts.anonymizer, banks_of(expected, mode)
-    quantized = anonymizer.lookup(banks, anonymizer.assign(expected["features"], banks))
-    np.testing.assert_allclose(quantized, expected[f"{mode}_quantized"], atol=1e-6, rtol=0)  # float64 centers rounded
-    restored = anonymizer.restore(expected[f"{mode}_quantized"])
+    quantized = quantized_of(expected, banks, centers)
+    np.testing.assert_array_equal(anonymizer.lookup(banks, anonymizer.assign(expected["features"], banks)), quantized)
+    restored = anonymizer.restore(quantized)
     np.testing.assert_allclose(restored, expected[f"{mode}_conformer"], atol=TOLERANCE, rtol=0)
     waveform = anonymizer.vocode(expected[f"{mode}_conformer"])
     np.testing.assert_allclose(waveform, expected[f"{mode}_waveform"], atol=TOLERANCE, rtol=0)

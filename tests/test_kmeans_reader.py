@@ -15,11 +15,11 @@ import pytest
 from mkc_fast import CheckpointError
 from mkc_fast.export.kmeans import read_kmeans
 from mkc_fast.export.random_checkpoints import write_kmeans
+from tests.conftest import GOLDEN
 
 joblib = pytest.importorskip("joblib")
 cluster = pytest.importorskip("sklearn.cluster")
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 ESTIMATORS = ("KMeans", "MiniBatchKMeans")
 PROTOCOLS = range(6)
 COMPRESSIONS = (0, "zlib", "gzip", "bz2", "xz", "lzma")
@@ -149,7 +149,6 @@ def test_clusters_without_frames_are_reported(fitted: dict[Any, Any]) -> None:
     assert read_kmeans(Path("model.pt"), dumped(by_counts)).unused == (1, 4)
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the reference checkpoints are not at {GOLDEN}")
 def test_a_model_of_an_older_scikit_learn_equals_its_recorded_centroids() -> None:
     read = read_kmeans(GOLDEN / "kmeans" / "old_sklearn.pt")
     np.testing.assert_array_equal(read.centroids, np.load(GOLDEN / "old_sklearn_centers.npy"))
