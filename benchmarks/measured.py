@@ -1,0 +1,424 @@
+"""Tables of measured values in the docs, made from the committed results.
+
+python benchmarks/measured.py [--write]
+
+A generated table stands between ``<!-- measured:begin NAME -->`` and ``<!-- measured:end -->``. Without an option this
+prints which tables differ from the results, and exits with 1 if any does; ``--write`` rewrites them. A value is never
+typed by hand, and each row names the processor and the result file that it comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ("README.md", "docs/benchmarks.md")
+# An index page shows README.md without the repository around it, so there are no relative links in it.
+WITHOUT_LINKS = frozenset({"README.md"})
+_BLOCK = re.compile(r"(<!-- measured:begin (?P<name>\w+) -->\n).*?(<!-- measured:end -->)", re.DOTALL)
+_STEP = re.compile(r"\.?([^.\[\]\"]+)|\[(\d+)\]|\.?\"([^\"]+)\"|\[([^\]]+)\]")
+_NO_VALUE = "not measured"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number of a result file.
+
+    Attributes:
+        path: Where it is in the file, as ``value_at`` reads it.
+        unit: What follows it.
+        digits: Significant digits that are shown.
+        factor: What it is multiplied with, to change its unit.
+    """
+
+    path: str
+    unit: str = ""
+    digits: int = 3
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what was measured, its values, and the result file of all of them."""
+
+    what: str
+    values: tuple[Value | None, ...]
+    file: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A generated table; columns for the processor and the result file are added to its own."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+_THROUGHPUT, _XEON, _LATENCY, _LOAD = "throughput.json", "xeon/throughput.json", "latency.json", "load.json"
+_LOOKUP, _GRAPHS, _INT8, _HALF = "lookup.json", "cpu_graphs.json", "int8.json", "precision.json"
+_FULL, _LONG, _BATCHES, _SCALING = "full_size_cpu.json", "long_recordings.json", "cpu_batches.json", "scaling.json"
+_OURS_AND_BASELINE = ("what", "mkc-fast", "baseline", "baseline ÷ mkc-fast, in time")
+
+
+def _beside(what: str, path: str, file: str, *, unit: str = "", digits: int = 3, factor: float = 1.0) -> Row:
+    """Ours beside the baseline's; ``{}`` in the path stands for whose."""
+    return Row(what, tuple(Value(path.format(whose), unit, digits, factor) for whose in ("ours", "practice")), file)
+
+
+def _compared(what: str, file: str, mode: str) -> Row:
+    at = f"comparison.modes[mode={mode}]"
+    values = Value(f"{at}.ours_rtfx", " RTFx"), Value(f"{at}.practice_rtfx", " RTFx"), Value(f"{at}.ratio")
+    return Row(what, values, file)
+
+
+def _looked_up(entries: int, frames: int, stride: int) -> Row:
+    at = f"cases[entries={entries},frames={frames},stride={stride}].frames_a_second"
+    names = ("mkc-fast numpy", "scikit-learn predict", "PyTorch cdist, grouped", "FAISS flat, grouped")
+    what = f"{entries:,} {'entry' if entries == 1 else 'entries'}, {frames:,} frames, stride {stride}"
+    return Row(what, tuple(Value(f'{at}."{name}"') for name in names), _LOOKUP)
+
+
+def _stage(what: str, stage: str) -> Row:
+    at = f"stages.{stage}"
+    pieces = Value(f'{at}."onnxruntime, in pieces".median_s', " s") if stage == "vocode" else None
+    native = (Value(f'{at}."native, {kind}".median_s', " s") for kind in ("AVX-512", "AVX2"))
+    return Row(what, (Value(f"{at}.onnxruntime.median_s", " s"), pieces, *native), _GRAPHS)
+
+
+def _agreement(what: str, file: str) -> Row:
+    snr = 'waveform_snr."conformer and vocoder, from the same cluster ids, frame mode".snr_db'
+    return Row(what, (Value("cluster_ids.frame.agreement", "", 4), Value(snr, " dB")), file)
+
+
+TABLES = {
+    "summary": Table(
+        ("what", "mkc-fast", "baseline"),
+        (
+            _beside(
+                "frame mode, stride 1, one recording at a time",
+                "comparison.modes[mode=frame].{}_rtfx",
+                _THROUGHPUT,
+                unit=" RTFx",
+            ),
+            _beside(
+                "audio mode, one recording at a time", "comparison.modes[mode=audio].{}_rtfx", _THROUGHPUT, unit=" RTFx"
+            ),
+            _beside("process start to the first output of 10 s", "start_up.{}.ready_s", _LOAD, unit=" s"),
+            _beside("1,165 k-means models ready", "cases[entries=1165].{}.ready_s", _LOAD, unit=" s", digits=2),
+            _beside(
+                "memory of these models", "cases[entries=1165].{}.pss_mb", _LOAD, unit=" GB", digits=2, factor=1e-3
+            ),
+            Row(
+                "latency of 1 s of speech, median",
+                (Value("cases[length_s=1.0].warm_s.all.p50", " s", 2), None),
+                _LATENCY,
+            ),
+            Row("peak memory, a recording of 80 s", (Value("results.80_s_full_size.peak_gb", " GB", 2), None), _LONG),
+        ),
+    ),
+    "comparison": Table(
+        _OURS_AND_BASELINE,
+        (
+            _compared("frame mode, stride 1", _THROUGHPUT, "frame"),
+            _compared("audio mode", _THROUGHPUT, "audio"),
+            _compared("frame mode, stride 1, without the native operators", _XEON, "frame"),
+            _compared("audio mode, without the native operators", _XEON, "audio"),
+        ),
+    ),
+    "rounds": Table(
+        ("ratio by round", "first", "second", "third"),
+        tuple(
+            Row(
+                f"{mode} mode",
+                tuple(Value(f"comparison.modes[mode={mode}].ratio_by_round[{n}]") for n in range(3)),
+                _THROUGHPUT,
+            )
+            for mode in ("frame", "audio")
+        ),
+    ),
+    "floor": Table(
+        ("what", "value"),
+        (
+            Row(
+                "matrix products of 2,048 by 2,048, float32, best library",
+                (Value("ceilings.gemm_gflops.fp32", " GFLOP/s"),),
+                _THROUGHPUT,
+            ),
+            Row(
+                "RTFx at that rate, layers as published",
+                (Value("ceilings.gemm_gflops.fp32", "", 2, 1 / 82.8),),
+                _THROUGHPUT,
+            ),
+            Row(
+                "frame mode, share of that rate reached",
+                (Value("device_only.cases[mode=frame,batch_s=0.0].utilization"),),
+                _THROUGHPUT,
+            ),
+            Row(
+                "largest difference of a sample from the baseline's",
+                (Value("comparison.largest_difference", "", 2),),
+                _THROUGHPUT,
+            ),
+            Row("matrix products, best library", (Value("ceilings.gemm_gflops.fp32", " GFLOP/s"),), _XEON),
+            Row("matrix products, ONNX Runtime", (Value("ceilings.gemm_by.onnxruntime", " GFLOP/s"),), _XEON),
+        ),
+    ),
+    "latency": Table(
+        ("length of the recording", "median", "95th percentile", "99th percentile"),
+        tuple(
+            Row(
+                f"{length} s",
+                tuple(Value(f"cases[length_s={length}.0].warm_s.all.{p}", " s") for p in ("p50", "p95", "p99")),
+                _LATENCY,
+            )
+            for length in (1, 3, 10, 30)
+        ),
+    ),
+    "loading": Table(
+        ("what", "mkc-fast", "baseline"),
+        (
+            _beside("process start to the first output of 10 s", "start_up.{}.ready_s", _LOAD, unit=" s"),
+            *(
+                _beside(
+                    f"{entries:,} models ready", f"cases[entries={entries}].{{}}.ready_s", _LOAD, unit=" s", digits=2
+                )
+                for entries in (100, 1000, 1165)
+            ),
+            _beside("memory of 1,165 models, one process", "cases[entries=1165].{}.pss_mb", _LOAD, unit=" MB"),
+            _beside(
+                "memory of 1,165 models, two processes",
+                "cases[entries=1165].{}_two_processes.pss_mb_in_all",
+                _LOAD,
+                unit=" MB",
+            ),
+        ),
+    ),
+    "lookup": Table(
+        (
+            "frames a second",
+            "mkc-fast",
+            "scikit-learn, frame by frame",
+            "PyTorch, grouped by entry",
+            "FAISS, grouped by entry",
+        ),
+        (
+            _looked_up(1, 500, 1),
+            _looked_up(100, 500, 1),
+            _looked_up(100, 5000, 1),
+            _looked_up(1165, 500, 1),
+            _looked_up(1165, 5000, 1),
+        ),
+    ),
+    "full_size": Table(
+        ("what", "time", "peak memory"),
+        (
+            Row(
+                "`export`", (Value("results.export.seconds", " s", 2), Value("results.export.peak_gb", " GB", 2)), _FULL
+            ),
+            Row(
+                "`bank build` of 100 models",
+                (Value("results.bank_build_100.seconds", " s", 2), Value("results.bank_build_100.peak_gb", " GB", 2)),
+                _FULL,
+            ),
+            Row(
+                "opening a bank of 1,165 models",
+                (
+                    Value("results.open_bank_1165.open_seconds", " ms", 2, 1000),
+                    Value("results.open_bank_1165.peak_gb", " GB", 2),
+                ),
+                _FULL,
+            ),
+            Row(
+                "`infer`, a recording of 80 s",
+                (Value("results.80_s_full_size.wall_s", " s"), Value("results.80_s_full_size.peak_gb", " GB", 2)),
+                _LONG,
+            ),
+            Row(
+                "`infer`, a recording of two hours, small model",
+                (
+                    Value("results.two_hours_small_model.wall_s", " s"),
+                    Value("results.two_hours_small_model.peak_gb", " GB", 2),
+                ),
+                _LONG,
+            ),
+        ),
+    ),
+    "batches": Table(
+        ("four utterances at once, time of each ÷ its time alone", "value"),
+        tuple(Row(f"{length} s", (Value(f'results."{length} s".ratio', "", 2),), _BATCHES) for length in (1, 3)),
+    ),
+    "operators": Table(
+        (
+            "10 s of speech",
+            "ONNX Runtime's operators",
+            "the same, in pieces",
+            "native, AVX-512",
+            "native, held to AVX2",
+        ),
+        (_stage("WavLM", "encode"), _stage("conformer", "restore"), _stage("vocoder", "vocode")),
+    ),
+    "opening": Table(
+        ("what", "value"),
+        (
+            Row("opening native graphs", (Value("open.native_s", " s", 2),), _GRAPHS),
+            Row("opening ONNX Runtime's graphs as exported", (Value("open.as_exported_s", " s", 2),), _GRAPHS),
+            Row("opening them as kept in the cache folder", (Value("open.as_prepared_s", " s", 2),), _GRAPHS),
+            Row("memory of one process, native graphs", (Value("memory.native.one_process_mb", " MB"),), _GRAPHS),
+            Row("memory that a second process adds", (Value("memory.native.second_adds_mb", " MB", 2),), _GRAPHS),
+        ),
+    ),
+    "precision": Table(
+        (
+            "random weights, frame mode",
+            "cluster ids equal to float32's",
+            "SNR against float32, from the same cluster ids",
+        ),
+        (
+            _agreement("8-bit linear layers (`--precision int8`)", _INT8),
+            _agreement("half precision (`--precision fp16`), on a CPU", _HALF),
+        ),
+    ),
+    "int8": Table(
+        ("8-bit linear layers, float32's time ÷ its time", "value"),
+        (
+            Row("conformer", (Value("fp32_to_int8.restore"),), _INT8),
+            Row("WavLM", (Value("fp32_to_int8.encode"),), _INT8),
+            Row("whole pass", (Value("fp32_to_int8.all"),), _INT8),
+        ),
+    ),
+    "scaling": Table(
+        ("what", "RTFx"),
+        (
+            Row("one worker of two threads", (Value("results.workers.counts[0].rtfx"),), _SCALING),
+            Row("two workers on the same cores", (Value("results.workers.counts[1].rtfx"),), _SCALING),
+            Row(
+                "reading and writing alone, a core, FLAC 16 kHz",
+                (Value("results.host.cases[0].rtfx_per_worker_cpu_s"),),
+                _SCALING,
+            ),
+            Row(
+                "reading and writing alone, a core, FLAC 44.1 kHz stereo",
+                (Value("results.host.cases[1].rtfx_per_worker_cpu_s"),),
+                _SCALING,
+            ),
+            Row(
+                "reading and writing alone, a core, WAV",
+                (Value("results.host.cases[2].rtfx_per_worker_cpu_s"),),
+                _SCALING,
+            ),
+            Row(
+                "most that the parent process can serve (simulated)",
+                (Value("results.simulation.scenarios[1].parent_limit_rtfx"),),
+                _SCALING,
+            ),
+        ),
+    ),
+}
+
+
+def value_at(record: Any, path: str) -> float:
+    """What ``a.b[0]."odd key"[n=100,stride=1]`` leads to; the last is the one item of a list with these values."""
+    rest = path
+    while rest:
+        step = _STEP.match(rest)
+        if step is None:
+            raise ValueError(f"cannot follow {path!r} at {rest!r}")
+        rest = rest[step.end() :]
+        if step[4] is not None:
+            wanted = dict(part.split("=") for part in step[4].split(","))
+            (record,) = (item for item in record if all(str(item[key]) == value for key, value in wanted.items()))
+        else:
+            record = record[int(step[2])] if step[2] is not None else record[step[1] or step[3]]
+    return float(record)
+
+
+def shown(value: float, digits: int) -> str:
+    """A number with so many significant digits, without an exponent: 5.80, 457, 2,280."""
+    if value == 0:
+        return "0"
+    after_point = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, after_point):,.{max(0, after_point)}f}"
+
+
+def table_text(name: str, *, links: bool = True, results: Path = RESULTS) -> str:
+    """The Markdown of a table.
+
+    Args:
+        name: A key of ``TABLES``.
+        links: Link the result files; else their names are shown.
+        results: The folder of the result files.
+    """
+    table = TABLES[name]
+    columns = (*table.columns, "processor", "result")
+    lines = [_line(columns), _line(["---"] * len(columns))]
+    for row in table.rows:
+        record = _loaded(results / row.file)
+        cells = [_cell(record, value) for value in row.values]
+        machine = record["machine"]
+        result = f"[{row.file}](../benchmarks/results/{row.file})" if links else f"`{row.file}`"
+        lines.append(_line([row.what, *cells, f"{_processor(machine['cpu'])}, {machine['cores']} cores", result]))
+    return "\n".join(lines) + "\n"
+
+
+def rewritten(text: str, *, links: bool = True, results: Path = RESULTS) -> str:
+    """The text with every generated table made again."""
+    return _BLOCK.sub(lambda block: block[1] + table_text(block["name"], links=links, results=results) + block[3], text)
+
+
+def table_names(text: str) -> list[str]:
+    """The generated tables of a text."""
+    return [block["name"] for block in _BLOCK.finditer(text)]
+
+
+def without_tables(text: str) -> str:
+    """What of a text is written by hand."""
+    return _BLOCK.sub("", text)
+
+
+@cache
+def _loaded(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _cell(record: Any, value: Value | None) -> str:
+    if value is None:
+        return _NO_VALUE
+    return shown(value_at(record, value.path) * value.factor, value.digits) + value.unit
+
+
+def _processor(name: str) -> str:
+    return re.sub(r"\(R\)|\(TM\)| Processor| CPU", "", name).strip()
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="rewrite the tables")
+    args = parser.parse_args()
+    stale = []
+    for name in DOCS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        new = rewritten(text, links=name not in WITHOUT_LINKS)
+        if new != text and args.write:
+            (ROOT / name).write_text(new, encoding="utf-8")
+        elif new != text:
+            stale.append(name)
+    for name in stale:
+        print(f"{name}: its tables differ from the results; run python benchmarks/measured.py --write")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The docs are true: tables are those of the results, links lead somewhere, numbers are generated."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from benchmarks.measured import DOCS, RESULTS, ROOT, TABLES, rewritten, shown, table_names, value_at, without_tables
+from benchmarks.measured import WITHOUT_LINKS as NO_LINKS
+
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+GENERATED = [doc for doc in DOCS if table_names((ROOT / doc).read_text())]
+_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("doc", GENERATED)
+def test_tables_are_those_of_the_results(doc: str) -> None:
+    text = (ROOT / doc).read_text()
+    assert rewritten(text, links=doc not in NO_LINKS) == text, "run python benchmarks/measured.py --write"
+
+
+def test_a_changed_value_is_noticed() -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    for name in table_names(text):
+        begin = text.index(f"<!-- measured:begin {name} -->")
+        row = text.index("\n|", text.index("| --- |", begin))
+        digit = next(place for place in range(text.index("|", row + 3), len(text)) if text[place].isdigit())
+        changed = text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :]
+        assert rewritten(changed) == text, f"a value of {name} can be changed unnoticed"
+
+
+def test_every_table_is_shown() -> None:
+    assert {name for doc in DOCS for name in table_names((ROOT / doc).read_text())} >= TABLES.keys() - {"summary"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md" or page in GENERATED])
+def test_speeds_are_written_by_the_generator_only(page: str) -> None:
+    by_hand = without_tables((ROOT / page).read_text())
+    assert not re.search(r"\d[\d.,]*\s+RTFx|RTFx\s+\d|\d\s+times as fast", by_hand)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for target in _LINK.findall(text):
+        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links {target}"
+
+
+def test_every_row_names_its_processor() -> None:
+    for doc in DOCS:
+        for row in re.findall(r"^\| .*\.json.*$", (ROOT / doc).read_text(), re.MULTILINE):
+            assert re.search(r"\| [^|]+, \d+ cores \|", row), row
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "expected"),
+    [
+        (5.796, 3, "5.80"),
+        (2284.0, 3, "2,280"),
+        (0.024, 2, "0.024"),
+        (457.2, 3, "457"),
+        (0.9996, 2, "1.00"),
+        (0, 3, "0"),
+    ],
+)
+def test_numbers_are_shown_with_their_significant_digits(value: float, digits: int, expected: str) -> None:
+    assert shown(value, digits) == expected
+
+
+def test_items_are_found_by_their_values() -> None:
+    record = {"cases": [{"n": 1, "stride": 1, "rate": 5}, {"n": 1, "stride": 10, "rate": 6}]}
+    assert value_at(record, "cases[n=1,stride=10].rate") == 6
+    with pytest.raises(ValueError, match="values to unpack"):
+        value_at(record, "cases[n=1].rate")
+
+
+def test_every_result_file_of_a_table_is_there() -> None:
+    for table in TABLES.values():
+        assert all((RESULTS / row.file).is_file() for row in table.rows)
