@@ -574,7 +574,7 @@ PARTS: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {  # with th
 
 
 def write(bench: Bench) -> None:
-    """Write what there is, whole or not at all."""
+    """Write what there is, atomically."""
     out: Path = bench.result["out"]
     shown = {name: value for name, value in bench.result.items() if name != "out"}
     temporary = out.with_name(f".{out.name}.tmp")

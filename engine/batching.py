@@ -1,4 +1,4 @@
-"""Puts utterances of like length together under a budget, longest first."""
+"""Groups utterances of similar length under a budget, longest first."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ DEFAULT_WINDOW_S = 40.0
 def default_batch_s(device: str) -> float:
     """Padded seconds of audio that run at once on a device.
 
-    On a CPU batches pay for the shortest utterances only (benchmarks/results/cpu_batches.json), and alone every sample
-    is the same to the last bit.
+    On a CPU batches are faster for the shortest utterances only (benchmarks/results/cpu_batches.json), and alone every
+    sample is the same to the last bit.
     """
     return 0.0 if device == "cpu" else 240.0
 

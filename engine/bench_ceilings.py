@@ -79,7 +79,7 @@ def measure_ceilings(
 
 
 def best_of(ceilings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The best rates of several measurements in one run: what else the machine does only ever takes away."""
+    """The best rates of several measurements in one run: other programs can only lower a rate."""
     best = dict(ceilings[0])
     for name in ("gemm_gflops", "gemm_by"):
         keys = [key for key in best[name] if all(key in each[name] for each in ceilings)]
@@ -87,7 +87,7 @@ def best_of(ceilings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     best["copy_gbs"] = max(each["copy_gbs"] for each in ceilings)
     best["measured"] = len(ceilings)
     first = next(iter(best["gemm_gflops"]))
-    # Far apart, and something else was running: then every time in the record is to be taken with care.
+    # If they are far apart, something else was running, and every time in the record is uncertain.
     best["gemm_spread"] = [each["gemm_gflops"][first] for each in ceilings]
     return best
 
@@ -125,7 +125,7 @@ def floors(target: Target, ceilings: dict[str, Any], precision: str, length_s: f
 
 
 def _least_s(run: Callable[[], object], budget_s: float, most: int = 30) -> float:
-    """The least seconds of a run, after one that does not count: other programs only ever add to it."""
+    """The least seconds of a run, after a warm-up: other programs can only make a run longer."""
     run()
     begin, least = time.perf_counter(), float("inf")
     for count in range(most):

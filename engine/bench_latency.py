@@ -125,7 +125,7 @@ def _case(
         so_far = time.perf_counter() - begin
         if index >= 3 and so_far * (index + 3) / (index + 2) > share_s:
             if repeats is not None:
-                budget.cut.append(f"{length_s:g} s: {index} of {repeats} runs, for want of time")
+                budget.cut.append(f"{length_s:g} s: {index} of {repeats} runs, no time for more")
             break
         for stage, taken in run(index + 2).items():
             seconds[stage].append(taken)
@@ -148,7 +148,7 @@ def measure_start_up(
         begin = time.perf_counter()
         for count in range(times):
             if count and (time.perf_counter() - begin) * (count + 1) / count > share_s:
-                budget.cut.append(f"start-up: {count} of {times} processes, for want of time")
+                budget.cut.append(f"start-up: {count} of {times} processes, no time for more")
                 break
             runs += run_children("mkc_fast.engine.bench_ready", [arguments])
     if not runs:

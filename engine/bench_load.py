@@ -200,7 +200,7 @@ def _start_up(
         begin = time.perf_counter()
         for count in range(repeats):
             if count and (time.perf_counter() - begin) * (count + 1) / count > _START_UP_SHARE * budget.seconds:
-                budget.cut.append(f"start-up: {count} of {repeats} rounds, for want of time")
+                budget.cut.append(f"start-up: {count} of {repeats} rounds, no time for more")
                 break
             for name, (module, arguments) in arms.items():
                 found[name] += run_children(module, [arguments])

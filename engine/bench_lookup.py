@@ -174,7 +174,7 @@ def _case(
     reference = next(iter(found.values()))
     if found and any(len(ids) != length for ids in found.values()):
         raise MkcError("a look-up gave another number of ids than there are frames")
-    # In a run of many seconds warming up is nothing: it counts.
+    # In a run of many seconds the warm-up does not matter, so it is counted.
     slow = {name: [taken] for name, taken in first.items() if taken > _LONG_RUN_S}
     quick = {name: arm for name, arm in arms.items() if name not in slow}
     seconds = {**in_turn(quick, share_s - sum(first.values()), _MOST_ROUNDS, warm=False), **slow}

@@ -57,7 +57,7 @@ def context() -> dict[str, Any]:
 
 
 def write_record(path: Path, result: dict[str, Any]) -> None:
-    """Write a result to a file, the context first; it appears whole or not at all.
+    """Write a result to a file, the context first; written atomically.
 
     Raises:
         OutputError: The file cannot be written.

@@ -297,7 +297,7 @@ def _compare(
     for count in range(rounds):
         spent = time.perf_counter() - begin
         if count and spent * (count + 1) / count > share_s:
-            budget.cut.append(f"comparison: {count} of {rounds} rounds, for want of time")
+            budget.cut.append(f"comparison: {count} of {rounds} rounds, no time for more")
             break
         progress(f"beside the practice, round {count + 1} of {rounds}: {len(lengths)} utterances, each by both in turn")
         for index, waveform in enumerate(waveforms):

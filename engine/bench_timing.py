@@ -53,7 +53,7 @@ class Budget:
 def in_turn(
     arms: Mapping[str, Callable[[], object]], budget_s: float, most: int = 20, least: int = 1, *, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each arm's runs: A B A B, so that what changes on the machine meanwhile meets all arms alike.
+    """Seconds of each arm's runs: A B A B, so that what changes on the machine meanwhile affects all arms equally.
 
     Args:
         arms: What to run, by name.

@@ -30,7 +30,7 @@ _LONGEST_AUDIO_S = 24 * 3600.0  # readers refuse more, but a header or a segment
 
 @dataclass
 class Silence:
-    """How long a worker has said nothing although it has work, as far as it could work, and what its pace was.
+    """How long a worker with work has reported nothing, time in which it could not run left out, and its pace.
 
     Attributes:
         silent_s: Seconds since it last reported anything.
@@ -44,7 +44,7 @@ class Silence:
 
     def heard(self, audio_s: float = 0.0) -> None:
         """The worker has reported something, or so much audio finished."""
-        # Only now: if silence made its pace slower, the limit would grow as fast as the silence.
+        # Only now: if its silence counted for its pace, the limit would grow as fast as the silence.
         self.worked_s += self.silent_s
         self.silent_s = 0.0
         self.audio_s += audio_s

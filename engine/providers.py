@@ -2,7 +2,7 @@
 
 ``sessions`` opens the graphs with what these return. Names and values have been through the parsers of ONNX Runtime
 1.31; the reasons come from its documents, source and issue threads. Where one says "not yet measured on a GPU", a
-report may turn the option round.
+measurement may change the option.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ GRAPH_FILES = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
 ORT_NAMES = {TENSORRT: "TensorrtExecutionProvider", CUDA: "CUDAExecutionProvider", CPU: "CPUExecutionProvider"}
 TITLES = {TENSORRT: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
 
-# What `auto` computes in on a GPU: float32 graphs with TF32 off, which is what the CPU computes. Less is faster, but no
-# report yet says what it does to the ids and the speech; when one does, this line changes.
+# What `auto` computes in on a GPU: float32 graphs with TF32 off, which is what the CPU computes. Less is faster, but
+# nobody has measured yet what it does to the ids and the speech of real weights.
 GPU_AUTO_PRECISION = FP32
 # The operators that hold a graph's time: one of these on the CPU makes a GPU session slow. Shapes may stay there.
 HEAVY_OPERATORS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Softmax", "LayerNormalization", "Gelu"})

@@ -21,7 +21,7 @@ def check_warm(device: str, precision: str = "auto") -> None:
     """Check that engines can be built for a device, before anything else is done.
 
     Raises:
-        DeviceError: They cannot: why, and the command that mends it.
+        DeviceError: They cannot: why, and the command that repairs it.
     """
     index = cuda_index(device)
     check_choice(index, TENSORRT, precision)

@@ -1,6 +1,6 @@
-"""The published networks as eager PyTorch modules, built the way people run them today: what the engine is measured by.
+"""The published networks as eager PyTorch modules, as people run them today: the baseline of the benchmarks.
 
-Nothing here is made for a graph, and nothing is made slow: attention is PyTorch's own fused one wherever the practice
+Nothing here is made for a graph, and nothing is made slow: attention is PyTorch's own fused one wherever the baseline
 calls it, there are no masks for padding that a lone utterance does not have, and weight norm is folded when the
 weights are loaded (the scripts remove it from the vocoder and leave it in one convolution of WavLM).
 """

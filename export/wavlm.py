@@ -200,7 +200,7 @@ class EncoderLayer(nn.Module):
 
 
 class PositionGate(nn.Module):
-    """How much a query heeds relative positions (the gate of WavLM, section 3.1): (B, T, D) → (B, H, T, 1)."""
+    """What weight a query gives to relative positions (the gate of WavLM, section 3.1): (B, T, D) → (B, H, T, 1)."""
 
     def __init__(self, read: WeightReader, name: str, config: WavLMConfig) -> None:
         super().__init__()
