@@ -46,7 +46,9 @@ def add(app: typer.Typer) -> None:
 
 
 def infer(
-    audio_scp: Annotated[Path | None, typer.Option(help="List of 'path' or 'utt-id path' a line (wav.scp).")] = None,
+    audio_scp: Annotated[
+        Path | None, typer.Option(help="List of 'path' or 'utt-id path' a line (wav.scp); - is standard input.")
+    ] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Where <utt-id>.wav goes.")] = None,
     data_dir: Annotated[list[Path] | None, typer.Option(help="Kaldi data directories, instead of a list.")] = None,
     anon_suffix: Annotated[str, typer.Option(help="Of the directories written beside them.")] = "_mkc",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import threading
 import time
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +41,46 @@ _HEADERS_AT_ONCE = 64
 _HEADER_THREADS = 8
 
 
+class Outputs(Mapping[str, Path]):
+    """Where the output of each utterance goes, by id: made when it is asked for, since a million paths fill the memory.
+
+    Attributes:
+        folder: Where all of them go.
+        suffix: Of their names, with its dot.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], folder: Path, suffix: str) -> None:
+        self.folder = folder
+        self.suffix = suffix
+        self._utterances = utterances
+
+    def __getitem__(self, utterance_id: str) -> Path:
+        """The output that an utterance of this id has."""
+        return self.folder / (utterance_id + self.suffix)
+
+    def __iter__(self) -> Iterator[str]:
+        return (utterance.id for utterance in self._utterances)
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def existing(self) -> Iterator[Path]:
+        """Those that are there, by whatever name the file system takes for theirs."""
+        try:
+            # One question instead of one an utterance.
+            names = set(os.listdir(self.folder))  # noqa: PTH208
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError:  # a folder that cannot be listed
+            yield from (output for output in self.values() if output.exists())
+            return
+        if names and _folds_case(self.folder):
+            folded = {_folded(name) for name in names}
+            yield from (self[name] for name in self if _folded(name + self.suffix) in folded)
+        elif names:
+            yield from (self[name] for name in self if name + self.suffix in names)
+
+
 @dataclass(frozen=True)
 class Folder:
     """Utterances that go into one output folder.
@@ -51,7 +93,7 @@ class Folder:
 
     path: Path
     utterances: list[Utterance]
-    outputs: dict[str, Path]
+    outputs: Outputs
 
 
 @dataclass
@@ -130,7 +172,7 @@ def plan_folder(utterances: list[Utterance], folder: Path, audio_folder: Path, s
                 raise OutputError(f"{part}: is there, and is no folder")
         except OSError as error:
             raise OutputError(f"{part}: cannot be used ({error.strerror})") from None
-    outputs = {utterance.id: audio_folder / f"{utterance.id}.{settings.format}" for utterance in utterances}
+    outputs = Outputs(utterances, audio_folder, f".{settings.format}")
     if _folds_case(folder):
         folded = Counter(_folded(name) for name in outputs)
         for name in outputs:
@@ -147,7 +189,8 @@ def check_recordings(folders: Sequence[Folder]) -> None:
     Raises:
         OutputError: An output is one.
     """
-    replaced = {file: output for folder in folders for output in folder.outputs.values() if (file := _file_of(output))}
+    there = (output for folder in folders for output in folder.outputs.existing())
+    replaced = {file: output for output in there if (file := _file_of(output))}
     recordings = {u.path for folder in folders if replaced for u in folder.utterances if u.command is None}
     for recording in recordings:
         file = _file_of(recording)
@@ -237,10 +280,11 @@ def run_corpus(
         homes: list[Manifest] = []
         for folder, manifest in zip(run.folders, manifests, strict=True):
             for utterance in folder.utterances:
-                if manifest.finished(utterance.id, folder.outputs[utterance.id]):
+                known = utterance.id in manifest
+                if known and manifest.finished(utterance.id, folder.outputs[utterance.id]):
                     summary.present += 1
                 else:
-                    tasks.append(Task(len(tasks), utterance, folder.outputs[utterance.id]))
+                    tasks.append(Task(len(tasks), utterance, folder.outputs.folder, folder.outputs.suffix))
                     homes.append(manifest)
         # Closed here, whatever happens: the workers are gone before others may write in the folders.
         with closing(_work(run, tasks, homes, summary, stopped)) as statuses:
@@ -257,13 +301,13 @@ def run_corpus(
     finally:
         _remove_temporaries(run.folders, manifests)
         for folder, manifest in zip(run.folders, manifests, strict=False):
-            manifest.close(folder.outputs.values())
+            manifest.close(folder.outputs.existing())
     return summary
 
 
 def _places(folder: Folder) -> set[Path]:
     """The directories in which a folder's files are."""
-    return {folder.path, *(output.parent for output in folder.outputs.values())}
+    return {folder.path, folder.outputs.folder}
 
 
 def _remove_temporaries(folders: Sequence[Folder], manifests: Sequence[Manifest]) -> None:
@@ -324,7 +368,9 @@ def _planned(tasks: list[Task], budget: float, stopped: Callable[[], bool]) -> I
         tasks[:] = chain.from_iterable(readers.map(lambda piece: _measured(piece, over), pieces))
         # What may have any length runs alone.
         lengths = [task.audio_s or math.inf for task in tasks]
-        return [[tasks[index] for index in group] for group in group_by_length(lengths, budget)]
+        groups = group_by_length(lengths, budget)
+        groups.reverse()  # each is given up for its batch: of a million recordings both are large
+        return [[tasks[index] for index in groups.pop()] for _ in range(len(groups))]
 
     with ThreadPoolExecutor(_HEADER_THREADS, "header") as readers, ThreadPoolExecutor(1, "plan") as planner:
         try:
@@ -334,7 +380,12 @@ def _planned(tasks: list[Task], budget: float, stopped: Callable[[], bool]) -> I
 
 
 def _measured(tasks: Sequence[Task], over: Callable[[], bool]) -> list[Task]:
-    return [task if over() else replace(task, audio_s=duration_s(task.utterance)) for task in tasks]
+    return [
+        task
+        if over()
+        else Task(task.index, task.utterance, task.folder, task.suffix, audio_s=duration_s(task.utterance))
+        for task in tasks
+    ]
 
 
 def _count(summary: Summary, task: Task, outcome: Outcome) -> tuple[str, str] | None:
@@ -387,8 +438,5 @@ def _check_foreign(folder: Folder, run: Run) -> None:
     """Refuse to replace files that no run of ours has written."""
     if run.overwrite or (folder.path / MANIFEST_FILE).exists():
         return
-    for output in folder.outputs.values():
-        if output.exists():
-            raise OutputError(
-                f"{output}: there already, from no run recorded here; choose another folder, or --overwrite"
-            )
+    for output in folder.outputs.existing():
+        raise OutputError(f"{output}: there already, from no run recorded here; choose another folder, or --overwrite")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+from array import array
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast import ListError, OutputError
 from mkc_fast.engine.files import whole_file
-from mkc_fast.engine.lists import Utterance, _lines, _resolve, _short, check_name
+from mkc_fast.engine.lists import Places, Utterance, check_name, read_lines
+from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # wav.scp is written anew; the others tell of the original recordings, and segments would cut the new ones twice.
 _NOT_COPIED = frozenset(
@@ -44,7 +47,8 @@ def read_data_directory(path: Path, suffix: str, *, allow_commands: bool = False
     """Read ``wav.scp`` (``id path`` or ``id command |``) and, if there, ``segments`` of a Kaldi data directory.
 
     A line of ``segments`` is ``utt-id recording-id start end``, in seconds; an end of -1 is the recording's end.
-    Relative paths in ``wav.scp`` are against the working directory, else against the directory. Nothing is written.
+    Blank lines are skipped, and so are comments, lines that begin with ``#`` (blanks before it do not count). Relative
+    paths in ``wav.scp`` are against the working directory, else against the directory. Nothing is written.
 
     Args:
         path: The directory.
@@ -56,15 +60,11 @@ def read_data_directory(path: Path, suffix: str, *, allow_commands: bool = False
             recording is a command, or the suffix is empty or leads out of the parent directory.
         OutputError: The sibling is the directory itself, not a directory, or holds ``segments`` already.
     """
-    recordings = _read_recordings(path / "wav.scp", allow_commands)
     segments = path / "segments"
     # A dangling link is an error: without its segments, a directory means other utterances.
-    if segments.exists() or segments.is_symlink():
-        utterances = _read_segments(segments, recordings)
-    else:
-        for utterance, number in recordings.values():
-            check_name(utterance.id, f"{path / 'wav.scp'}, line {number}")
-        utterances = [utterance for utterance, _ in recordings.values()]
+    segmented = segments.exists() or segments.is_symlink()
+    recordings = _read_recordings(path / "wav.scp", allow_commands, names_files=not segmented)
+    utterances = _read_segments(segments, recordings) if segmented else list(recordings.values())
     return DataDirectory(path, _sibling(path, suffix), utterances)
 
 
@@ -98,7 +98,7 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
         raise OutputError(f"{error.filename or out}: cannot be read or written ({error.strerror})") from None
     # A recording may lie among the lists without an ending that tells; few names match, so few files are looked at.
     names = {source.name for source in sources}
-    originals = [u.path for u in directory.utterances if u.command is None and u.path.name in names]
+    originals = [u.path for u in directory.utterances if u.command is None and os.path.basename(u.file) in names]  # noqa: PTH119
     for source in sources:
         if not any(original.exists() and original.samefile(source) for original in originals):
             _copy(source, out / source.name)
@@ -110,49 +110,63 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
         raise OutputError(f"{out / 'wav.scp'}: cannot be written ({error.strerror})") from None
 
 
-def _read_recordings(scp: Path, allow_commands: bool) -> dict[str, tuple[Utterance, int]]:
-    """The recordings of a ``wav.scp`` by id, with their lines' numbers.
+def _read_recordings(scp: Path, allow_commands: bool, *, names_files: bool) -> dict[str, Utterance]:
+    """The recordings of a ``wav.scp`` by id, which are names of outputs too where there are no ``segments``.
 
     Not ``read_audio_list``: here every line has an id, and where ``segments`` name the files it may hold slashes.
     """
-    recordings: dict[str, tuple[Utterance, int]] = {}
-    for number, line in _lines(scp):
-        where = f"{scp}, line {number}"
+    recordings: dict[str, Utterance] = {}
+    lines = array("L")
+    places = Places(scp)
+    for number, line in read_lines(scp):
         name, _, target = line.partition(" ")
+        where = f"{scp}, line {number}"
         command = target[:-1].strip() if target.endswith("|") else None
         if not target or command == "":
-            raise ListError(f"{where}: expected 'utt-id path', found {_short(line)!r}")
+            raise ListError(f"{where}: expected 'utt-id path', found '{printable(line)}'")
         if command is not None and not allow_commands:
-            raise ListError(f"{where}: a command, which is run only with --allow-commands: {_short(line)!r}")
+            raise ListError(f"{where}: a command, which is run only with --allow-commands: '{printable(line)}'")
         if name in recordings:
-            raise ListError(f"{where}: the id {_short(name)!r} is on line {recordings[name][1]} already")
-        file = Path(_short(command)) if command is not None else _resolve(target, scp)
-        recordings[name] = Utterance(name, file, command=command), number
+            raise ListError(
+                f"{where}: the id '{printable(name)}' is on line {_line_of(name, recordings, lines)} already"
+            )
+        if names_files:
+            check_name(name, str(scp), number)
+        file = printable(command) if command is not None else places.resolve(target)
+        recordings[name] = Utterance(name, file, command=command)
+        lines.append(number)
     if not recordings:
         raise ListError(f"{scp}: the list is empty")
     return recordings
 
 
-def _read_segments(segments: Path, recordings: Mapping[str, tuple[Utterance, int]]) -> list[Utterance]:
+def _read_segments(segments: Path, recordings: Mapping[str, Utterance]) -> list[Utterance]:
     utterances: dict[str, Utterance] = {}
-    lines: dict[str, int] = {}
-    for number, line in _lines(segments):
+    lines = array("L")
+    for number, line in read_lines(segments):
         where = f"{segments}, line {number}"
         fields = line.split()
         if len(fields) != 4:
-            raise ListError(f"{where}: expected 'utt-id recording-id start end', found {_short(line)!r}")
+            raise ListError(f"{where}: expected 'utt-id recording-id start end', found '{printable(line)}'")
         name, recording, begin, end = fields
         check_name(name, where)
         if name in utterances:
-            raise ListError(f"{where}: the id {_short(name)!r} is on line {lines[name]} already")
+            raise ListError(
+                f"{where}: the id '{printable(name)}' is on line {_line_of(name, utterances, lines)} already"
+            )
         if recording not in recordings:
-            raise ListError(f"{where}: the recording {_short(recording)!r} is not in wav.scp")
+            raise ListError(f"{where}: the recording '{printable(recording)}' is not in wav.scp")
         begin_s, end_s = _bounds(begin, end, where)
-        utterances[name] = replace(recordings[recording][0], id=name, begin_s=begin_s, end_s=end_s)
-        lines[name] = number
+        utterances[name] = replace(recordings[recording], id=name, begin_s=begin_s, end_s=end_s)
+        lines.append(number)
     if not utterances:
         raise ListError(f"{segments}: the list is empty")
     return list(utterances.values())
+
+
+def _line_of(name: str, read: Mapping[str, Utterance], lines: Sequence[int]) -> int:
+    """The number of the line that an id was on."""
+    return lines[list(read).index(name)]
 
 
 def _bounds(begin: str, end: str, where: str) -> tuple[float, float | None]:
@@ -160,10 +174,12 @@ def _bounds(begin: str, end: str, where: str) -> tuple[float, float | None]:
     try:
         begin_s, end_s = float(begin), float(end)
     except ValueError:
-        raise ListError(f"{where}: {_short(begin)!r} to {_short(end)!r} are not two numbers of seconds") from None
+        raise ListError(f"{where}: '{printable(begin)}' to '{printable(end)}' are not two numbers of seconds") from None
     to_the_end = end_s == -1
     if not (0 <= begin_s < math.inf and (to_the_end or begin_s < end_s < math.inf)):
-        raise ListError(f"{where}: from {_short(begin)} s to {_short(end)} s is no segment; expected 0 <= start < end")
+        raise ListError(
+            f"{where}: from {printable(begin)} s to {printable(end)} s is no segment; expected 0 <= start < end"
+        )
     return begin_s, None if to_the_end else end_s
 
 
@@ -179,7 +195,9 @@ def _sibling(path: Path, suffix: str) -> Path:
         if not name:
             raise ListError(f"{path}: has no name that could get the suffix {suffix!r}")
         if not str(out).isprintable():
-            raise ListError(f"{str(out)!a}: wav.scp cannot hold a path with control characters or not in UTF-8")
+            raise ListError(
+                f"{printable(str(out), 300)}: wav.scp cannot hold a path with control characters or not in UTF-8"
+            )
         check_name(name + suffix, f"{path} with the suffix {suffix!r}")
         if out.exists() and out.samefile(path):
             raise OutputError(f"{out}: is {path} itself; choose another suffix")

@@ -94,6 +94,10 @@ class Manifest:
                 self.records[record["id"]] = record
         self._begun = True
 
+    def __contains__(self, utterance_id: str) -> bool:
+        """Whether anything is recorded of this utterance."""
+        return utterance_id in self.records
+
     def finished(self, utterance_id: str, output: Path) -> bool:
         """Whether this output was written and is there as it was."""
         record = self.records.get(utterance_id, {})

@@ -64,21 +64,28 @@ class Settings:
     record_draws: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """An utterance to anonymize and where it goes.
 
     Attributes:
         index: Its number in the run.
         utterance: The recording.
-        output: Where its anonymized form goes.
+        folder: Where its anonymized form goes.
+        suffix: Of the output's name, which begins with the utterance's id.
         audio_s: Seconds of it, as far as its header tells; 0 if not known.
     """
 
     index: int
     utterance: Utterance
-    output: Path
+    folder: Path
+    suffix: str = ".wav"
     audio_s: float = 0.0
+
+    @property
+    def output(self) -> Path:
+        """Where its anonymized form goes."""
+        return self.folder / (self.utterance.id + self.suffix)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def tasks(tmp_path: Path, clip: np.ndarray) -> list[Task]:
     for index in range(6):
         path = tmp_path / f"r{index}.wav"
         soundfile.write(path, clip[: 16000 + 6000 * index], 16000, subtype="FLOAT")
-        made.append(Task(index, Utterance(f"r{index}", path), tmp_path / "out" / f"r{index}.wav"))
+        made.append(Task(index, Utterance(f"r{index}", path), tmp_path / "out"))
     (tmp_path / "out").mkdir()
     return made
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mkc_fast import ListError
-from mkc_fast.engine.lists import check_name, read_audio_list, read_named_paths
+from mkc_fast.engine.corpus import plan_folder
+from mkc_fast.engine.lists import Utterance, check_name, read_audio_list, read_named_paths
+from mkc_fast.engine.worker import Settings
 
 Reader = Callable[[Path], list[Any]]
 both_readers = pytest.mark.parametrize("read", [read_audio_list, read_named_paths])
@@ -230,3 +236,110 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(folder: Path, read: R
         refused(read, path)
     with pytest.raises(ListError, match="cannot be read"):
         read(folder / "nul\0")
+
+
+@pytest.mark.parametrize("text", ["# u0 /0.wav\nu1 /a.wav\n  \t#\nu2 /b.wav\n#", "\ufeff#\nu1 /a.wav\n#|\nu2 /b.wav"])
+def test_lines_that_begin_with_a_number_sign_are_comments(folder: Path, text: str) -> None:
+    expected = [("u1", "/a.wav"), ("u2", "/b.wav")]
+    assert audio(folder, text) == expected
+    assert named(folder, text) == expected
+    assert "empty" in refused(read_audio_list, written(folder, "# nothing\n"))
+    assert audio(folder, "u#1 /a#b.wav\n./#c.wav") == [("u#1", "/a#b.wav"), ("#c", "#c.wav")]
+    assert "line 3" in refused(read_audio_list, written(folder, "#\n\n../x /a.wav"))
+
+
+def read_standard_input(text: bytes, *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = (
+        "from pathlib import Path; from mkc_fast.engine.lists import read_audio_list\n"
+        "print([(u.id, str(u.path)) for u in read_audio_list(Path('-'))])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=False, input=text, capture_output=True, timeout=60, cwd=cwd
+    )
+    return subprocess.CompletedProcess(result.args, result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+def test_a_dash_is_the_standard_input(folder: Path) -> None:
+    (folder / "a b.wav").touch()
+    read = read_standard_input("\ufeffu1 /x.wav\n# c\na b.wav\nü rel.wav\n".encode(), cwd=folder)
+    assert read.stdout == "[('u1', '/x.wav'), ('a b', 'a b.wav'), ('ü', 'rel.wav')]\n"
+    for text, why in (
+        (b"", "the list is empty"),
+        (b"a /x\na /y", "lines 1 and 2"),
+        (b"\xff", "UTF-8"),
+        (b"u1 " + b"x" * 10_000, "line 1: too long"),
+        (b"u1 |", "line 1: a command"),
+    ):
+        read = read_standard_input(text, cwd=folder)
+        assert read.returncode == 1
+        assert "ListError: standard input" in read.stderr
+        assert why in read.stderr
+
+
+@contextmanager
+def counting_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """The files that were asked for within the block."""
+    looked: list[object] = []
+    stat = os.stat
+
+    def counted(path: Any, **options: Any) -> os.stat_result:
+        looked.append(path)
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", counted)
+        yield looked
+
+
+LINES = 20_000
+FEW = 20  # questions about the list, the working directory and the folders, however many lines there are
+
+
+@pytest.mark.parametrize("kind", ["absolute", "beside the list", "in the working directory"])
+def test_a_long_list_is_read_without_looking_for_each_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    # On a network's file system each look is a wait: a million of them were an hour.
+    (folder / "audio").mkdir()
+    start = {"absolute": "/data", "beside the list": "audio", "in the working directory": "here"}[kind]
+    if kind == "in the working directory":
+        Path("here").mkdir()
+    (folder / "one with spaces.txt").touch()
+    path = written(folder, "".join(f"u{number} {start}/{number}.wav\n" for number in range(LINES)))
+    with counting_looks(monkeypatch) as looked:
+        utterances = read_audio_list(path)
+        plan_folder(utterances, folder / "out", folder / "out", Settings())
+    assert len(utterances) == LINES
+    assert utterances[-1].path == (folder if kind == "beside the list" else Path()) / start / f"{LINES - 1}.wav"
+    assert len(looked) < FEW
+
+
+def test_a_plan_of_many_utterances_looks_for_no_output_in_an_empty_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "out").mkdir()
+    utterances = [Utterance(f"u{number}", "/x.wav") for number in range(LINES)]
+    with counting_looks(monkeypatch) as looked:
+        planned = plan_folder(utterances, folder / "out", folder / "out", Settings(format="flac"))
+    assert len(looked) < FEW
+    assert planned.outputs["u7"] == folder / "out" / "u7.flac"
+    assert list(planned.outputs.existing()) == []
+    (folder / "out" / "u7.flac").touch()
+    (folder / "out" / "other.flac").touch()
+    assert list(planned.outputs.existing()) == [folder / "out" / "u7.flac"]
+
+
+def test_a_long_list_takes_little_memory(folder: Path) -> None:
+    # An id of 20 characters and a path of 60 are 200 bytes of Python text; as many again for what holds them, while
+    # ids are compared. With paths as Path it was over 700 bytes a line.
+    line = "speaker-{0:012d} /data/corpus/train-clean-360/speaker/chapter/{0:012d}.flac\n"
+    path = written(folder, "".join(line.format(number) for number in range(LINES)))
+    tracemalloc.start()
+    try:
+        utterances = read_audio_list(path)
+        planned = plan_folder(utterances, folder / "out", folder / "out", Settings())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(planned.outputs) == LINES
+    assert peak / LINES < 450

@@ -20,7 +20,7 @@ from mkc_fast.engine.worker import Settings, Task, WorkerConfig
 
 
 def task(audio_s: float, command: str | None = None) -> Task:
-    return Task(0, Utterance("u", Path("u.wav"), command=command), Path("out.wav"), audio_s)
+    return Task(0, Utterance("u", Path("u.wav"), command=command), Path("out"), audio_s=audio_s)
 
 
 def test_the_limit_grows_with_the_audio_and_never_falls_below_the_timeout() -> None:
