@@ -4,19 +4,22 @@ from __future__ import annotations
 
 # Options that take every value up to the next option.
 _LISTS = frozenset({"--gpus", "--data-dir"})
+# Of this command only: others take one.
+_LISTS_OF_INFER = frozenset({"--device"})
 
 
 def normalized(arguments: list[str]) -> list[str]:
     """``--audio_scp x --gpus a b`` as ``--audio-scp x --gpus a --gpus b``; everything after ``--`` is left alone."""
     result: list[str] = []
     collecting: str | None = None
+    lists = _LISTS | (_LISTS_OF_INFER if arguments[:1] == ["infer"] else frozenset())
     for index, argument in enumerate(arguments):
         if argument == "--":
             return result + arguments[index:]
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             name = name.replace("_", "-")
-            collecting = name if name in _LISTS and not equals else None
+            collecting = name if name in lists and not equals else None
             if collecting is None:
                 result.append(name + equals + value)
             elif index + 1 == len(arguments) or arguments[index + 1].startswith("-"):

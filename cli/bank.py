@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mkc_fast.cli.show import console, counting
+from mkc_fast.cli.show import console, counting, shown_warnings
 
 bank_app = typer.Typer(no_args_is_help=True, help="Build a bank of k-means models, or look into one.")
 
@@ -22,15 +22,16 @@ def add(app: typer.Typer) -> None:
 def build(
     kmeans_scp: Annotated[Path, typer.Option(help="List of 'name path' a line, scikit-learn k-means models.")],
     out: Annotated[Path, typer.Option(help="Directory to make.")],
-    kmeans_num: Annotated[int | None, typer.Option(help="Take the first so many of the list.", min=1)] = None,
+    kmeans_num: Annotated[int | None, typer.Option(help="Take a random subset of so many.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of that subset; without it nobody can repeat it.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory.")] = False,
 ) -> None:
     """Stack k-means models into one bank, without running anything in their files."""
     from mkc_fast.export import build_bank
 
     begin = time.perf_counter()
-    with counting("k-means models") as progress:
-        made = build_bank(kmeans_scp, out, kmeans_num, overwrite=overwrite, progress=progress)
+    with shown_warnings(), counting("k-means models") as progress:
+        made = build_bank(kmeans_scp, out, kmeans_num, seed, overwrite=overwrite, progress=progress)
     console.print(f"{out}: {len(made.names)} models in {time.perf_counter() - begin:.1f} s", soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ import typer
 
 from mkc_fast import MkcError
 from mkc_fast.cli.choices import Precision, Provider
-from mkc_fast.cli.show import counting, steps
+from mkc_fast.cli.show import counted, counting, shown_warnings, steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from mkc_fast.engine.corpus import Folder
     from mkc_fast.engine.data_directories import DataDirectory
     from mkc_fast.engine.worker import Settings
+
+# Groups of options in the help.
+_DATA = "Recordings and outputs"
+_DRAWS = "Draws"
+_ARTIFACTS = "Model and bank"
+_DEVICES = "Devices and sizes"
+_RUN = "The run"
 
 EXIT_FAILED = 1  # some recordings failed, the others were written
 
@@ -47,37 +54,102 @@ def add(app: typer.Typer) -> None:
 
 def infer(
     audio_scp: Annotated[
-        Path | None, typer.Option(help="List of 'path' or 'utt-id path' a line (wav.scp); - is standard input.")
+        Path | None,
+        typer.Option(
+            help="List of 'path' or 'utt-id path' a line (wav.scp); - is standard input.", rich_help_panel=_DATA
+        ),
     ] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Where <utt-id>.wav goes.")] = None,
-    data_dir: Annotated[list[Path] | None, typer.Option(help="Kaldi data directories, instead of a list.")] = None,
-    anon_suffix: Annotated[str, typer.Option(help="Of the directories written beside them.")] = "_mkc",
-    mode: Annotated[Mode, typer.Option(help="Draw a model every STRIDE frames, or one for a recording.")] = Mode.frame,
-    stride: Annotated[int, typer.Option(help="Frames (20 ms) that share a draw in frame mode.", min=1)] = 1,
-    seed: Annotated[int | None, typer.Option(help="Repeatable draws; without it they are unpredictable.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Exported model (from 'export').")] = None,
-    bank: Annotated[Path | None, typer.Option(help="Bank (from 'bank build').")] = None,
-    wavlm_ckpt: Annotated[Path | None, typer.Option(help="WavLM checkpoint, instead of --model.")] = None,
-    ckpt: Annotated[Path | None, typer.Option(help="Conformer + vocoder checkpoint, instead of --model.")] = None,
-    kmeans_scp: Annotated[Path | None, typer.Option(help="List of k-means models, instead of --bank.")] = None,
-    kmeans_num: Annotated[int | None, typer.Option(help="Take the first so many of the list.", min=1)] = None,
-    hifi_config: Annotated[Path | None, typer.Option(help="JSON with the vocoder's sizes.")] = None,
-    layer: Annotated[int, typer.Option(help="WavLM layer, with --wavlm-ckpt.", min=1)] = 6,
-    gpus: Annotated[list[str] | None, typer.Option(help="Devices: cpu, cuda:0 cuda:1 … (default: all).")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", help="Where <utt-id>.wav goes.", rich_help_panel=_DATA)
+    ] = None,
+    data_dir: Annotated[
+        list[Path] | None, typer.Option(help="Kaldi data directories, instead of a list.", rich_help_panel=_DATA)
+    ] = None,
+    anon_suffix: Annotated[
+        str, typer.Option(help="Of the directories written beside them.", rich_help_panel=_DATA)
+    ] = "_mkc",
+    format_: Annotated[
+        Format, typer.Option("--format", help="Of the outputs, 16-bit.", rich_help_panel=_DATA)
+    ] = Format.wav,
+    allow_commands: Annotated[
+        bool,
+        typer.Option("--allow-commands", help="Run the commands (ending in |) of a wav.scp.", rich_help_panel=_DATA),
+    ] = False,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="Draw one k-means model for a recording, or one every STRIDE frames.", rich_help_panel=_DRAWS
+        ),
+    ] = Mode.frame,
+    stride: Annotated[
+        int, typer.Option(help="Frames (20 ms) that share a draw in frame mode.", min=1, rich_help_panel=_DRAWS)
+    ] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Repeatable draws; without it they are unpredictable.", rich_help_panel=_DRAWS),
+    ] = None,
+    kmeans_num: Annotated[
+        int | None,
+        typer.Option(help="Draw from a random subset of so many k-means models.", min=1, rich_help_panel=_DRAWS),
+    ] = None,
+    record_draws: Annotated[
+        bool,
+        typer.Option(
+            "--record-draws",
+            help="Put each frame's model into the manifest; it helps an attacker.",
+            rich_help_panel=_DRAWS,
+        ),
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option(help="Exported model (from 'export').", rich_help_panel=_ARTIFACTS)
+    ] = None,
+    bank: Annotated[Path | None, typer.Option(help="Bank (from 'bank build').", rich_help_panel=_ARTIFACTS)] = None,
+    wavlm_ckpt: Annotated[
+        Path | None, typer.Option(help="WavLM checkpoint, instead of --model.", rich_help_panel=_ARTIFACTS)
+    ] = None,
+    ckpt: Annotated[
+        Path | None,
+        typer.Option(help="Conformer + vocoder checkpoint, instead of --model.", rich_help_panel=_ARTIFACTS),
+    ] = None,
+    kmeans_scp: Annotated[
+        Path | None, typer.Option(help="List of k-means models, instead of --bank.", rich_help_panel=_ARTIFACTS)
+    ] = None,
+    hifi_config: Annotated[
+        Path | None, typer.Option(help="JSON with the vocoder's sizes.", rich_help_panel=_ARTIFACTS)
+    ] = None,
+    layer: Annotated[int, typer.Option(help="WavLM layer, with --wavlm-ckpt.", min=1, rich_help_panel=_ARTIFACTS)] = 6,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where converted checkpoints are kept.", rich_help_panel=_ARTIFACTS)
+    ] = None,
+    gpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gpus", "--device", help="Devices: cpu, cuda:0 cuda:1 … (default: all GPUs).", rich_help_panel=_DEVICES
+        ),
+    ] = None,
     provider: Annotated[
-        Provider, typer.Option(help="Of ONNX Runtime; a name is never silently replaced.")
+        Provider,
+        typer.Option(help="Of ONNX Runtime; a name is never silently replaced.", rich_help_panel=_DEVICES),
     ] = Provider.auto,
-    precision: Annotated[Precision, typer.Option(help="Of the arithmetic, as the provider has it.")] = Precision.auto,
-    num_proc: Annotated[int | None, typer.Option(help="Worker processes, over the devices in turn.", min=1)] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the arithmetic, as the provider has it.", rich_help_panel=_DEVICES)
+    ] = Precision.auto,
+    num_proc: Annotated[
+        int | None,
+        typer.Option(help="Worker processes, over the devices in turn.", min=1, rich_help_panel=_DEVICES),
+    ] = None,
     batch_seconds: Annotated[
         float | None,
-        typer.Option(help="Seconds of audio that run at once (default: 240 on a GPU, 0 on a CPU).", min=0),
+        typer.Option(
+            help="Seconds of audio that run at once (default: 240 on a GPU, 0 on a CPU).",
+            min=0,
+            rich_help_panel=_DEVICES,
+        ),
     ] = None,
     max_window_seconds: Annotated[
-        float, typer.Option(help="Longer recordings run in windows of this, cross-faded.", min=8)
+        float,
+        typer.Option(help="Longer recordings run in windows of this, cross-faded.", min=8, rich_help_panel=_DEVICES),
     ] = 40.0,
-    format_: Annotated[Format, typer.Option("--format", help="Of the outputs, 16-bit.")] = Format.wav,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, whatever the folder holds.")] = False,
     timeout_seconds: Annotated[
         float,
         typer.Option(
@@ -85,17 +157,31 @@ def infer(
             "--timeout-s",
             min=0,
             help="A worker silent for longer, beyond what its audio explains, is replaced (0: never).",
+            rich_help_panel=_RUN,
         ),
     ] = 900.0,
-    record_draws: Annotated[
-        bool, typer.Option("--record-draws", help="Put each frame's model into the manifest; it helps an attacker.")
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Start over, whatever the folder holds.", rich_help_panel=_RUN),
     ] = False,
-    allow_commands: Annotated[
-        bool, typer.Option("--allow-commands", help="Run the commands (ending in |) of a wav.scp.")
+    allow_mixed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mixed",
+            help="Continue with another device, provider, precision or version, not equal to the last bit.",
+            rich_help_panel=_RUN,
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print failures only.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where converted checkpoints are kept.")] = None,
+    private_manifest: Annotated[
+        bool,
+        typer.Option(
+            "--private-manifest",
+            help="Keep the recordings' paths out of the manifest, for outputs that are published.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print failures only.", rich_help_panel=_RUN)] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.", rich_help_panel=_RUN)] = False,
 ) -> int:
     """Anonymize recordings; run the same command again to continue.
 
@@ -103,7 +189,7 @@ def infer(
     (--wavlm-ckpt, --ckpt, --kmeans-scp), which are converted once and kept.
     """
     from mkc_fast.cli.watch import watching
-    from mkc_fast.engine.corpus import Run, run_corpus
+    from mkc_fast.engine.corpus import Run, check_fit, run_corpus
     from mkc_fast.engine.data_directories import finish_data_directory
     from mkc_fast.engine.devices import cuda_device_names, cuda_index
     from mkc_fast.engine.worker import Settings
@@ -117,7 +203,7 @@ def infer(
     run = Run(
         folders=folders,
         model=model or _model(wavlm_ckpt, ckpt, hifi_config, layer, cache_dir),
-        bank=bank or _bank(kmeans_scp, kmeans_num, cache_dir),
+        bank=bank or _bank(kmeans_scp, cache_dir),
         settings=settings,
         devices=devices,
         num_proc=num_proc,
@@ -127,13 +213,19 @@ def infer(
         timeout_s=timeout_seconds,
         provider=provider.value,
         precision=precision.value,
+        kmeans_num=kmeans_num,
+        allow_mixed=allow_mixed,
+        private_manifest=private_manifest,
     )
+    models = check_fit(run.model, run.bank)
     if not quiet:
         draws = "from the system's entropy, not repeatable" if seed is None else f"from seed {seed}, repeatable"
         count = sum(len(folder.utterances) for folder in folders)
-        print(f"{count} recordings, {mode.value} mode, stride {stride}; draws {draws}", file=sys.stderr)
+        subset = f", from {kmeans_num} of {models} k-means models" if kmeans_num and kmeans_num < models else ""
+        told = f"{counted(count, 'recording')}, {mode.value} mode, stride {stride}; draws {draws}{subset}"
+        print(told, file=sys.stderr)
     with _signals() as signalled, watching(quiet=quiet, as_json=json_, where=folders) as watch:
-        with _decoders_off_stdout():
+        with _decoders_off_stdout(), shown_warnings():
             summary = run_corpus(run, stopped=lambda: bool(signalled), watch=watch)
         watch.finish(summary)
     if summary.interrupted:
@@ -227,9 +319,9 @@ def _model(
         return cached_model(wavlm_ckpt, ckpt, hifi_config, layer, cache_dir or default_cache(), progress)
 
 
-def _bank(kmeans_scp: Path | None, kmeans_num: int | None, cache_dir: Path | None) -> Path:
+def _bank(kmeans_scp: Path | None, cache_dir: Path | None) -> Path:
     from mkc_fast.export.cache import cached_bank, default_cache
 
     assert kmeans_scp is not None
     with counting("k-means models") as progress:
-        return cached_bank(kmeans_scp, kmeans_num, cache_dir or default_cache(), progress)
+        return cached_bank(kmeans_scp, cache_dir or default_cache(), progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -62,3 +63,24 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 recording``, ``2 recordings``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+@contextlib.contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Show what the engine warns of during the block, a line each."""
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            errors.print(f"warning: {' '.join(record.getMessage().split())}", soft_wrap=True)
+
+    handler, logger = Shown(logging.WARNING), logging.getLogger("mkc_fast")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

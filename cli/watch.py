@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mkc_fast.cli.show import console, errors
+from mkc_fast.cli.show import console, counted, errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -145,7 +145,8 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
     failed = f", {len(summary.failed)} failed" if summary.failed else ""
     ended = " (interrupted; run the same command again to continue)" if summary.interrupted else ""
     console.print(
-        f"{summary.written} of {summary.files} recordings written to {folders}{earlier}{failed}{ended}", soft_wrap=True
+        f"{summary.written} of {counted(summary.files, 'recording')} written to {folders}{earlier}{failed}{ended}",
+        soft_wrap=True,
     )
     for trouble in _troubles(summary):
         console.print(trouble)

@@ -102,6 +102,14 @@ class Anonymizer:
         """One line: what the graphs run on, in which precision, and why nothing faster."""
         return self._sessions.chosen
 
+    @property
+    def ran(self) -> dict[str, object]:
+        """What decides the last bits of every sample: provider, precision, operators, ONNX Runtime's version, device.
+
+        Two that are equal compute the same from the same draws, if batches are the same; ``infer`` records it.
+        """
+        return dict(self._sessions.ran)
+
     @classmethod
     def load(
         cls,
@@ -271,7 +279,7 @@ class Anonymizer:
 
         Args:
             waveform: (S,) float in [-1, 1] at the model's rate.
-            mode: ``"frame"`` draws a bank entry every ``stride`` frames, ``"audio"`` one for the whole utterance.
+            mode: ``"audio"`` draws one bank entry for the whole utterance, ``"frame"`` one every ``stride`` frames.
             stride: Frames that share a draw.
             seed: Makes the draws repeatable: they then depend on seed, utterance id and frame alone. Without it they
                 come from the operating system's entropy, and nobody can predict them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import threading
@@ -17,11 +18,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mkc_fast import ArtifactError, ListError, MkcError, OutputError, StoppedError, WriteError
+from mkc_fast import ArtifactError, DeviceError, ListError, MkcError, OutputError, StoppedError, WriteError
 from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, open_bank, read_model_info
 from mkc_fast.engine.audio import FORMATS, duration_s
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
-from mkc_fast.engine.devices import cuda_index
+from mkc_fast.engine.devices import cuda_index, driver
+from mkc_fast.engine.draws import check_entries, draw_entries
 from mkc_fast.engine.files import remove_temporaries
 from mkc_fast.engine.manifest import MANIFEST_FILE, Manifest
 from mkc_fast.engine.patience import DEFAULT_TIMEOUT_S
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.lists import Utterance
     from mkc_fast.engine.scheduler import WorkerState
+
+logger = logging.getLogger("mkc_fast")
 
 _HEADERS_AT_ONCE = 64
 # More than cores: on a network's file system a header is a wait.
@@ -222,7 +226,27 @@ def _folds_case(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Run:
-    """A corpus run, ready to begin: see ``run_corpus``."""
+    """A corpus run, ready to begin.
+
+    Attributes:
+        folders: What to anonymize, and where it goes.
+        model: Exported model.
+        bank: Bank.
+        settings: How recordings are anonymized.
+        devices: Of which each worker gets one in turn.
+        num_proc: Number of workers; default: one a device.
+        batch_s: Padded seconds of audio that run at once; default: 0, each alone, on a CPU, and 240 on a GPU.
+        max_window_s: As in ``Anonymizer.load``.
+        overwrite: Start over, whatever the folders hold.
+        timeout_s: What a worker may be silent beyond what its work explains (0: for ever).
+        provider: As in ``Anonymizer.load``.
+        precision: As in ``Anonymizer.load``.
+        factory: As in ``WorkerConfig``.
+        kmeans_num: Size of the random subset of the bank that frames draw from; default: the whole bank.
+        allow_mixed: Admit, in one folder, outputs that are not equal to the last bit: of other providers, precisions,
+            operators or versions, or batched and not batched.
+        private_manifest: Keep recordings' paths out of the manifest.
+    """
 
     folders: list[Folder]
     model: Path
@@ -237,6 +261,9 @@ class Run:
     provider: str = "auto"
     precision: str = "auto"
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
+    kmeans_num: int | None = None
+    allow_mixed: bool = False
+    private_manifest: bool = False
 
 
 def run_corpus(
@@ -248,9 +275,7 @@ def run_corpus(
     """Anonymize all utterances that their folders' manifests do not have, over worker processes.
 
     Args:
-        run: What to do. Of ``devices`` each worker gets one in turn; ``num_proc`` is the number of workers (default:
-            one a device); ``batch_s`` the padded seconds of audio that run at once (default: 0, each alone, on a CPU,
-            and 240 on a GPU); ``timeout_s`` what a worker may be silent beyond what its work explains (0: for ever).
+        run: What to do.
         stopped: Asked often; once true, the run ends within seconds.
         watch: Told how the run stands, several times a second.
 
@@ -259,20 +284,33 @@ def run_corpus(
 
     Raises:
         ArtifactError, DeviceError: The artifacts or devices cannot be used; nothing was written.
-        OutputError: A folder holds outputs of other settings or of other programs, or cannot be written, or the disk is
-            full.
+        OutputError: A folder holds outputs of other settings, recordings or programs, or cannot be written.
+        WriteError: The disk is full, or a manifest was removed during the run; what was written is whole.
         StoppedError: Workers no longer start; what was written is whole.
     """
     for device in run.devices:
         check_choice(cuda_index(device), run.provider, run.precision)
-    _check_fit(run.model, run.bank)
+    _check_kinds(run)
+    bank_entries = check_fit(run.model, run.bank)
+    drawn_from = _entries_used(run.kmeans_num, bank_entries)
     check_recordings(run.folders)
     summary = Summary(files=sum(len(folder.utterances) for folder in run.folders))
     manifests: list[Manifest] = []
     try:
         for folder in run.folders:
             _check_foreign(folder, run)
-            manifests.append(Manifest(folder.path, _shared(run), overwrite=run.overwrite))
+            manifests.append(
+                Manifest(
+                    folder.path,
+                    _shared(run, drawn_from),
+                    overwrite=run.overwrite,
+                    allow_mixed=run.allow_mixed,
+                    private=run.private_manifest,
+                )
+            )
+            manifests[-1].check_sources(folder.utterances)
+        subset = None if drawn_from == bank_entries else _subset(run, manifests, bank_entries, drawn_from)
+        for folder in run.folders:
             for path in _places(folder):
                 path.mkdir(parents=True, exist_ok=True)
         _remove_temporaries(run.folders, manifests)
@@ -286,15 +324,20 @@ def run_corpus(
                 else:
                     tasks.append(Task(len(tasks), utterance, folder.outputs.folder, folder.outputs.suffix))
                     homes.append(manifest)
+        for manifest in manifests:
+            manifest.forget()
         # Closed here, whatever happens: the workers are gone before others may write in the folders.
-        with closing(_work(run, tasks, homes, summary, stopped)) as statuses:
+        with closing(_work(run, subset, tasks, homes, summary, stopped)) as statuses:
             for status in statuses:
                 watch(status)
+        for manifest in manifests:
+            manifest.check_there()
     except WriteError:
         raise
     except MkcError as error:
         if summary.written or summary.failed:
-            raise StoppedError(f"{error}; run the same command again to continue") from None
+            hint = "" if isinstance(error, OutputError) else "; run the same command again to continue"
+            raise StoppedError(f"{error}{hint}") from None
         raise
     except OSError as error:
         raise WriteError(f"{error.filename or 'output'}: cannot be written ({error.strerror})") from None
@@ -312,24 +355,41 @@ def _places(folder: Folder) -> set[Path]:
 
 def _remove_temporaries(folders: Sequence[Folder], manifests: Sequence[Manifest]) -> None:
     """Remove what killed processes left, in folders whose manifests keep other runs away."""
-    for folder, _ in zip(folders, manifests, strict=False):
-        for path in _places(folder):
-            remove_temporaries(path)
+    for folder, manifest in zip(folders, manifests, strict=False):
+        if manifest.is_there():  # else another run may have begun in the folder
+            for path in _places(folder):
+                remove_temporaries(path)
 
 
 def _work(
-    run: Run, tasks: list[Task], homes: list[Manifest], summary: Summary, stopped: Callable[[], bool]
+    run: Run,
+    subset: tuple[int, ...] | None,
+    tasks: list[Task],
+    homes: list[Manifest],
+    summary: Summary,
+    stopped: Callable[[], bool],
 ) -> Generator[Status, None, None]:
     """Run tasks, record each outcome in its folder's manifest and count it."""
     if not tasks:
         return
     begin = time.perf_counter()
     config = WorkerConfig(run.model, run.bank, "cpu", None, 1, run.max_window_s, run.settings)
-    config = replace(config, provider=run.provider, precision=run.precision, factory=run.factory)
+    config = replace(config, provider=run.provider, precision=run.precision, factory=run.factory, entries=subset)
     scheduler = Scheduler(share_out(config, run.devices, run.num_proc)[: len(tasks)], run.timeout_s)
     budget = run.batch_s
     if budget is None:
         budget = min(map(default_batch_s, run.devices))
+    batched = budget > 0
+
+    def admit(ran: dict[str, object]) -> None:
+        """Of a worker that is ready: may what it computes stand beside the rest?"""
+        those = list(dict.fromkeys(homes))
+        for manifest in those:
+            manifest.check_ran({**ran, "batched": batched})
+        for manifest in those:
+            manifest.begin({**ran, "batched": batched}, subset if run.settings.record_draws else None)
+
+    scheduler.admit = admit
     remaining, planned_at, started_at = 0.0, math.inf, None
     # Headers are read while the workers load the models.
     with _planned(tasks, budget, stopped) as plan, closing(scheduler.run(plan, stopped)) as outcomes:
@@ -343,7 +403,8 @@ def _work(
             if outcome is not None:
                 task = tasks[outcome.index]
                 remaining -= task.audio_s
-                homes[outcome.index].append(task.utterance.id, _record(task, outcome))
+                record = _record(task, outcome)
+                homes[outcome.index].append(task.utterance, record, {**outcome.ran, "batched": batched})
                 failure = _count(summary, task, outcome)
             now = time.perf_counter()
             summary.wall_s, summary.start_up_s = now - begin, (started_at or now) - begin
@@ -399,18 +460,20 @@ def _count(summary: Summary, task: Task, outcome: Outcome) -> tuple[str, str] | 
 
 
 def _record(task: Task, outcome: Outcome) -> dict[str, Any]:
-    record: dict[str, Any] = {"source": str(task.utterance.path)}
     if outcome.error is not None:
-        return {**record, "error": outcome.error}
-    record.update(
-        file=task.output.name, bytes=outcome.size_bytes, seconds=round(outcome.audio_s, 4), frames=outcome.frames
-    )
+        return {"error": outcome.error}
+    record: dict[str, Any] = {
+        "file": task.output.name,
+        "bytes": outcome.size_bytes,
+        "seconds": round(outcome.audio_s, 4),
+        "frames": outcome.frames,
+    }
     if outcome.bank_ids is not None:
         record["bank_ids"] = outcome.bank_ids
     return record
 
 
-def _shared(run: Run) -> dict[str, object]:
+def _shared(run: Run, drawn_from: int) -> dict[str, object]:
     """What all outputs of a folder share."""
     return {
         "model": _digest(run.model / MODEL_FILE),
@@ -418,8 +481,9 @@ def _shared(run: Run) -> dict[str, object]:
         "mode": run.settings.mode,
         "stride": run.settings.stride,
         "seed": run.settings.seed,
+        "kmeans_num": drawn_from,
+        "format": run.settings.format,
         "max_window_s": run.max_window_s,
-        "precision": run.precision,
     }
 
 
@@ -428,10 +492,74 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _check_fit(model: Path, bank: Path) -> None:
+def check_fit(model: Path, bank: Path) -> int:
+    """Check that a model and a bank are there and fit each other, and say how many entries the bank has.
+
+    Raises:
+        ArtifactError: They are not, or do not.
+    """
     info, opened = read_model_info(model), open_bank(bank)
     if opened.info.dim != info.dim:
         raise ArtifactError(f"{bank}: has {opened.info.dim} dimensions, {model} has {info.dim}")
+    return len(opened.info.names)
+
+
+def _check_kinds(run: Run) -> None:
+    """Refuse devices of several kinds, which do not compute the same to the last bit, before any of them works."""
+    kinds = []
+    for device in run.devices:
+        index = cuda_index(device)
+        kinds.append("cpu" if index is None else driver().gpus[index].name)
+    if len(set(kinds)) > 1 and not run.allow_mixed:
+        named = zip(run.devices, kinds, strict=True)
+        told = ", ".join(device if kind == device else f"{device} ({kind})" for device, kind in named)
+        raise DeviceError(
+            f"devices {told} do not compute the same to the last bit; choose of one kind, or --allow-mixed"
+        )
+
+
+def _entries_used(kmeans_num: int | None, there: int) -> int:
+    """How many bank entries frames draw from; asked for more than there are, all."""
+    if kmeans_num is None:
+        return there
+    if kmeans_num > there:
+        logger.warning("kmeans_num is %d, the bank has %d k-means models: all of them are used", kmeans_num, there)
+    return len(draw_entries(there, kmeans_num, 0))
+
+
+def _subset(run: Run, manifests: Sequence[Manifest], there: int, drawn_from: int) -> tuple[int, ...]:
+    """The bank entries that frames draw from: one subset for all folders and workers.
+
+    Raises:
+        OutputError: Folders have recorded draws from different subsets, or what is no subset.
+    """
+    seed = run.settings.seed
+    if seed is not None:
+        return tuple(draw_entries(there, drawn_from, seed).tolist())
+    recorded: dict[tuple[int, ...], Manifest] = {}
+    for manifest in manifests:
+        if manifest.entries is None:
+            continue
+        try:
+            entries = tuple(check_entries(manifest.entries, there).tolist())  # type: ignore[arg-type]
+        except (MkcError, ValueError):
+            entries = ()
+        if len(entries) != drawn_from:
+            raise OutputError(f"{manifest.path}: damaged; choose another folder, or --overwrite")
+        recorded.setdefault(entries, manifest)
+    if len(recorded) > 1:
+        first, second = list(recorded.values())[:2]
+        raise OutputError(
+            f"{second.folder}: its draws are from another random subset than those in {first.folder}; "
+            "continue them one by one"
+        )
+    if not recorded and any(manifest.continues for manifest in manifests):
+        logger.warning(
+            "without a seed and without recorded draws, this run draws from another random subset of %d k-means models "
+            "than the run that it continues",
+            drawn_from,
+        )
+    return next(iter(recorded), None) or tuple(draw_entries(there, drawn_from, None).tolist())
 
 
 def _check_foreign(folder: Folder, run: Run) -> None:

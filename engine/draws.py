@@ -44,8 +44,8 @@ def draw_bank_ids(
 ) -> NDArray[np.int64]:
     """Draw a bank entry for every frame, uniformly and with replacement.
 
-    ``frame`` mode draws a new entry every ``stride`` frames, ``audio`` mode one for the whole recording. The draws are
-    the output of SHAKE-256 over seed and utterance id, 8 bytes each: they are the same on every machine, a longer
+    ``audio`` mode draws one entry for the whole recording, ``frame`` mode a new one every ``stride`` frames. The draws
+    are the output of SHAKE-256 over seed and utterance id, 8 bytes each: they are the same on every machine, a longer
     utterance begins like a shorter one, and knowing some of them does not tell the others. 64 bits are scaled to
     [0, entries) by multiplication, which favours no entry by more than entries / 2**64.
 

@@ -58,6 +58,7 @@ class WorkerState:
         load_s: Seconds it took to load the models.
         silence: How long it has said nothing.
         chosen: What its graphs run on, in one line.
+        ran: What decides the last bits of what it computes.
         pid: Of its process.
     """
 
@@ -72,6 +73,7 @@ class WorkerState:
     load_s: float = 0.0
     silence: Silence = field(default_factory=Silence)
     chosen: str = ""
+    ran: dict[str, object] = field(default_factory=dict)
 
     @property
     def device(self) -> str:
@@ -113,6 +115,8 @@ class Scheduler:
         lost: How many died and were not, since they no longer start.
         notes: What workers had to say and nobody has taken yet, a line each.
         chosen: What workers' graphs have run on, a line for each kind.
+        admit: Asked about each worker that is ready, with its ``ran``, before it is given anything; what it raises ends
+            the run.
     """
 
     def __init__(self, configs: Sequence[WorkerConfig], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -133,6 +137,7 @@ class Scheduler:
         self.lost = 0
         self.notes: list[str] = []
         self.chosen: list[str] = []
+        self.admit: Callable[[dict[str, object]], None] = lambda _: None
         self._number = 0
         self._any_outcome = False
         self._stopping = False
@@ -262,8 +267,10 @@ class Scheduler:
     def _take(self, worker: WorkerState, kind: str, *content: Any) -> Outcome | None:
         worker.silence.heard()
         if kind == "ready":
-            worker.ready_at, (worker.load_s, worker.chosen) = time.perf_counter(), content
+            worker.load_s, worker.chosen, worker.ran = content
             worker.silence = Silence()  # loading says nothing about its pace
+            self.admit(worker.ran)
+            worker.ready_at = time.perf_counter()
             if worker.chosen and worker.chosen not in self.chosen:
                 self.chosen.append(worker.chosen)
         elif kind == "note":
@@ -284,7 +291,7 @@ class Scheduler:
             worker.silence.heard(outcome.audio_s)
             seconds = outcome.stage_seconds
             worker.busy_s += sum(seconds[stage] for stage in seconds if stage not in ("read", "write"))
-            return outcome if known else None
+            return replace(outcome, ran=worker.ran) if known else None
         return None
 
     def _bury(self, worker: WorkerState, cause: str | None = None) -> Iterator[Outcome]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mkc_fast import ArtifactError, DeviceError, OutputError
@@ -39,6 +39,7 @@ from mkc_fast.engine.providers import (
     resolve_precision,
     tensorrt_options,
 )
+from mkc_fast.engine.ran import ran_on_cpu, ran_on_gpu
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Sessions:
         buckets: The sizes that inputs must keep to; None where any will do.
         placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
         cuda_graph: Whether runs are recorded as CUDA graphs, so that they need the same addresses every time.
+        ran: What decides the last bits of what the graphs compute, for manifests.
     """
 
     wavlm: Session
@@ -78,6 +80,7 @@ class Sessions:
     buckets: Buckets | None = None
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
     cuda_graph: bool = False
+    ran: dict[str, object] = field(default_factory=dict)
 
 
 def open_sessions(
@@ -123,7 +126,8 @@ def open_sessions(
         _check_files(model, plan.precision)
         wavlm, conformer, vocoder = open_on_cpu(model, plan, cache or default_cache())
         chosen = f"{TITLES[CPU]}, {plan.precision}, {operators_used(model, plan.precision)}: the device is cpu"
-        return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen)
+        ran = ran_on_cpu(model, plan.precision, threads)
+        return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen, ran=ran)
     gpu = driver().gpus[index]
     precision = resolve_precision(provider, precision, gpu)
     _check_files(model, precision)
@@ -170,7 +174,8 @@ def _open_on_gpu(
         version = facts.library_version(NVINFER) or "unknown"
         engines = EngineCache(cache, gpu.name, gpu.capability, version, ort.__version__)
     chosen = f"{TITLES[plan.provider]}, {plan.precision}, on cuda:{gpu.index} ({gpu.name})"
-    return _open(model, info, plan, "; ".join([chosen, *refused]), engines, progress)
+    opened = _open(model, info, plan, "; ".join([chosen, *refused]), engines, progress)
+    return replace(opened, ran=ran_on_gpu(plan, gpu, engines.tensorrt if engines is not None else None))
 
 
 def _open(

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from mkc_fast import LostDeviceError, MkcError, WriteError
+from mkc_fast import LostDeviceError, MkcError, WriteError, __version__
 from mkc_fast.engine.audio import read_utterance, write_waveform
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: written, or an error of one line."""
+    """What became of a task: written, or an error of one line; and what the worker runs, as the scheduler knows it."""
 
     index: int
     error: str | None = None
@@ -99,6 +99,7 @@ class Outcome:
     size_bytes: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     bank_ids: list[int] | None = None
+    ran: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class WorkerConfig:
         factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
         ahead: Batches that it is sent before it has reported the first.
         blas_threads: Of NumPy's products in the look-up; None leaves it to their library.
+        entries: Of the bank, those that frames draw from; None draws from all.
     """
 
     model: Path
@@ -132,6 +134,7 @@ class WorkerConfig:
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
     ahead: int = AHEAD
     blas_threads: int | None = None
+    entries: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -204,7 +207,8 @@ class Worker:
 
     def _work(self) -> None:
         threading.Thread(target=self._receive, daemon=True).start()
-        self.send("ready", self.load_s, getattr(self.anonymizer, "chosen", ""))
+        ran = {"package": __version__, **getattr(self.anonymizer, "ran", {})}
+        self.send("ready", self.load_s, getattr(self.anonymizer, "chosen", ""), ran)
         writing: deque[list[Future[None]]] = deque()
         computing: _Begun | None = None
         while (batch := self._next(waiting=computing is None)) is not None or computing is not None:
@@ -317,8 +321,9 @@ class Worker:
     def _batch(self, run: Callable[..., _T], read: list[tuple[Task, NDArray[np.float32], float]]) -> _T:
         settings = self.config.settings
         waveforms, ids = [waveform for _, waveform, _ in read], [task.utterance.id for task, _, _ in read]
+        subset = {} if self.config.entries is None else {"entries": self.config.entries}
         # The scheduler has chosen what runs together: all of it does.
-        return run(waveforms, settings.mode, settings.stride, settings.seed, ids, batch_s=float("inf"))
+        return run(waveforms, settings.mode, settings.stride, settings.seed, ids, batch_s=float("inf"), **subset)
 
     def _write(self, number: int, task: Task, samples: int, read_s: float, result: Result) -> None:
         begin = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast import BankError, CheckpointError
+from mkc_fast import CheckpointError
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, write_info
+from mkc_fast.engine.draws import draw_entries
 from mkc_fast.engine.files import whole_directory
 from mkc_fast.engine.lists import read_named_paths
 from mkc_fast.export.kmeans import read_kmeans
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import NDArray
+
+logger = logging.getLogger("mkc_fast")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ def build_bank(
     kmeans_scp: str | PathLike[str],
     out: str | PathLike[str],
     kmeans_num: int | None = None,
+    seed: int | None = None,
     *,
     overwrite: bool = False,
     workers: int | None = None,
@@ -49,7 +54,9 @@ def build_bank(
     Args:
         kmeans_scp: List of ``name path`` a line.
         out: Directory to make. It must not be there, or be empty, unless ``overwrite``.
-        kmeans_num: Take the first so many of the list (all, where it has fewer).
+        kmeans_num: Take a random subset of so many of the list, in the list's order (all, where it has fewer): what
+            ``Anonymizer.draw_entries`` draws from a bank of the whole list.
+        seed: Of that subset; without one it comes from the operating system's entropy.
         overwrite: Replace ``out``.
         workers: Threads that read models; default: one a processor, at most 8.
         progress: Called with the numbers of models done and in all.
@@ -58,13 +65,19 @@ def build_bank(
         What ``bank.json`` says.
 
     Raises:
+        BankError: ``kmeans_num`` is below 1.
         ListError: The list is unreadable or empty, or a name is there twice.
         CheckpointError: A model is missing, damaged, hostile, not finite, or of another D than the first.
         OutputError: ``out`` cannot be written.
     """
-    if kmeans_num is not None and kmeans_num < 1:
-        raise BankError(f"kmeans_num is {kmeans_num}; it must be at least 1")
-    models = read_named_paths(Path(kmeans_scp))[:kmeans_num]
+    models = read_named_paths(Path(kmeans_scp))
+    if kmeans_num is not None:
+        drawn = draw_entries(len(models), kmeans_num, seed)
+        if kmeans_num > len(models):
+            logger.warning(
+                "kmeans_num is %d, %s has %d k-means models: all of them are used", kmeans_num, kmeans_scp, len(models)
+            )
+        models = [models[entry] for entry in drawn]
     threads = workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         shapes = list(pool.map(lambda model: read_kmeans(model[1], shape_only=True).shape, models))

@@ -53,20 +53,18 @@ def cached_model(
     return path
 
 
-def cached_bank(
-    kmeans_scp: Path, kmeans_num: int | None, cache: Path, progress: Callable[[int, int], None] | None = None
-) -> Path:
-    """The bank of these k-means models, built now if the cache does not hold it.
+def cached_bank(kmeans_scp: Path, cache: Path, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The bank of all k-means models of a list, built now if the cache does not hold it.
 
     Raises:
         ListError, CheckpointError: As ``build_bank``.
         OutputError: The cache folder cannot be written.
     """
-    models = read_named_paths(kmeans_scp)[:kmeans_num]
+    models = read_named_paths(kmeans_scp)
     key = _key("bank", BANK_FORMAT, [name for name, _ in models], _content([path for _, path in models], cache))
     path = cache / f"bank-{key}"
     if not path.is_dir():
-        _make(path, lambda: build_bank(kmeans_scp, path, kmeans_num, progress=progress))
+        _make(path, lambda: build_bank(kmeans_scp, path, progress=progress))
     open_bank(path)
     return path
 

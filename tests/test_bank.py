@@ -13,6 +13,7 @@ import pytest
 
 from mkc_fast import ArtifactError, BankError, CheckpointError, ListError
 from mkc_fast.engine.artifacts import BankInfo, open_bank, write_info
+from mkc_fast.engine.draws import draw_entries
 from mkc_fast.export import build_bank
 from mkc_fast.export.random_checkpoints import write_kmeans
 
@@ -49,10 +50,19 @@ def test_centroids_and_half_norms_are_exact(models: dict[str, np.ndarray], tmp_p
     assert (bank.centroids[2, 7:] == 0).all()
 
 
-def test_kmeans_num_takes_the_first(models: dict[str, np.ndarray], tmp_path: Path) -> None:
-    scp = write_list(tmp_path, models)
-    assert build_bank(scp, tmp_path / "two", 2).names == ["double", "single"]
-    assert len(build_bank(scp, tmp_path / "all", 100).names) == 3
+def test_kmeans_num_takes_a_random_subset_in_the_lists_order(
+    models: dict[str, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scp, names = write_list(tmp_path, models), list(models)
+    subsets = [build_bank(scp, tmp_path / f"{seed}", 2, seed).names for seed in range(12)]
+    for seed, subset in enumerate(subsets):
+        assert subset == [names[entry] for entry in draw_entries(3, 2, seed)]
+        assert sorted(subset, key=names.index) == subset
+    assert len(set(map(tuple, subsets))) == 3  # the first two of the list are one of three pairs
+    assert len({tuple(build_bank(scp, tmp_path / f"none {turn}", 2).names) for turn in range(40)}) == 3
+    assert not caplog.messages
+    assert build_bank(scp, tmp_path / "all", 100).names == names
+    assert caplog.messages == [f"kmeans_num is 100, {scp} has 3 k-means models: all of them are used"]
     with pytest.raises(BankError):
         build_bank(scp, tmp_path / "none", 0)
 

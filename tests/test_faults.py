@@ -16,15 +16,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import soundfile
 
+from mkc_fast import OutputError, WriteError, __version__
 from mkc_fast.cli import main
 from mkc_fast.engine import corpus, patience, scheduler
 from mkc_fast.engine.audio import to_pcm16
+from mkc_fast.engine.draws import draw_entries
 from mkc_fast.engine.lists import Utterance, read_audio_list
 from mkc_fast.engine.manifest import MANIFEST_FILE
 from mkc_fast.engine.worker import Outcome, Settings, Task
@@ -195,6 +198,20 @@ class FailsOnceItHasWritten(Echo):
             send(self, *(("fatal", "WriteError", "no more") if kind == "outcome" else (kind, *content)))
         worker.Worker.send = fails
         return cls()
+
+class TellsWhatItRuns(Echo):
+    @property
+    def ran(self):
+        return {{"operators": os.environ["OPERATORS"]}}
+
+class RunsSomethingElse(Slow):
+    @property
+    def ran(self):
+        return {{"operators": "first" if first("told") else "second"}}
+
+class TakesEntries(Echo):
+    def anonymize_batch(self, waveforms, mode, stride, seed, ids, *, batch_s, entries=None):
+        return [self.one(waveform)._replace(bank_ids=np.array(entries)) for waveform in waveforms]
 
 class SaysMuch(Echo):
     def one(self, waveform):
@@ -375,7 +392,7 @@ def recorded(out: Path) -> int:
 def records(out: Path) -> dict[str, dict]:
     lines = [json.loads(line) for line in (out / MANIFEST_FILE).read_text().splitlines()]
     assert [line.get("type") for line in lines].count("run") == 1
-    return {line["id"]: line for line in lines[1:]}
+    return {line["id"]: line for line in lines if "id" in line}
 
 
 def temporaries(out: Path) -> list[Path]:
@@ -781,6 +798,8 @@ def test_a_run_of_other_settings_is_refused_and_told_both(
     capfd.readouterr()
     header = json.loads(before[MANIFEST_FILE].splitlines()[0])
     changes = {
+        "format": ("flac", "format wav, asked for is flac"),
+        "kmeans-num": ("3", "kmeans_num 8, asked for is 3"),
         "mode": ("audio", "mode frame, asked for is audio"),
         "stride": ("2", "stride 1, asked for is 2"),
         "max-window-seconds": ("20", "max_window_s 40.0, asked for is 20.0"),
@@ -798,6 +817,150 @@ def test_a_run_of_other_settings_is_refused_and_told_both(
     assert main([part for part in command(artifacts, few, out) if part not in {"--seed", "7"}]) == 2
     assert "asked for is none" in errors_in(capfd.readouterr().err)[0]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", ["finished", "failed"])
+def test_another_recording_under_a_known_id_is_refused_and_told_both(change: str, bench: Bench) -> None:
+    bench.infer("FailsOfOne")
+    text = bench.few.read_text()
+    known, other = ("u003", "u004") if change == "finished" else ("u011", "u012")
+    audio = bench.few.parent / "audio"
+    bench.few.write_text(text.replace(f"{audio}/{known}.wav", f"{known} {audio}/{other}.wav"))
+    before = {path.name: path.read_bytes() for path in bench.out.iterdir()}
+    ended = bench.infer("Echo")
+    assert ended.code == 2
+    assert f"{known} is recorded there as {audio}/{known}.wav, asked for is {audio}/{other}.wav" in ended.error
+    assert {path.name: path.read_bytes() for path in bench.out.iterdir()} == before
+    bench.few.write_text(text)
+    assert bench.infer("Echo").code == 0
+
+
+def test_outputs_of_something_else_are_refused_before_any_is_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPERATORS", "native")
+    assert bench.infer("TellsWhatItRuns").code == 0
+    (bench.out / "u005.wav").unlink()
+    before = {path.name: path.read_bytes() for path in bench.out.iterdir()}
+    monkeypatch.setenv("OPERATORS", "other")
+    ended = bench.infer("TellsWhatItRuns")
+    assert ended.code == 2
+    assert "holds outputs of operators native; this run has operators other, which is not equal to the" in ended.error
+    # Nor is batched what runs alone; and what is finished needs no worker that could tell.
+    assert "batched False; this run has" in bench.infer("TellsWhatItRuns", "--batch-seconds", "20").error
+    assert {path.name: path.read_bytes() for path in bench.out.iterdir()} == before
+    assert bench.infer("TellsWhatItRuns", "--allow-mixed").code == 0
+    header, *lines = [json.loads(line) for line in (bench.out / MANIFEST_FILE).read_text().splitlines()]
+    assert header["ran"]["operators"] == "native"
+    assert header["ran"]["package"] == __version__
+    assert [line["ran"]["operators"] for line in lines if line.get("type") == "ran"] == ["other"]
+    assert [(line["id"], line["ran"]) for line in lines if "id" in line and "ran" in line] == [("u005", 1)]
+    monkeypatch.setenv("OPERATORS", "a third")
+    assert bench.infer("TellsWhatItRuns").summary["present"] == 24
+
+
+def test_workers_of_one_run_have_to_compute_the_same(bench: Bench, stand_ins: Path) -> None:
+    ended = bench.infer("RunsSomethingElse")
+    assert ended.code in {2, 3}  # whether the first had written by then
+    assert "operators" in ended.error
+    assert_whole(bench.out)
+    (stand_ins / "told").unlink()
+    ended = bench.infer("RunsSomethingElse", "--allow-mixed", "--overwrite")
+    assert (ended.code, ended.summary["written"]) == (0, 24)
+
+
+def test_devices_of_several_kinds_are_refused_before_any_works(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, stand_ins: Path
+) -> None:
+    index = {"cpu": None, "cuda:0": 0}.__getitem__
+    monkeypatch.setattr(corpus, "cuda_index", index)
+    monkeypatch.setattr("mkc_fast.engine.devices.cuda_index", index)
+    monkeypatch.setattr(corpus, "driver", lambda: SimpleNamespace(gpus=[SimpleNamespace(name="H100")]))
+    ended = bench.infer("Echo", "--gpus", "cuda:0")
+    assert ended.code == 2
+    assert "devices cpu, cuda:0 (H100) do not compute the same to the last bit" in ended.error
+    assert not bench.out.exists()
+    assert bench.infer("Echo", "--gpus", "cuda:0", "--allow-mixed").code == 0
+
+
+@pytest.mark.parametrize("instead", [None, "another's"])
+def test_a_manifest_that_is_removed_during_the_run_ends_it_with_3(
+    instead: str | None, artifacts: Artifacts, few: Path, tmp_path: Path, stand_ins: Path
+) -> None:
+    out = tmp_path / "out"
+    folder = corpus.plan_folder(read_audio_list(few), out, out, Settings(seed=7))
+    run = corpus.Run([folder], artifacts.model, artifacts.bank, Settings(seed=7), factory="stand_ins:Echo")
+
+    def remove(status: corpus.Status) -> None:
+        if status.summary.written >= 24 and (out / MANIFEST_FILE).exists():  # nothing comes after that
+            (out / MANIFEST_FILE).unlink()
+            if instead is not None:
+                (out / MANIFEST_FILE).write_text(instead)
+
+    with pytest.raises(WriteError, match="removed or replaced during the run"):
+        corpus.run_corpus(run, watch=remove)
+    assert [path.read_text() for path in out.glob(MANIFEST_FILE)] == ([] if instead is None else [instead])
+
+
+def test_a_manifest_that_is_removed_stops_the_command_with_3(
+    artifacts: Artifacts, few: Path, tmp_path: Path, start: Callable, stand_ins: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(command(artifacts, few, out), "Slow")
+    wait_until(lambda: recorded(out) > 2, process)
+    (out / MANIFEST_FILE).unlink()
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 3
+    (line,) = errors_in(errors)
+    assert "manifest.jsonl: removed or replaced during the run" in line
+    assert_whole(out)
+    assert len(outputs(out)) < 24
+
+
+def test_all_workers_and_continued_runs_draw_from_one_subset(bench: Bench) -> None:
+    seeded = bench.infer("TakesEntries", "--kmeans-num", "3", "--record-draws", "--batch-seconds", "5")
+    assert seeded.code == 0
+    subset = draw_entries(8, 3, 7).tolist()
+    assert {tuple(record["bank_ids"]) for record in records(bench.out).values()} == {tuple(subset)}
+    header = json.loads((bench.out / MANIFEST_FILE).read_text().splitlines()[0])
+    assert (header["kmeans_num"], header["entries"]) == (3, subset)
+    # What the draws are from helps an attacker: the size alone is there if draws are not recorded.
+    assert bench.infer("TakesEntries", "--kmeans-num", "3", "--overwrite").code == 0
+    header = json.loads((bench.out / MANIFEST_FILE).read_text().splitlines()[0])
+    assert (header["kmeans_num"], "entries" in header) == (3, False)
+
+
+def test_without_a_seed_a_recorded_subset_is_kept_and_another_is_said(
+    artifacts: Artifacts, few: Path, tmp_path: Path, stand_ins: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = []
+    for record_draws in (True, False):
+        out = tmp_path / f"{record_draws}"
+        settings = Settings(record_draws=record_draws)
+        folder = corpus.plan_folder(read_audio_list(few), out, out, settings)
+        run = corpus.Run(
+            [folder], artifacts.model, artifacts.bank, settings, factory="stand_ins:TakesEntries", kmeans_num=3
+        )
+        corpus.run_corpus(run)
+        assert not caplog.messages
+        for _ in range(6):
+            (out / "u003.wav").unlink()
+            corpus.run_corpus(run)
+            found += [tuple(records(out)["u003"]["bank_ids"])] if record_draws else []
+    assert len(set(found)) == 1
+    assert len(caplog.messages) == 6
+    assert "draws from another random subset of 3 k-means models" in caplog.messages[0]
+    # Two folders with draws from different subsets are not continued as one; nor is a damaged subset drawn from.
+    out = tmp_path / "True"
+    header, *rest = (out / MANIFEST_FILE).read_text().splitlines()
+    for entries in ([0, 9, 1], [0, 1], "x", {"a": 1}, [0, 0, 1], [[0]]):
+        lines = [json.dumps({**json.loads(header), "entries": entries}), *rest]
+        (out / MANIFEST_FILE).write_text("\n".join(lines) + "\n")
+        settings = Settings(record_draws=True)
+        folder = corpus.plan_folder(read_audio_list(few), out, out, settings)
+        run = corpus.Run([folder], artifacts.model, artifacts.bank, settings, kmeans_num=3)
+        with pytest.raises(OutputError, match="damaged"):
+            corpus.run_corpus(run)
 
 
 @pytest.mark.parametrize("foreign", ["u004.wav", MANIFEST_FILE])
@@ -842,15 +1005,17 @@ def test_what_killed_runs_left_is_removed_in_data_directories_too(
     wav.mkdir(parents=True)
     lines = [f"{Path(path).stem} {path}\n" for path in few.read_text().split()]
     (data / "wav.scp").write_text("".join(lines))
-    (wav / ".u004.wav.4711.tmp").write_bytes(b"RIFF")
-    (wav.parent / ".wav.scp.4711.tmp").write_bytes(b"u0")
-    (wav / ".mine.tmp").write_text("no name of ours")
+    (wav / ".u004.wav.4711.mkc-fast.tmp").write_bytes(b"RIFF")
+    (wav.parent / ".wav.scp.4711.mkc-fast.tmp").write_bytes(b"u0")
+    users = {wav / ".mine.tmp", wav / ".mine.7.tmp", wav / ".u004.wav.7.tmp", wav.parent / ".mine.7.tmp"}
+    for path in users:
+        path.write_text("no name of ours")
     arguments = command(artifacts, few, tmp_path / "unused", "--data-dir", str(data))
     for option in ("--audio-scp", "--output-dir"):
         place = arguments.index(option)
         del arguments[place : place + 2]
     assert main(arguments) == 0
-    assert [path.name for path in [*temporaries(wav), *temporaries(wav.parent)]] == [".mine.tmp"]
+    assert {*temporaries(wav), *temporaries(wav.parent)} == users
     assert len(list(wav.glob("*.wav"))) == 24
 
 
