@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from mkc_fast import __version__
 from mkc_fast.cli import main
 from mkc_fast.cli.arguments import normalized
 from mkc_fast.engine.cpu_sessions import operators_used
@@ -124,7 +126,100 @@ def test_todays_command_runs_with_only_the_name_changed(
     begin = time.perf_counter()
     assert main(command.format(out=tmp_path / "again").split()) == 0  # converted once
     assert time.perf_counter() - begin < 10
+    # One bank serves every subset; more than there are is said once, with both numbers, and the manifest has the rest.
+    capsys.readouterr()
+    few = command.format(out=tmp_path / "few").replace("--kmeans_num 100", "--kmeans_num 3 --seed 7").split()
+    assert main(few) == 0
+    assert "from seed 7, repeatable, from 3 of 8 k-means models" in capsys.readouterr().err
+    assert main(command.format(out=tmp_path / "all").split()) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert warned == ["warning: kmeans_num is 100, the bank has 8 k-means models: all of them are used"]
     assert sorted(path.name for path in (tmp_path / "cache").glob("*-*")) == made
+    headers = [json.loads((tmp_path / name / "manifest.jsonl").read_text().splitlines()[0]) for name in ("few", "all")]
+    assert [header["kmeans_num"] for header in headers] == [3, 8]
+
+
+def test_a_subset_of_a_bank_is_the_bank_of_that_subset(
+    artifacts: Artifacts, checkpoints: Checkpoints, corpus: Path, tmp_path: Path
+) -> None:
+    from mkc_fast.engine.audio import read_waveform, to_pcm16
+
+    given = ["--kmeans-num", "3", "--seed", "7"]
+    assert infer(artifacts, corpus, tmp_path / "subset", *given) == 0
+    entries = artifacts.anonymizer.draw_entries(3, seed=7)
+    waveform = read_waveform(corpus.parent / "audio" / "one.wav", 16000)
+    expected = artifacts.anonymizer.anonymize(waveform, seed=7, utterance_id="u1", entries=entries).waveform
+    found, _ = soundfile.read(tmp_path / "subset" / "u1.wav", dtype="int16")
+    np.testing.assert_array_equal(found, to_pcm16(expected))
+    scp = ["--kmeans-scp", str(checkpoints.kmeans_scp)]
+    assert main(["bank", "build", *scp, *given, "--out", str(tmp_path / "bank")]) == 0
+    assert infer(replace(artifacts, bank=tmp_path / "bank"), corpus, tmp_path / "bank of it", "--seed", "7") == 0
+    for name in ("u1", "two", "u3"):
+        files = [(tmp_path / folder / f"{name}.wav").read_bytes() for folder in ("subset", "bank of it")]
+        assert files[0] == files[1]
+
+
+def test_what_ran_is_recorded_and_another_precision_is_refused(
+    artifacts: Artifacts, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    assert infer(artifacts, corpus, tmp_path / "out", "--seed", "7") == 0
+    header = json.loads((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[0])
+    ran = header["ran"]
+    known = {"provider": "cpu", "precision": "fp32", "onnxruntime": onnxruntime.__version__, "package": __version__}
+    assert ran.items() >= known.items()
+    native = "native operators" in operators_used(artifacts.model, "fp32") and "no native" not in operators_used(
+        artifacts.model, "fp32"
+    )
+    assert ran["operators"].startswith("native" if native else "onnxruntime")
+    assert ("threads" in ran) != native  # native operators give the same bits with any number
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "int8"'))
+    (tmp_path / "out" / "u1.wav").unlink()
+    capsys.readouterr()
+    assert infer(artifacts, corpus, tmp_path / "out", "--seed", "7") == 2
+    (line,) = errors_of(capsys)
+    assert "holds outputs of precision int8; this run has precision fp32, which is not equal to the last bit" in line
+    assert not (tmp_path / "out" / "u1.wav").exists()
+
+
+def test_a_private_manifest_holds_no_paths(artifacts: Artifacts, corpus: Path, tmp_path: Path) -> None:
+    corpus.write_text(corpus.read_text() + "missing audio/nowhere.wav\n")
+    out = tmp_path / "out"
+    for code, more in ((1, "missing"), (1, "again")):  # the second run knows what the first has done
+        assert infer(artifacts, corpus, out, "--seed", "7", "--private-manifest") == code, more
+    text = (out / "manifest.jsonl").read_text()
+    assert "audio" not in text
+    assert "nowhere" not in text
+    assert [line.count('"file"') for line in text.splitlines()].count(1) == 3
+
+
+def test_a_missing_model_is_said_before_anything_else(
+    artifacts: Artifacts, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(replace(artifacts, model=tmp_path / "nowhere"), corpus, tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {tmp_path / 'nowhere'}: no such directory"
+
+
+def test_one_recording_is_one_recording(
+    artifacts: Artifacts, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus.write_text("audio/one.wav\n")
+    given = ["infer", "--model", str(artifacts.model), "--bank", str(artifacts.bank), "--audio-scp", str(corpus)]
+    assert main([*given, "-o", str(tmp_path / "out"), "--device", "cpu", "cpu"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("1 recording, ")
+    assert "1 of 1 recording written" in shown.out
+
+
+def test_options_of_infer_come_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["infer", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for group in ("Recordings and outputs", "Draws", "Model and bank", "Devices and sizes", "The run"):
+        assert f" {group} " in shown
+    assert "audio|frame" in shown
 
 
 def test_a_missing_gpu_is_an_error_that_says_what_is_there(
@@ -315,6 +410,8 @@ def test_help_answers_at_once() -> None:
         (["--gpus"], ["--gpus"]),
         (["--seed", "-1", "--gpus", "a", "-h"], ["--seed", "-1", "--gpus", "a", "-h"]),
         (["--a_b", "--", "--c_d"], ["--a-b", "--", "--c_d"]),
+        (["infer", "--device", "a", "b"], ["infer", "--device", "a", "--device", "b"]),
+        (["doctor", "--device", "a", "b"], ["doctor", "--device", "a", "b"]),
     ],
 )
 def test_command_lines_are_normalized(given: list[str], expected: list[str]) -> None:
