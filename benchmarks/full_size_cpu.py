@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from common import program, run_timed, write_result
 
-from mkc_fast.engine.artifacts import BankInfo, write_info
+from mkc_fast.engine.artifacts import BankInfo, FileFacts, write_info
 from mkc_fast.export.random_checkpoints import write_checkpoints
 
 ENTRIES, CLUSTERS, DIM = 1165, 1024, 1024
@@ -76,7 +76,8 @@ def open_sparse_bank(folder: Path) -> dict[str, object]:
     np.lib.format.open_memmap(folder / "half_norms.npy", "w+", np.float64, (ENTRIES, CLUSTERS)).flush()
     names = [f"spk{index}" for index in range(ENTRIES)]
     none: list[list[int]] = [[]] * ENTRIES
-    write_info(folder, BankInfo(names, [CLUSTERS] * ENTRIES, [""] * ENTRIES, none, none, DIM))
+    info = BankInfo(names, [CLUSTERS] * ENTRIES, [""] * ENTRIES, none, none, DIM)
+    write_info(folder, info, {file.name: FileFacts(file.stat().st_size, "0" * 64) for file in folder.iterdir()})
     run = run_timed([sys.executable, "-c", OPEN_BANK, str(folder)])
     return {**run, "open_seconds": round(float(str(run["output"])), 4)}
 

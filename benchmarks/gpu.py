@@ -213,7 +213,9 @@ def make_model(folder: Path, size: str) -> None:
         write_wavlm(folder / "WavLM.pt", size=size)
         write_voice(folder / "conformer.pth", size=size)
         export_model(folder / "WavLM.pt", folder / "conformer.pth", folder / "model")
-    write_half_graphs(folder / "model", folder / "model", read_model_info(folder / "model"), lambda _: None)
+    info = read_model_info(folder / "model")
+    write_half_graphs(folder / "model", folder / "model", info, lambda _: None)
+    write_info(folder / "model", info)
     (folder / "half").touch()
 
 

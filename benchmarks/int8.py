@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mkc_fast import Anonymizer
-from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.artifacts import MODEL_FILE, read_model_info, write_info
 from mkc_fast.engine.audio import read_waveform
 from mkc_fast.export.int8 import INT8_GRAPHS, int8_file, write_int8_graphs
 
@@ -34,7 +34,10 @@ def main() -> None:
             model = Path(temporary)
             for file in args.model.iterdir():
                 (model / file.name).symlink_to(file.resolve())
-            write_int8_graphs(args.model, model, read_model_info(args.model), print)
+            info = read_model_info(args.model)
+            write_int8_graphs(args.model, model, info, print)
+            (model / MODEL_FILE).unlink()  # a link to the one that does not list these
+            write_info(model, info)
         full, small = (Anonymizer.load(model, args.bank, precision=name) for name in ("fp32", "int8"))
         rate = full.info.sample_rate
         waveforms = [read_waveform(path, rate)[: int(args.seconds * rate)] for path in args.speech]

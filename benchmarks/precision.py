@@ -11,7 +11,6 @@ nothing about speed.
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mkc_fast import Anonymizer
-from mkc_fast.engine.artifacts import CONFORMER_FILE, MODEL_FILE, VOCODER_FILE, WAVLM_FILE, read_model_info
+from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, read_model_info, write_info
 from mkc_fast.engine.audio import read_waveform
 from mkc_fast.export.half import half_file, rounding_shown, save_graph
 from mkc_fast.export.model import write_half_graphs
@@ -132,10 +131,10 @@ def main() -> None:
 def model_of(model: Path, halves: Path, out: Path, *, show: bool) -> Path:
     """A model directory whose graphs are the half-precision ones, as they are or with every rounding shown."""
     out.mkdir()
-    shutil.copy(model / MODEL_FILE, out / MODEL_FILE)
     for file in GRAPHS:
         graph = onnx.load(halves / half_file(file))
         save_graph(rounding_shown(graph) if show else graph, out / file)
+    write_info(out, read_model_info(model))
     return out
 
 

@@ -17,9 +17,11 @@ from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_inf
 from mkc_fast.engine.audio import check_waveform
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length, parts_of
 from mkc_fast.engine.devices import cuda_index
+from mkc_fast.engine.digests import Verification
 from mkc_fast.engine.draws import check_draw, check_entries, draw_bank_ids, draw_entries, fresh_seed, waveform_id
+from mkc_fast.engine.graph_facts import check_graphs, files_of
 from mkc_fast.engine.layout import BATCH_WINDOW_FRAMES, most_frames, window_frames
-from mkc_fast.engine.providers import CUDA, Buckets, Tuning
+from mkc_fast.engine.providers import CUDA, Buckets, Tuning, default_cache
 from mkc_fast.engine.sessions import Sessions, open_sessions
 from mkc_fast.engine.windows import (
     NUMPY_ROWS,
@@ -74,9 +76,17 @@ class Anonymizer:
     """Anonymizes speech with one exported model and one bank of k-means models (method: arXiv 2508.07086)."""
 
     def __init__(
-        self, info: ModelInfo, bank: Bank, sessions: Sessions, lookup: Lookup, device: str, max_window_s: float
+        self,
+        info: ModelInfo,
+        bank: Bank,
+        sessions: Sessions,
+        lookup: Lookup,
+        device: str,
+        max_window_s: float,
+        verification: Verification | None = None,
     ) -> None:
         """Use ``Anonymizer.load``."""
+        self._verification = verification
         self.info = info
         self.bank = bank
         self.device = device
@@ -127,6 +137,9 @@ class Anonymizer:
     ) -> Anonymizer:
         """Open exported artifacts.
 
+        Where this machine has not seen their files as they are now, the files' digests are computed while the graphs
+        are opened and the first results are computed; no result is handed out before they are known to fit.
+
         Args:
             model: Directory made by ``export_model``.
             bank: Directory made by ``build_bank``; it is mapped, not read, so its size costs no time.
@@ -139,10 +152,12 @@ class Anonymizer:
                 opened with fixed shapes and recorded as CUDA graphs: a single utterance is padded to the least that it
                 fits, and runs without a launch for each operator. Each size holds another copy of the weights.
             tuning: Sizes and options of the provider, for benchmarks.
-            cache: Folder of TensorRT's engines and of what a CPU prepares; default: the user's cache folder.
+            cache: Folder of TensorRT's engines, of what a CPU prepares and of known digests; default: the user's cache
+                folder.
 
         Raises:
-            ArtifactError: An artifact is missing, damaged, or the two do not fit together.
+            ArtifactError: An artifact is missing, damaged, or the two do not fit together; of a digest that does not
+                fit, the first result tells.
             DeviceError: The device is not here.
         """
         model_path, bank_path = Path(model), Path(bank)
@@ -150,6 +165,8 @@ class Anonymizer:
         if opened.info.dim != info.dim:
             raise ArtifactError(f"{bank_path}: has {opened.info.dim} dimensions, {model_path} has {info.dim}")
         index, kept = cuda_index(device), None if cache is None else Path(cache)
+        verification = Verification(kept or default_cache())
+        verification.begin(bank_path, opened.info.files)
         arrays = opened.centroids, opened.half_norms, opened.info.num_clusters
         if index is None:
             if latency_buckets_s:
@@ -157,7 +174,9 @@ class Anonymizer:
             sessions = open_sessions(
                 model_path, device, threads, provider=provider, precision=precision, cache=kept, tuning=tuning
             )
-            return cls(info, opened, sessions, make_lookup(*arrays), device, max_window_s)
+            check_graphs(model_path, info, sessions)
+            verification.begin(model_path, files_of(model_path, info, sessions.files))
+            return cls(info, opened, sessions, make_lookup(*arrays), device, max_window_s, verification)
         from mkc_fast.engine.device_pass import DevicePass, Place
         from mkc_fast.kernels.cupy_lookup import CupyLookup
 
@@ -173,6 +192,8 @@ class Anonymizer:
             stream=stream,
             tuning=tuning,
         )
+        check_graphs(model_path, info, sessions)
+        verification.begin(model_path, files_of(model_path, info, sessions.files))
         latency = [
             open_sessions(
                 model_path,
@@ -188,7 +209,7 @@ class Anonymizer:
         ]
         lookup = make_lookup(*arrays, backend="cupy", device=index)
         assert isinstance(lookup, CupyLookup)
-        anonymizer = cls(info, opened, sessions, lookup, device, max_window_s)
+        anonymizer = cls(info, opened, sessions, lookup, device, max_window_s, verification)
         anonymizer._device_pass = DevicePass(
             place,
             info,
@@ -212,7 +233,8 @@ class Anonymizer:
             AudioError: The waveform is not (S,) float, shorter than ``min_samples``, or not finite.
         """
         checked = check_waveform(waveform, self.info.min_samples)
-        return _joined(self._encoded(checked), self.info.frames(len(checked)), self.info.dim)
+        with self._verified():
+            return _joined(self._encoded(checked), self.info.frames(len(checked)), self.info.dim)
 
     def assign(self, features: ArrayLike, bank_ids: ArrayLike) -> NDArray[np.int32]:
         """The nearest cluster of each frame in that frame's bank entry: (T, D), (T,) int → (T,) int32.
@@ -222,7 +244,8 @@ class Anonymizer:
         Raises:
             BankError: A shape, type or id does not fit the bank, or features are not finite.
         """
-        return self._lookup.assign(features, bank_ids)
+        with self._verified():
+            return self._lookup.assign(features, bank_ids)
 
     def lookup(self, bank_ids: ArrayLike, cluster_ids: ArrayLike) -> NDArray[np.float32]:
         """The centroids of these ids: (T,) int, (T,) int → (T, D) float32.
@@ -230,7 +253,8 @@ class Anonymizer:
         Raises:
             BankError: A shape, type or id does not fit the bank.
         """
-        return self._lookup.lookup(bank_ids, cluster_ids)
+        with self._verified():
+            return self._lookup.lookup(bank_ids, cluster_ids)
 
     def restore(self, quantized: ArrayLike) -> NDArray[np.float32]:
         """The conformer: centroids (T, D) → features (T, D) float32, in windows where ``encode`` would use them.
@@ -239,7 +263,8 @@ class Anonymizer:
             BankError: The shape or type is another, or values are not finite.
         """
         checked = self._check_features(quantized)
-        return _joined(self._restored(len(checked), lambda a, b: checked[a:b]), len(checked), self.info.dim)
+        with self._verified():
+            return _joined(self._restored(len(checked), lambda a, b: checked[a:b]), len(checked), self.info.dim)
 
     def vocode(self, restored: ArrayLike) -> NDArray[np.float32]:
         """HiFi-GAN: features (T, D) → waveform (T * hop,) float32 in [-1, 1].
@@ -250,7 +275,8 @@ class Anonymizer:
             BankError: The shape or type is another, or values are not finite.
         """
         checked = self._check_features(restored)
-        return self._vocoded(len(checked), iter([(0, checked)]))
+        with self._verified():
+            return self._vocoded(len(checked), iter([(0, checked)]))
 
     def draw_entries(self, kmeans_num: int, seed: int | None = None) -> NDArray[np.int64]:
         """A random subset of the bank's entries, for ``entries`` of ``anonymize``: (min(N, kmeans_num),) int64.
@@ -297,7 +323,8 @@ class Anonymizer:
         if bank_ids is not None and entries is not None:
             raise BankError("bank_ids are given and entries to draw them from; give one of the two")
         banks = self._banks(checked, mode, stride, seed, utterance_id, bank_ids, self._entries(entries))
-        return self._submitted([checked], [banks]).result()[0]
+        with self._verified():
+            return self._submitted([checked], [banks]).result()[0]
 
     def anonymize_batch(
         self,
@@ -362,7 +389,26 @@ class Anonymizer:
         ]
         if batch_s is None:
             batch_s = default_batch_s(self.device)
-        return PendingBatch(self._groups(checked, batch_s), checked, banks, self._submitted)
+        with self._failing_verified():
+            return PendingBatch(self._groups(checked, batch_s), checked, banks, self._submitted, self._verified)
+
+    @contextlib.contextmanager
+    def _verified(self) -> Iterator[None]:
+        """Let nothing out of the block, a result or an error, before the artifacts' files are known to be as made."""
+        with self._failing_verified():
+            yield
+        if self._verification is not None:
+            self._verification.wait()
+
+    @contextlib.contextmanager
+    def _failing_verified(self) -> Iterator[None]:
+        """Let no error out of the block that a changed file explains."""
+        try:
+            yield
+        except Exception:
+            if self._verification is not None:
+                self._verification.wait()
+            raise
 
     def _groups(self, waveforms: Sequence[NDArray[np.float32]], batch_s: float) -> list[list[int]]:
         """Which of them run together: of like length, no longer than a window, and as many as the sessions take."""
@@ -601,7 +647,9 @@ class PendingBatch:
         waveforms: list[NDArray[np.float32]],
         banks: list[NDArray[np.int64]],
         submit: Callable[[list[NDArray[np.float32]], list[NDArray[np.int64]]], _Part],
+        verified: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
+        self._verified = verified
         self._groups, self._waveforms, self._banks, self._submit = iter(groups), waveforms, banks, submit
         self._begun: deque[tuple[list[int], _Part]] = deque()
         self._begin()
@@ -625,10 +673,11 @@ class PendingBatch:
             DeviceError: The device failed.
         """
         results: dict[int, Result] = {}
-        while self._begun:
-            group, part = self._begun.popleft()
-            results.update(zip(group, part.result(), strict=True))
-            self._begin()
+        with self._verified():
+            while self._begun:
+                group, part = self._begun.popleft()
+                results.update(zip(group, part.result(), strict=True))
+                self._begin()
         return [results[index] for index in range(len(self._waveforms))]
 
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from mkc_fast import ArtifactError
+from mkc_fast.engine.files import Contents, open_regular, sha256_of, whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-MODEL_FORMAT = 1
-BANK_FORMAT = 1
+# 2: with the size and the digest of every file.
+MODEL_FORMAT = 2
+BANK_FORMAT = 2
 WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE, MODEL_FILE = "wavlm.onnx", "conformer.onnx", "vocoder.onnx", "model.json"
 CENTROIDS_FILE, HALF_NORMS_FILE, BANK_FILE = "centroids.npy", "half_norms.npy", "bank.json"
 # The vocoder once more, in the form that is fast on a CPU; it takes the frames of its pieces as inputs too.
@@ -28,10 +33,31 @@ CPU_VOCODER_FILE = "vocoder.cpu.onnx"
 PIECE_REACH = "piece_reach"
 # The graphs once more, of the native operators, where those were there at export; weights lie beside each, in a .bin.
 NATIVE_SUFFIX = ".native.onnx"
+# The names of a model's files: the graphs, their forms for one precision or device, and weights beside them.
+_MODEL_NAMES = re.compile(
+    r"model\.json|(wavlm|conformer|vocoder)(\.(cpu|native|fp16|int8))?\.(onnx(\.data)?|bin)|\..+\.\d+\.mkc-fast\.tmp"
+)
+_BANK_NAMES = re.compile(r"bank\.json|centroids\.npy|half_norms\.npy|\..+\.\d+\.mkc-fast\.tmp")
+# The field of both JSON files that has the digest of all others.
+_DIGEST = "digest"
+# Facts of a model that every graph of it has in its metadata.
+GRAPH_FACTS = ("sample_rate", "hop", "min_samples", "dim", "layer")
+# Fields that say something of the files, not of what is computed.
+_NOT_IDENTITY = frozenset({"files", "checks", "format_version"})
+# Threads that compute digests of an artifact's files.
+_THREADS = 4
 # The bank.json of 1,165 models of 1,024 clusters, all of them listed as unused, has 15 MB.
 _MAX_INFO_BYTES = 1 << 26
 # What ends a line, moves a terminal's cursor, or is half a character that no output can encode.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What the JSON says of a file beside it: its size, and its SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,7 @@ class ModelInfo:
         vocoder_reach: Frames to either side that can change a frame's samples.
         sources: SHA-256 of each source file, by role.
         format_version: Of this directory's layout.
+        files: Every other file of the directory, by name; ``write_info`` fills it in.
     """
 
     sample_rate: int
@@ -61,6 +88,7 @@ class ModelInfo:
     vocoder_reach: int
     sources: dict[str, str]
     format_version: int = MODEL_FORMAT
+    files: dict[str, FileFacts] = field(default_factory=dict)
 
     def frames(self, samples: int) -> int:
         """Frames that so many samples give (0 when they are too few)."""
@@ -79,6 +107,7 @@ class BankInfo:
         duplicates: Clusters of each entry equal to one of a lower id; they are never chosen.
         dim: D, dimensions of a centroid.
         format_version: Of this directory's layout.
+        files: Every other file of the directory, by name; ``write_info`` fills it in.
     """
 
     names: list[str]
@@ -88,6 +117,7 @@ class BankInfo:
     duplicates: list[list[int]]
     dim: int
     format_version: int = BANK_FORMAT
+    files: dict[str, FileFacts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,31 +139,46 @@ class Bank:
         return len(self.info.names)
 
 
-_Info = TypeVar("_Info", ModelInfo, BankInfo)
+_Info = TypeVar("_Info", bound=ModelInfo | BankInfo)
+
+
+def model_contents(*sources: Path | None) -> Contents:
+    """What an exported model's directory may hold, to be replaced by one that is made from ``sources``."""
+    return Contents(_MODEL_NAMES, MODEL_FILE, tuple(source for source in sources if source is not None))
+
+
+def bank_contents(*sources: Path) -> Contents:
+    """What a bank's directory may hold, to be replaced by one that is made from ``sources``."""
+    return Contents(_BANK_NAMES, BANK_FILE, sources)
 
 
 def read_model_info(directory: Path) -> ModelInfo:
-    """Read ``model.json`` and check that the graphs are there.
+    """Read ``model.json`` and check that its files are there, each of its size; digests are ``Verification``'s.
 
     Raises:
-        ArtifactError: The directory is missing, incomplete, or of another format version.
+        ArtifactError: The directory is missing, incomplete, changed, or of another format version.
     """
-    info = _read_info(directory, MODEL_FILE, ModelInfo, MODEL_FORMAT)
-    if 0 in (info.sample_rate, info.hop, info.min_samples, info.dim):
-        raise ArtifactError(f"{directory / MODEL_FILE}: sample_rate, hop, min_samples and dim must not be 0")
+    info = _read_info(directory, MODEL_FILE, ModelInfo)
     for name in (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE):
-        if not (directory / name).is_file():
-            raise ArtifactError(f"{directory}: {name} is missing; export the model again")
+        if name not in info.files:
+            raise ArtifactError(f"{directory / MODEL_FILE}: does not list {name}; export the model again")
+    _check_sizes(directory, info.files, "export the model again")
     return info
 
 
 def open_bank(directory: Path) -> Bank:
     """Map a bank; the time and memory it takes do not grow with the number of its entries.
 
+    Its digests are ``Verification``'s.
+
     Raises:
         ArtifactError: The directory is missing, incomplete, damaged, or of another format version.
     """
-    info = _read_info(directory, BANK_FILE, BankInfo, BANK_FORMAT)
+    info = _read_info(directory, BANK_FILE, BankInfo)
+    for name in (CENTROIDS_FILE, HALF_NORMS_FILE):
+        if name not in info.files:
+            raise ArtifactError(f"{directory / BANK_FILE}: does not list {name}; build the bank again")
+    _check_sizes(directory, info.files, "build the bank again")
     centroids = _map(directory / CENTROIDS_FILE, "float32", 3)
     half_norms = _map(directory / HALF_NORMS_FILE, "float64", 2)
     entries, clusters, dim = centroids.shape
@@ -150,66 +195,215 @@ def open_bank(directory: Path) -> Bank:
     return Bank(info, centroids, half_norms)
 
 
-def write_info(directory: Path, info: ModelInfo | BankInfo) -> None:
-    """Write ``model.json`` or ``bank.json`` into a directory being made."""
-    name = MODEL_FILE if isinstance(info, ModelInfo) else BANK_FILE
-    (directory / name).write_text(json.dumps(dataclasses.asdict(info), indent=1) + "\n", encoding="utf-8")
+def read_info(directory: Path) -> ModelInfo | BankInfo:
+    """Read ``model.json`` or ``bank.json``, whichever the directory holds, and check the sizes of its files.
+
+    Raises:
+        ArtifactError: It holds neither, or what it holds is damaged.
+    """
+    if (directory / BANK_FILE).exists() and not (directory / MODEL_FILE).exists():
+        return open_bank(directory).info
+    return read_model_info(directory)
 
 
-def _read_info(directory: Path, name: str, kind: type[_Info], version: int) -> _Info:
+def write_info(directory: Path, info: _Info, files: Mapping[str, FileFacts] | None = None) -> _Info:
+    """Write ``model.json`` or ``bank.json`` into a directory, with the size and the digest of every file there.
+
+    Args:
+        directory: Holds all its other files already.
+        info: What to write; its ``files`` are replaced.
+        files: What is known of the files already; default: each is read.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ArtifactError: A value is beyond its bounds.
+        OSError: A file cannot be read or written.
+    """
+    path = directory / (MODEL_FILE if isinstance(info, ModelInfo) else BANK_FILE)
+    if files is None:
+        files = _facts_of(sorted(file for file in directory.iterdir() if file.is_file() and file.name != path.name))
+    complete = dataclasses.replace(info, files=dict(files))
+    check_info(path, complete)
+    said = dataclasses.asdict(complete)
+    said[_DIGEST] = _digest_of(said)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    return complete
+
+
+def check_info(path: Path, info: ModelInfo | BankInfo) -> None:
+    """Check that every value is of its type and within its bounds.
+
+    Raises:
+        ArtifactError: One is not; the message begins with ``path``.
+    """
+    _check_fields(path, _rules(type(info)), dataclasses.asdict(info))
+
+
+def identity(path: Path) -> str:
+    """What tells one artifact from another: a digest of what its JSON says, but for the files.
+
+    A model that was exported again from the same checkpoints, or in another precision too, is the same.
+
+    Raises:
+        ArtifactError: The JSON is not readable.
+    """
+    kind: type[ModelInfo | BankInfo] = ModelInfo if path.name == MODEL_FILE else BankInfo
+    said = dataclasses.asdict(_read_info(path.parent, path.name, kind))
+    return _digest_of({name: value for name, value in said.items() if name not in _NOT_IDENTITY})[:16]
+
+
+def graph_metadata(info: ModelInfo) -> dict[str, str]:
+    """What every graph of a model has in its metadata, so that ``model.json`` cannot say anything else."""
+    return {name: str(getattr(info, name)) for name in GRAPH_FACTS}
+
+
+def _facts_of(files: list[Path]) -> dict[str, FileFacts]:
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        digests = pool.map(sha256_of, files)
+        return {file.name: FileFacts(file.stat().st_size, digest) for file, digest in zip(files, digests, strict=True)}
+
+
+def _check_sizes(directory: Path, files: Mapping[str, FileFacts], mend: str) -> None:
+    for name, facts in files.items():
+        path = directory / name
+        try:
+            os.close(open_regular(path))
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise ArtifactError(f"{directory}: {name} is missing; {mend}") from None
+        except OSError as error:
+            raise ArtifactError(f"{path}: not a readable regular file ({error.strerror}); {mend}") from None
+        if size != facts.bytes:
+            raise ArtifactError(f"{path}: has {size} bytes, expected {facts.bytes}; {mend}")
+
+
+def _read_info(directory: Path, name: str, kind: type[_Info]) -> _Info:
     path = directory / name
+    rules, version = _rules(kind), MODEL_FORMAT if kind is ModelInfo else BANK_FORMAT
+    mend = "export the model again" if kind is ModelInfo else "build the bank again"
     try:
         if not directory.is_dir():
             raise ArtifactError(f"{directory}: no such directory")
-        if path.exists() and not path.is_file():  # a pipe may never begin, a device never end
-            raise ArtifactError(f"{path}: not a regular file")
-        if path.stat().st_size > _MAX_INFO_BYTES:
+        with os.fdopen(open_regular(path), "rb") as file:
+            data = file.read(_MAX_INFO_BYTES + 1)
+        if len(data) > _MAX_INFO_BYTES:
             raise ArtifactError(f"{path}: larger than {_MAX_INFO_BYTES} bytes")
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{directory}: holds no {name}") from None
     except (OSError, ValueError, RecursionError):
         raise ArtifactError(f"{path}: not readable as JSON") from None
-    if not isinstance(loaded, dict) or loaded.get("format_version") != version:
-        found = repr(loaded.get("format_version") if isinstance(loaded, dict) else None)[:20]
-        raise ArtifactError(f"{path}: format version {found}, this program reads {version}; make the directory again")
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    missing = [field for field in fields if field not in loaded]
+    said = loaded.get("format_version") if isinstance(loaded, dict) else None
+    if type(said) is not int or said != version:
+        raise ArtifactError(f"{path}: format version {_shown(said)}, this program reads {version}; {mend}")
+    missing = [name for name in (*rules, _DIGEST) if name not in loaded]
     if missing:
-        raise ArtifactError(f"{path}: lacks {', '.join(missing)}")
-    for field, annotation in fields.items():
-        _check_type(path, field, str(annotation), loaded[field])
-    return kind(**{field: loaded[field] for field in fields})
+        raise ArtifactError(f"{path}: lacks {', '.join(missing)}; {mend}")
+    _check_fields(path, rules, loaded)
+    if loaded[_DIGEST] != _digest_of({name: value for name, value in loaded.items() if name != _DIGEST}):
+        raise ArtifactError(f"{path}: was changed after it was written; {mend}")
+    files = {name: FileFacts(**facts) for name, facts in loaded["files"].items()}
+    return kind(**{name: loaded[name] for name in rules} | {"files": files})
 
 
-def _is_int(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 31
+def _digest_of(said: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+# The rules: what a field must be, in words, and whether a value is that.
+_Rule = tuple[str, "Callable[[object], bool]"]
+
+
+def _number(least: int, most: int) -> _Rule:
+    return f"a whole number from {least} to {most}", lambda value: type(value) is int and least <= value <= most
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and not _NO_TEXT.search(value)
 
 
-def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
-    return isinstance(value, list) and all(map(fits, value))
+def _list_of(rule: _Rule) -> _Rule:
+    words, fits = rule
+    return f"a list, each {words}", lambda value: isinstance(value, list) and all(map(fits, value))
 
 
-def _check_type(path: Path, field: str, annotation: str, value: object) -> None:
-    checks: dict[str, Callable[[object], bool]] = {
-        "int": _is_int,
-        "str": _is_text,
-        "list[str]": lambda v: _is_list(v, _is_text),
-        "list[int]": lambda v: _is_list(v, _is_int),
-        "list[list[int]]": lambda v: _is_list(v, lambda item: _is_list(item, _is_int)),
-        "dict[str, str]": lambda v: isinstance(v, dict) and all(map(_is_text, [*v, *v.values()])),
-    }
-    if not checks[annotation](value):
-        raise ArtifactError(f"{path}: {field} is not of type {annotation}")
+def _are_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, (*value, *value.values())))
+
+
+def _is_file_list(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_file_name(name) and _are_facts(facts) for name, facts in value.items())
+
+
+def _is_file_name(name: object) -> bool:
+    return _is_text(name) and name not in {"", ".", "..", MODEL_FILE, BANK_FILE} and not set("/\\") & set(str(name))
+
+
+def _are_facts(facts: object) -> bool:
+    return (
+        isinstance(facts, dict)
+        and facts.keys() == {"bytes", "sha256"}
+        and type(facts["bytes"]) is int
+        and 0 <= facts["bytes"] <= _MAX_FILE_BYTES
+        and isinstance(facts["sha256"], str)
+        and _SHA256.fullmatch(facts["sha256"]) is not None
+    )
+
+
+_MAX_FILE_BYTES = 1 << 50
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TEXT: _Rule = ("one line of text", _is_text)
+_FILES: _Rule = ("a table of file names with their bytes and sha256", _is_file_list)
+# As export.checkpoints limits them, where a checkpoint says them.
+_DIM = _number(1, 1 << 20)
+_CLUSTERS = _number(0, 1 << 24)
+_FORMAT = _number(1, 1 << 10)
+_MODEL_RULES: dict[str, _Rule] = {
+    "sample_rate": _number(1000, 384_000),
+    "hop": _number(1, 1 << 14),
+    "min_samples": _number(1, 1 << 20),
+    "dim": _DIM,
+    "layer": _number(1, 1 << 10),
+    "precision": _TEXT,
+    "conformer_layers": _number(0, 1 << 10),
+    "vocoder_reach": _number(0, 1 << 14),
+    "sources": ("a table of text", _are_texts),
+    "format_version": _FORMAT,
+    "files": _FILES,
+}
+_BANK_RULES: dict[str, _Rule] = {
+    "names": _list_of(_TEXT),
+    "num_clusters": _list_of(_CLUSTERS),
+    "sources": _list_of(_TEXT),
+    "unused": _list_of(_list_of(_CLUSTERS)),
+    "duplicates": _list_of(_list_of(_CLUSTERS)),
+    "dim": _DIM,
+    "format_version": _FORMAT,
+    "files": _FILES,
+}
+
+
+def _rules(kind: type[object]) -> dict[str, _Rule]:
+    return _MODEL_RULES if kind is ModelInfo else _BANK_RULES
+
+
+def _check_fields(path: Path, rules: Mapping[str, _Rule], said: Mapping[str, object]) -> None:
+    for name, (words, fits) in rules.items():
+        if not fits(said[name]):
+            raise ArtifactError(f"{path}: {name} is {_shown(said[name])}; expected {words}")
+
+
+def _shown(value: object) -> str:
+    """A value in a message; of a container, whose ``repr`` may be deep, only the kind."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return ascii(value[:40] if isinstance(value, str) else value)[:40]
+    return f"a {type(value).__name__}"
 
 
 def _map(path: Path, dtype: str, ndim: int) -> NDArray[Any]:
-    if path.exists() and not path.is_file():
-        raise ArtifactError(f"{path}: not a regular file")
     try:
         array: NDArray[Any] = np.lib.format.open_memmap(path, "r")
     except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast import ArtifactError, DeviceError, ListError, MkcError, OutputError, StoppedError, WriteError
-from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, open_bank, read_model_info
+from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity, open_bank, read_model_info
 from mkc_fast.engine.audio import FORMATS, duration_s
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
 from mkc_fast.engine.devices import cuda_index, driver
@@ -476,8 +475,8 @@ def _record(task: Task, outcome: Outcome) -> dict[str, Any]:
 def _shared(run: Run, drawn_from: int) -> dict[str, object]:
     """What all outputs of a folder share."""
     return {
-        "model": _digest(run.model / MODEL_FILE),
-        "bank": _digest(run.bank / BANK_FILE),
+        "model": identity(run.model / MODEL_FILE),
+        "bank": identity(run.bank / BANK_FILE),
         "mode": run.settings.mode,
         "stride": run.settings.stride,
         "seed": run.settings.seed,
@@ -485,11 +484,6 @@ def _shared(run: Run, drawn_from: int) -> dict[str, object]:
         "format": run.settings.format,
         "max_window_s": run.max_window_s,
     }
-
-
-def _digest(path: Path) -> str:
-    """What tells one artifact from another: its JSON names the SHA-256 of every source."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def check_fit(model: Path, bank: Path) -> int:

@@ -30,14 +30,14 @@ class PiecedVocoder:
     """The vocoder's graph for a CPU, run as the plain one is: it is told here how to cut its input."""
 
     def __init__(self, session: ort.InferenceSession, reach: int, threads: int) -> None:
-        self._session = session
+        self.session = session
         self._reach = reach
         self._threads = threads
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> list[NDArray[Any]]:
         """``waveform`` (B, T * hop) of ``features`` (B, T, D)."""
         taken, kept = pieces(inputs["features"].shape[1], self._threads, self._reach)
-        made: list[NDArray[Any]] = self._session.run(outputs, {**inputs, "pieces": taken, "kept": kept})
+        made: list[NDArray[Any]] = self.session.run(outputs, {**inputs, "pieces": taken, "kept": kept})
         return made
 
 
@@ -45,7 +45,7 @@ class NativeSession:
     """A graph of native operators, run as any other; a damaged one, whose sizes do not fit, is refused when it runs."""
 
     def __init__(self, session: ort.InferenceSession, path: Path) -> None:
-        self._session = session
+        self.session = session
         self._path = path
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> list[NDArray[Any]]:
@@ -55,7 +55,7 @@ class NativeSession:
             ArtifactError: An operator was given what it cannot take.
         """
         try:
-            made: list[NDArray[Any]] = self._session.run(outputs, inputs)
+            made: list[NDArray[Any]] = self.session.run(outputs, inputs)
         except Exception as error:  # ONNX Runtime's errors share no base but this
             if f"{DOMAIN} " not in str(error) or "out of memory" in str(error):
                 raise
@@ -83,12 +83,21 @@ def open_on_cpu(model: Path, plan: Plan, cache: Path) -> tuple[Session, Session,
     vocoder = _open_native(model, VOCODER_FILE, plan)
     if vocoder is not None:
         return wavlm, conformer, vocoder
-    path = model / CPU_VOCODER_FILE
-    if plan.precision not in {FP32, INT8} or not path.is_file():
-        # A model exported by an earlier version, or of odd upsampling, has the plain graph alone.
-        return wavlm, conformer, _open(model / graph_file(VOCODER_FILE, plan.precision), plan, cache)
+    path = model / cpu_graph(model, VOCODER_FILE, plan.precision)
     session = _open(path, plan, cache)
+    if path.name != CPU_VOCODER_FILE:
+        return wavlm, conformer, session
     return wavlm, conformer, PiecedVocoder(session, _piece_reach(path, session), plan.threads or cores())
+
+
+def cpu_graph(model: Path, name: str, precision: str) -> str:
+    """The file that a stage, named by its plain graph, is opened from on a CPU."""
+    if uses_native(model, name, precision):
+        return native_file(name)
+    # A model of odd upsampling has the plain vocoder alone.
+    if name == VOCODER_FILE and precision in {FP32, INT8} and (model / CPU_VOCODER_FILE).is_file():
+        return CPU_VOCODER_FILE
+    return graph_file(name, precision)
 
 
 def uses_native(model: Path, name: str, precision: str) -> bool:

@@ -14,13 +14,13 @@ import platform
 import shutil
 from pathlib import Path
 
-from mkc_fast.engine.files import locked, whole_directory
+from mkc_fast.engine.files import cached_object, discard, holds_regular_files, locked, whole_directory
 from mkc_fast.onnx_runtime import ort
 
 # Below, a graph is opened in less time than it takes to look for what was kept of it.
 _LEAST_BYTES = 32 << 20
-# Names the graph that a folder was made from.
-_SOURCE_FILE = "source.txt"
+# Says which graph a folder was made from, and the sizes of its files.
+_SOURCE_FILE = "source.json"
 # Smaller weights stay inside the graph.
 _LEAST_WEIGHT_BYTES = 1024
 
@@ -41,15 +41,33 @@ def prepared_graph(path: Path, cache: Path, *, least_bytes: int = _LEAST_BYTES) 
         # Not by a digest of its content: to read it takes as long as is to be gained.
         identity = [str(path), status.st_size, status.st_mtime_ns, status.st_ino]
         folder = cache / "cpu" / f"{_digest(str(path))}-{_digest(identity, ort.__version__, _cpu())}"
-        if not folder.is_dir():
+        if not _is_whole(folder, path.name):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(folder.parent / "lock"):
-                if not folder.is_dir():
+                if not _is_whole(folder, path.name):
+                    discard(folder)
                     _remove_outdated(folder)
                     _prepare(path, folder)
     except Exception:  # ONNX Runtime's errors share no base but this
         return None  # no room, no permission, or a graph that it refuses: who opens that will say so
     return folder / path.name
+
+
+def _is_whole(folder: Path, name: str) -> bool:
+    """Whether what is kept has the files that it was made with, each of its size."""
+    if not holds_regular_files(folder):
+        return False
+    sizes = cached_object(folder / _SOURCE_FILE).get("sizes")
+    return isinstance(sizes, dict) and name in sizes and sizes == _sizes(folder)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in folder.iterdir() if file.name != _SOURCE_FILE}
+
+
+def _source_of(folder: Path) -> str | None:
+    source = cached_object(folder / _SOURCE_FILE).get("source")
+    return source if isinstance(source, str) else None
 
 
 def _prepare(path: Path, folder: Path) -> None:
@@ -67,16 +85,17 @@ def _prepare(path: Path, folder: Path) -> None:
         }.items():
             options.add_session_config_entry(name, value)
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        (temporary / _SOURCE_FILE).write_text(str(path), encoding="utf-8")
+        said = {"source": str(path), "sizes": _sizes(temporary)}
+        (temporary / _SOURCE_FILE).write_text(json.dumps(said), encoding="utf-8")
 
 
 def _remove_outdated(folder: Path) -> None:
     """Remove what is kept of the same file's earlier contents or of files that are gone, and what killed ones left."""
     prefix = folder.name.partition("-")[0]
     for other in folder.parent.iterdir():
-        source = other / _SOURCE_FILE
         same = other.name.startswith((f"{prefix}-", f".{prefix}-"))
-        if same or (source.is_file() and not Path(source.read_text(encoding="utf-8")).exists()):
+        source = None if same else _source_of(other)
+        if same or (source is not None and not Path(source).exists()):
             shutil.rmtree(other, ignore_errors=True)
 
 

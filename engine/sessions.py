@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from mkc_fast import ArtifactError, DeviceError, OutputError
 from mkc_fast.engine.artifacts import read_model_info
-from mkc_fast.engine.cpu_sessions import PiecedVocoder, Session, configured, open_on_cpu, operators_used
+from mkc_fast.engine.cpu_sessions import PiecedVocoder, Session, configured, cpu_graph, open_on_cpu, operators_used
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.diagnosis import NVINFER, gather_gpu_facts, obstacle
-from mkc_fast.engine.files import locked, sha256_of, whole_directory
+from mkc_fast.engine.digests import digests
+from mkc_fast.engine.files import discard, holds_regular_files, locked, whole_directory
 from mkc_fast.engine.providers import (
     CPU,
     FP16,
@@ -69,6 +70,7 @@ class Sessions:
         placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
         cuda_graph: Whether runs are recorded as CUDA graphs, so that they need the same addresses every time.
         ran: What decides the last bits of what the graphs compute, for manifests.
+        files: The graphs' files, in the order of the stages; empty where the sessions come from none.
     """
 
     wavlm: Session
@@ -81,6 +83,7 @@ class Sessions:
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
     cuda_graph: bool = False
     ran: dict[str, object] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
 
 def open_sessions(
@@ -127,7 +130,8 @@ def open_sessions(
         wavlm, conformer, vocoder = open_on_cpu(model, plan, cache or default_cache())
         chosen = f"{TITLES[CPU]}, {plan.precision}, {operators_used(model, plan.precision)}: the device is cpu"
         ran = ran_on_cpu(model, plan.precision, threads)
-        return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen, ran=ran)
+        files = tuple(cpu_graph(model, graph, plan.precision) for graph in GRAPH_FILES)
+        return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen, ran=ran, files=files)
     gpu = driver().gpus[index]
     precision = resolve_precision(provider, precision, gpu)
     _check_files(model, precision)
@@ -210,6 +214,7 @@ def _open(
         buckets=(plan.tuning.buckets or Buckets()) if bound else None,
         placement={graph: nodes for graph, nodes in placement.items() if nodes is not None},
         cuda_graph=plan.tuning.cuda_graph,
+        files=tuple(graph_file(graph, plan.precision) for graph in GRAPH_FILES),
     )
 
 
@@ -278,18 +283,22 @@ def _engines(
         return
     options = tensorrt_options(plan, profile(graph, plan.tuning.buckets or Buckets(), info))
     sources = sorted(path.parent.glob(f"{path.name}*"))  # weights beyond 2 GB lie beside the graph
-    folder = cache.engines(path.name, [sha256_of(source) for source in sources], _of_any_run(options))
-    if folder.is_dir():
+    folder = cache.engines(path.name, digests(sources, cache.root), _of_any_run(options))
+    if holds_regular_files(folder):
         yield folder, None
         return
     try:
-        cache.timings.mkdir(parents=True, exist_ok=True)
+        cache.folder.mkdir(parents=True, exist_ok=True)
         with locked(cache.folder / "lock"):
+            if not holds_regular_files(cache.timings):
+                discard(cache.timings)
+                cache.timings.mkdir()
             for left in folder.parent.glob(f".{folder.name}.*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)  # of a process that was killed: only this one builds now
-            if folder.is_dir():
+            if holds_regular_files(folder):
                 yield folder, None
                 return
+            discard(folder)
             with whole_directory(folder) as temporary:
                 yield temporary, cache.timings
     except OSError as error:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from mkc_fast import LostDeviceError, MkcError, WriteError, __version__
+from mkc_fast import ArtifactError, LostDeviceError, MkcError, WriteError, __version__
 from mkc_fast.engine.audio import read_utterance, write_waveform
 
 if TYPE_CHECKING:
@@ -299,6 +299,8 @@ class Worker:
                 return list(self._batch(self.anonymizer.anonymize_batch, begun.read))
         except LostDeviceError as error:
             self._leave(error)
+        except ArtifactError as error:
+            self._end_run(error)
         except Exception:  # noqa: S110 - whichever utterance is at fault is found below
             pass
         results: list[Result | str] = []
@@ -307,6 +309,8 @@ class Worker:
                 results += self._batch(self.anonymizer.anonymize_batch, [(task, waveform, read_s)])
             except LostDeviceError as error:
                 self._leave(error)
+            except ArtifactError as error:
+                self._end_run(error)
             except MkcError as error:
                 results.append(f"{task.utterance.path}: {error}")
             except Exception as error:
@@ -317,6 +321,12 @@ class Worker:
         """Die with the device: a process whose device is lost can do nothing more; another one may."""
         self.send("note", str(error))
         os._exit(EXIT_LOST_DEVICE)
+
+    def _end_run(self, error: MkcError) -> NoReturn:
+        """Tell the scheduler what no recording is to blame for, and wait for it to end this process."""
+        self.send("fatal", type(error).__name__, str(error))
+        while True:
+            time.sleep(_LOOK_ROUND_S)
 
     def _batch(self, run: Callable[..., _T], read: list[tuple[Task, NDArray[np.float32], float]]) -> _T:
         settings = self.config.settings

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mkc_fast import CheckpointError
-from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, write_info
+from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, bank_contents, write_info
+from mkc_fast.engine.digests import remember
 from mkc_fast.engine.draws import draw_entries
 from mkc_fast.engine.files import whole_directory
 from mkc_fast.engine.lists import read_named_paths
+from mkc_fast.engine.providers import default_cache
 from mkc_fast.export.kmeans import read_kmeans
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def build_bank(
         kmeans_num: Take a random subset of so many of the list, in the list's order (all, where it has fewer): what
             ``Anonymizer.draw_entries`` draws from a bank of the whole list.
         seed: Of that subset; without one it comes from the operating system's entropy.
-        overwrite: Replace ``out``.
+        overwrite: Replace ``out``, if it holds a bank and nothing else, none of the sources.
         workers: Threads that read models; default: one a processor, at most 8.
         progress: Called with the numbers of models done and in all.
 
@@ -86,7 +88,8 @@ def build_bank(
             if shape[1] != dim:
                 raise CheckpointError(f"{path}: {name} has {shape[1]} dimensions, {models[0][0]} has {dim}")
         size = (len(models), max(clusters for clusters, _ in shapes), dim)
-        with whole_directory(Path(out), overwrite=overwrite) as directory:
+        replaces = bank_contents(Path(kmeans_scp), *(path for _, path in models)) if overwrite else None
+        with whole_directory(Path(out), replaces=replaces) as directory:
             centroids = _map_new(directory / CENTROIDS_FILE, np.float32, size)
             half_norms = _map_new(directory / HALF_NORMS_FILE, np.float64, size[:2])
 
@@ -108,7 +111,8 @@ def build_bank(
                 duplicates=[entry.duplicates for entry in entries],
                 dim=dim,
             )
-            write_info(directory, info)
+            info = write_info(directory, info)
+    remember(Path(out), info.files, default_cache())
     return info
 
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from mkc_fast import MkcError, OutputError, __version__
+from mkc_fast import ArtifactError, MkcError, OutputError, __version__
 from mkc_fast.engine.artifacts import BANK_FORMAT, MODEL_FORMAT, open_bank, read_model_info
-from mkc_fast.engine.files import sha256_of, whole_file
+from mkc_fast.engine.digests import digests, verify
+from mkc_fast.engine.files import discard, locked
 from mkc_fast.engine.lists import read_named_paths
 from mkc_fast.engine.native import native_library
 from mkc_fast.engine.providers import default_cache
@@ -17,8 +18,10 @@ from mkc_fast.export.bank import build_bank
 __all__ = ["cached_bank", "cached_model", "default_cache"]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from mkc_fast.engine.artifacts import FileFacts
 
 
 def cached_model(
@@ -41,15 +44,17 @@ def cached_model(
     native = native_library() is not None
     key = _key("model", MODEL_FORMAT, layer, native, _content(files, cache))
     path = cache / f"model-{key}"
-    if not path.is_dir():
+
+    def make() -> None:
         try:
             from mkc_fast.export.model import export_model
         except ImportError as error:
             raise MkcError(
                 f"converting checkpoints needs {error.name}: pip install 'mkc-fast[export]', or give --model and --bank"
             ) from None
-        _make(path, lambda: export_model(wavlm_ckpt, ckpt, path, hifi_config, layer, progress=progress))
-    read_model_info(path)
+        export_model(wavlm_ckpt, ckpt, path, hifi_config, layer, progress=progress)
+
+    _made(path, cache, lambda: read_model_info(path).files, make)
     return path
 
 
@@ -63,19 +68,32 @@ def cached_bank(kmeans_scp: Path, cache: Path, progress: Callable[[int, int], No
     models = read_named_paths(kmeans_scp)
     key = _key("bank", BANK_FORMAT, [name for name, _ in models], _content([path for _, path in models], cache))
     path = cache / f"bank-{key}"
-    if not path.is_dir():
-        _make(path, lambda: build_bank(kmeans_scp, path, progress=progress))
-    open_bank(path)
+    _made(path, cache, lambda: open_bank(path).info.files, lambda: build_bank(kmeans_scp, path, progress=progress))
     return path
 
 
-def _make(path: Path, make: Callable[[], object]) -> None:
+def _made(path: Path, cache: Path, files: Callable[[], Mapping[str, FileFacts]], make: Callable[[], object]) -> None:
+    """Make an artifact unless the cache holds it; what is damaged there is made again."""
+    if _is_whole(path, cache, files):
+        return
     try:
-        make()
-    except OutputError:
-        # Somebody else may have made the same directory meanwhile; one whole copy is as good as the other.
-        if not path.is_dir():
-            raise
+        cache.mkdir(parents=True, exist_ok=True)
+        with locked(cache / "lock"):  # one process makes it, others wait and find it
+            if _is_whole(path, cache, files):
+                return
+            discard(path)
+            make()
+    except OSError as error:
+        raise OutputError(f"{cache}: cannot be written ({error.strerror})") from None
+
+
+def _is_whole(path: Path, cache: Path, files: Callable[[], Mapping[str, FileFacts]]) -> bool:
+    """Whether an artifact of the cache is there, with every file as it was made."""
+    try:
+        verify(path, files(), cache)
+    except ArtifactError:
+        return False
+    return True
 
 
 def _key(*parts: object) -> str:
@@ -84,28 +102,7 @@ def _key(*parts: object) -> str:
 
 def _content(files: list[Path], cache: Path) -> list[str]:
     """SHA-256 of each file; remembered by path, size and times, since a bank's sources are 10 GB."""
-    index = cache / "sha256.json"
     try:
-        known = json.loads(index.read_text(encoding="utf-8"))
-        known = known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
-        known = {}
-    digests, before = [], dict(known)
-    for file in files:
-        try:
-            stat = file.stat()
-            name = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
-            digest = known.get(name)
-            if not isinstance(digest, str):
-                digest = known[name] = sha256_of(file)
-        except OSError as error:
-            raise MkcError(f"{file}: cannot be read ({error.strerror})") from None
-        digests.append(digest)
-    if known != before:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with whole_file(index) as temporary:
-                temporary.write_text(json.dumps(known, indent=0), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{cache}: cannot be written ({error.strerror})") from None
-    return digests
+        return digests(files, cache)
+    except OSError as error:
+        raise MkcError(f"{error.filename}: cannot be read ({error.strerror})") from None

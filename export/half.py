@@ -392,6 +392,7 @@ def _without_weights(model: ModelProto) -> ModelProto:
         producer_version=model.producer_version,
         opset_import=model.opset_import,
     )
+    copy.metadata_props.extend(model.metadata_props)
     copy.graph.name = model.graph.name
     copy.graph.input.extend(model.graph.input)
     copy.graph.output.extend(model.graph.output)

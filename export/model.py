@@ -23,9 +23,13 @@ from mkc_fast.engine.artifacts import (
     VOCODER_FILE,
     WAVLM_FILE,
     ModelInfo,
+    check_info,
+    graph_metadata,
+    model_contents,
     write_info,
 )
 from mkc_fast.engine.cpu_sessions import CPU_GRAPH_FILES
+from mkc_fast.engine.digests import remember
 from mkc_fast.engine.files import sha256_of, whole_directory
 from mkc_fast.engine.native import native_file, native_library, register
 from mkc_fast.engine.prepared import prepared_graph
@@ -103,7 +107,7 @@ def export_model(
         layer: WavLM transformer layer whose output the k-means models were trained on, from 1.
         half: Also write each graph in half precision, checked against the float32 one (``write_half_graphs``).
         int8: Also write WavLM and the conformer with linear layers in 8 bits, for CPUs (``write_int8_graphs``).
-        overwrite: Replace ``out``.
+        overwrite: Replace ``out``, if it holds an exported model and nothing else, none of the sources.
         progress: Called with a line of text as each step begins.
 
     Returns:
@@ -115,11 +119,13 @@ def export_model(
     """
     wavlm_path, voice_path, out_path = Path(wavlm_ckpt), Path(ckpt), Path(out)
     say = progress or (lambda _: None)
-    with whole_directory(out_path, overwrite=overwrite) as directory, torch.no_grad():
+    config = None if hifi_config is None else Path(hifi_config)
+    replaces = model_contents(wavlm_path, voice_path, config) if overwrite else None
+    with whole_directory(out_path, replaces=replaces) as directory, torch.no_grad():
         say("reading checkpoints")
         wavlm, voice = (
             load_wavlm(wavlm_path),
-            load_voice(voice_path, None if hifi_config is None else Path(hifi_config)),
+            load_voice(voice_path, config),
         )
         if wavlm.config.dim != voice.conformer.dim:
             raise CheckpointError(
@@ -140,6 +146,7 @@ def export_model(
             vocoder_reach=reach_frames(voice.hifigan),
             sources={"wavlm": sha256_of(wavlm_path), "ckpt": sha256_of(voice_path)},
         )
+        check_info(voice_path, info)
         # One after the other, each built, written, checked and let go before the next: memory is that of the largest.
         say(f"WavLM, layers 1 to {layer} of {wavlm.config.num_layers}")
         _export(directory, _wavlm_graph(WavLM(wavlm_path, wavlm, layer)), info, say, write_wavlm)
@@ -158,7 +165,8 @@ def export_model(
             write_half_graphs(directory, directory, info, say)
         if int8:
             write_int8_graphs(directory, directory, info, say)
-        write_info(directory, info)
+        info = write_info(directory, info)
+    remember(out_path, info.files, default_cache())
     for file, plain in zip(CPU_GRAPH_FILES, GRAPH_FILES, strict=True):
         if not (out_path / native_file(plain)).is_file():
             say(f"{file}: preparing it for this CPU")
@@ -202,6 +210,7 @@ def _export(
     gc.collect()
     native = directory / native_file(graph.file)
     if write_native is not None and native_library() is not None and write_native(native, graph.module):
+        _describe(native, info)
         say(f"{native.name}: checking against PyTorch")
         _check_graph(native, graph, info)
         gc.collect()
@@ -233,6 +242,16 @@ def _write_graph(path: Path, graph: _Graph, info: ModelInfo) -> None:
     else:
         model = program.model_proto
     _tidy(model, graph)
+    onnx.helper.set_model_props(
+        model, {**graph_metadata(info), **{name: str(value) for name, value in graph.metadata.items()}}
+    )
+    onnx.save(model, path)
+
+
+def _describe(path: Path, info: ModelInfo) -> None:
+    """Put the model's facts into the metadata of a graph whose weights lie beside it."""
+    model = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(model, graph_metadata(info))
     onnx.save(model, path)
 
 
@@ -248,7 +267,6 @@ def _tidy(model: onnx.ModelProto, graph: _Graph) -> None:
             if name:
                 dimension.dim_param = name
     model.producer_name, model.producer_version = "mkc-fast", ""
-    onnx.helper.set_model_props(model, {name: str(value) for name, value in graph.metadata.items()})
 
 
 def _inputs(graph: _Graph, info: ModelInfo, lengths: Sequence[int]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 
 import mkc_fast
 from mkc_fast import Anonymizer, ArtifactError, AudioError, BankError, DeviceError, MkcError
-from tests.conftest import Artifacts
+from tests.conftest import Artifacts, signed
 
 
 def test_results_have_the_promised_shapes(artifacts: Artifacts, clip: np.ndarray) -> None:
@@ -145,6 +145,7 @@ def test_a_damaged_graph_is_refused_in_one_line(artifacts: Artifacts, tmp_path) 
         native.unlink()
     graph = tmp_path / "model" / "conformer.onnx"
     graph.write_bytes(graph.read_bytes()[:1000])
+    signed(tmp_path / "model")
     with pytest.raises(ArtifactError, match=r"conformer\.onnx") as caught:
         Anonymizer.load(tmp_path / "model", artifacts.bank)
     assert "\n" not in str(caught.value)

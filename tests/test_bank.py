@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,10 +11,11 @@ import numpy as np
 import pytest
 
 from mkc_fast import ArtifactError, BankError, CheckpointError, ListError
-from mkc_fast.engine.artifacts import BankInfo, open_bank, write_info
+from mkc_fast.engine.artifacts import BankInfo, FileFacts, open_bank, write_info
 from mkc_fast.engine.draws import draw_entries
 from mkc_fast.export import build_bank
 from mkc_fast.export.random_checkpoints import write_kmeans
+from tests.conftest import signed
 
 
 def write_list(folder: Path, models: dict[str, np.ndarray]) -> Path:
@@ -108,11 +108,12 @@ def test_a_damaged_bank_is_refused(models: dict[str, np.ndarray], tmp_path: Path
     said = tmp_path / "bank" / "bank.json"
     text = said.read_text()
     for change in ({"format_version": 99}, {"dim": 17}, {"names": ["a"]}, {"num_clusters": [10, 10, 11]}, {"names": 3}):
-        said.write_text(json.dumps({**json.loads(text), **change}))
-        with pytest.raises(ArtifactError):
+        signed(tmp_path / "bank", **change)
+        with pytest.raises(ArtifactError, match=r"expected|format version|do not fit together"):
             open_bank(tmp_path / "bank")
     said.write_text(text)
     centroids = tmp_path / "bank" / "centroids.npy"
+    open_bank(tmp_path / "bank")
     with centroids.open("r+b") as file:
         file.truncate(300)
     with pytest.raises(ArtifactError, match=r"centroids\.npy"):
@@ -125,7 +126,9 @@ def test_1165_entries_open_within_a_second_and_cost_what_is_touched(tmp_path: Pa
     np.lib.format.open_memmap(tmp_path / "centroids.npy", "w+", np.float32, (entries, clusters, dim)).flush()
     np.save(tmp_path / "half_norms.npy", np.zeros((entries, clusters)))
     names = [f"spk{index}" for index in range(entries)]
-    write_info(tmp_path, BankInfo(names, [clusters] * entries, [""] * entries, [[]] * entries, [[]] * entries, dim))
+    info = BankInfo(names, [clusters] * entries, [""] * entries, [[]] * entries, [[]] * entries, dim)
+    files = {file.name: FileFacts(file.stat().st_size, "0" * 64) for file in tmp_path.iterdir()}  # opening reads none
+    write_info(tmp_path, info, files)
     script = """
 import sys, time, resource
 from pathlib import Path

@@ -28,6 +28,7 @@ from mkc_fast.engine.artifacts import (
     WAVLM_FILE,
     BankInfo,
     ModelInfo,
+    graph_metadata,
     write_info,
 )
 from mkc_fast.engine.cpu_sessions import operators_used
@@ -47,6 +48,7 @@ from mkc_fast.engine.diagnosis import (
     obstacle,
 )
 from mkc_fast.engine.providers import GRAPH_FILES, ORT_NAMES
+from tests.conftest import signed
 
 TRT, CUDA, CPU = ORT_NAMES["tensorrt"], ORT_NAMES["cuda"], ORT_NAMES["cpu"]
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80 << 30)
@@ -478,6 +480,7 @@ def write_model(folder: Path) -> Path:
         helper.make_node("MatMul", ["features", "m"], ["v"]),
         helper.make_node("Reshape", ["v", "flat"], ["waveform"]),
     ]
+    info = ModelInfo(16000, HOP, LEAST, DIM, 1, "fp32", 1, 0, {})
     for name, nodes, inputs, output in (
         (WAVLM_FILE, encode, [tensor("waveform", ["batch", "samples"]), lengths], features),
         (CONFORMER_FILE, [helper.make_node("Identity", ["features"], ["restored"])], [features, lengths], restored),
@@ -485,8 +488,10 @@ def write_model(folder: Path) -> Path:
     ):
         used = [weight for weight in weights if any(weight.name in node.input for node in nodes)]
         graph = helper.make_graph(nodes, name, inputs, [output], used)
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / name)
-    write_info(folder, ModelInfo(16000, HOP, LEAST, DIM, 1, "fp32", 1, 0, {}))
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        helper.set_model_props(model, graph_metadata(info))
+        onnx.save(model, folder / name)
+    write_info(folder, info)
     return folder
 
 
@@ -512,6 +517,7 @@ def test_artifacts_are_read_and_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert finding(report, "graphs").found == f"CPU, fp32, {operators_used(model, 'fp32')}: the device is cpu"
     for name in GRAPH_FILES:
         (model / name.replace(".onnx", ".fp16.onnx")).write_bytes((model / name).read_bytes())
+    signed(model)
     assert "D = 4, layer 1, fp32 and fp16" in finding(examine("cpu", model, bank, machine()), "model").found
 
 
@@ -527,6 +533,7 @@ def test_artifacts_that_are_not_there_are_faults(model: str | None, bank: str | 
 def test_a_damaged_graph_is_a_fault(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     (model / VOCODER_FILE).write_bytes(b"nonsense")
+    signed(model)
     report = examine("cpu", model, probes=machine())
     assert not report.ok
     assert "vocoder.onnx: not a usable graph" in faults(report)[0].found

@@ -31,7 +31,7 @@ from mkc_fast.engine.draws import draw_entries
 from mkc_fast.engine.lists import Utterance, read_audio_list
 from mkc_fast.engine.manifest import MANIFEST_FILE
 from mkc_fast.engine.worker import Outcome, Settings, Task
-from tests.conftest import Artifacts
+from tests.conftest import Artifacts, signed
 
 # What a slow machine may take for what takes a fraction of a second.
 PATIENCE_S = 60
@@ -793,7 +793,9 @@ def test_a_run_of_other_settings_is_refused_and_told_both(
     assert main(command(artifacts, few, out)) == 0
     for artifact, info in (("model", "model.json"), ("bank", "bank.json")):
         shutil.copytree(getattr(artifacts, artifact), tmp_path / artifact)
-        (tmp_path / artifact / info).write_text((tmp_path / artifact / info).read_text() + "\n")
+        said = json.loads((tmp_path / artifact / info).read_text())["sources"]
+        other = {**said, "ckpt": "0" * 64} if isinstance(said, dict) else ["0" * 64, *said[1:]]
+        signed(tmp_path / artifact, sources=other)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     capfd.readouterr()
     header = json.loads(before[MANIFEST_FILE].splitlines()[0])

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from mkc_fast import Anonymizer, DeviceError, MkcError
-from mkc_fast.engine.artifacts import CONFORMER_FILE, WAVLM_FILE, read_model_info
+from mkc_fast.engine.artifacts import CONFORMER_FILE, WAVLM_FILE, read_model_info, write_info
 from mkc_fast.engine.providers import check_choice, graph_file
 from mkc_fast.export import int8
 from mkc_fast.export.int8 import int8_file, write_int8_graphs
@@ -26,7 +26,9 @@ def model(artifacts: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The exported model with 8-bit graphs; its small layers count as large."""
     folder = tmp_path_factory.mktemp("int8") / "model"
     shutil.copytree(artifacts.model, folder)
-    write_int8_graphs(folder, folder, read_model_info(folder), lambda _: None, least_weights=256)
+    info = read_model_info(folder)
+    write_int8_graphs(folder, folder, info, lambda _: None, least_weights=256)
+    write_info(folder, info)
     return folder
 
 

@@ -33,7 +33,7 @@ from mkc_fast.export.packing import (
     pack_transposed,
     pack_winograd,
 )
-from tests.conftest import Artifacts
+from tests.conftest import Artifacts, signed
 
 if native_library() is None:
     pytest.skip("the native operators are not built here: no C++ compiler, or no AVX2", allow_module_level=True)
@@ -404,6 +404,7 @@ def test_the_whole_pass_gives_the_same_bits_with_any_number_of_threads(artifacts
 def test_a_model_without_native_graphs_runs_and_says_so(artifacts: Artifacts, noise: Array, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(artifacts.model, model, ignore=shutil.ignore_patterns("*.native.*"))
+    signed(model)
     assert operators_used(model, "fp32") == (
         "no native operators (the model was exported where there were none; export it again)"
     )
@@ -427,6 +428,7 @@ def test_damaged_native_graphs_are_refused(artifacts: Artifacts, tmp_path: Path,
         weights.write_bytes(weights.read_bytes()[:-5000])
     else:
         graph.write_bytes(b"not a graph")
+    signed(model)
     with pytest.raises(ArtifactError, match=re.escape(f"{graph}: not a usable graph")):
         Anonymizer.load(model, artifacts.bank)
 
@@ -440,6 +442,7 @@ def test_a_native_graph_whose_sizes_do_not_fit_is_refused_when_it_runs(
     first = next(node for node in graph.graph.node if node.op_type == "Convolution")
     next(attribute for attribute in first.attribute if attribute.name == "columns").i += 32
     onnx.save(graph, model / native_file(CONFORMER_FILE))
+    signed(model)
     anonymizer = Anonymizer.load(model, artifacts.bank)
     with pytest.raises(ArtifactError, match=r"conformer\.native\.onnx: not a usable graph .* weights of another size"):
         anonymizer.anonymize(noise, mode="frame", seed=1)

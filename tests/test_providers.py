@@ -46,6 +46,7 @@ from mkc_fast.engine.providers import (
 )
 from mkc_fast.engine.sessions import open_sessions
 from mkc_fast.engine.windows import exact_windows
+from tests.conftest import signed
 
 INFO = ModelInfo(16000, 320, 400, 1024, 6, "fp32", 12, 15, {})
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80 << 30)
@@ -367,6 +368,7 @@ def test_fp16_needs_graphs_exported_so_and_then_runs_on_the_cpu_too(model: Path)
 
 def test_a_damaged_graph_is_the_artifacts_fault(model: Path) -> None:
     (model / CONFORMER_FILE).write_bytes(b"nonsense")
+    signed(model)
     with pytest.raises(ArtifactError, match=r"conformer\.onnx: not a usable graph"):
         open_sessions(model, "cpu")
 
