@@ -13,12 +13,10 @@ from mkc_fast.cli.arguments import normalized
 EXIT_BROKEN_PIPE = 1
 EXIT_REFUSED = 2  # bad arguments, checkpoints or lists: nothing was written
 EXIT_STOPPED = 3  # a full disk, an output that cannot be written, no worker left: what was written is whole
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="mkc-fast",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Fast, exact multi-k-means voice anonymization.",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,7 +31,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(False, "--version", "-V", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     pass
 
@@ -52,20 +50,21 @@ def _add_commands() -> None:
     bench.add(app)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program and return its exit code, as the README lists them."""
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code.
+
+    Raises:
+        KeyboardInterrupt: The user asked for an end where Typer asked the user something.
+    """
     _open_closed_streams()
     _add_commands()
-    given = normalized(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(args=given, standalone_mode=False)
+        code = app(args=normalized(arguments), standalone_mode=False, prog_name="mkc-fast")
     except (WriteError, StoppedError) as error:
         _refuse(str(error))
         return EXIT_STOPPED
     except MkcError as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_BROKEN_PIPE
@@ -75,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         message = getattr(error, "format_message", None)
         if message is None:
             if type(error).__name__ == "Abort":
-                return EXIT_INTERRUPTED
+                raise KeyboardInterrupt from None
             raise
         return _refuse(message()) if message() else EXIT_REFUSED
     return code if isinstance(code, int) else 0

@@ -14,6 +14,7 @@ import typer
 
 from mkc_fast import MkcError
 from mkc_fast.cli.choices import Precision, Provider
+from mkc_fast.cli.interrupts import Interrupted
 from mkc_fast.cli.show import counted, counting, shown_warnings, steps
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def _signals() -> Iterator[list[int]]:
 
     def note(number: int, _: object) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         received.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
+from mkc_fast.cli import interrupts
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -25,12 +27,18 @@ def steps() -> Iterator[Callable[[str], None]]:
     """Yield a function that shows the step under way: a spinner on a terminal, else a line a step."""
     if not errors.is_terminal:
         begin = time.perf_counter()
-        yield lambda text: print(f"[{time.perf_counter() - begin:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+        def tell(text: str) -> None:
+            interrupts.check()
+            print(f"[{time.perf_counter() - begin:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+        yield tell
         return
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=errors) as progress:
         current: list[int] = []
 
         def show(text: str) -> None:
+            interrupts.check()
             if current:
                 progress.update(current[0], total=1, completed=1)  # type: ignore[arg-type]
                 progress.stop_task(current.pop())  # type: ignore[arg-type]
@@ -49,6 +57,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
         def say(done: int, total: int) -> None:
             nonlocal said
+            interrupts.check()
             now = time.perf_counter()
             if done == total or now - said >= _SECONDS_BETWEEN_LINES:
                 left = (now - begin) / done * (total - done)
@@ -62,7 +71,12 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeft())
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def move(done: int, total: int) -> None:
+            interrupts.check()
+            progress.update(task, completed=done, total=total)
+
+        yield move
 
 
 def counted(number: int, noun: str) -> str:

@@ -53,6 +53,9 @@ def _child(module: str, argument: dict[str, Any]) -> Iterator[subprocess.Popen[s
     )
     try:
         yield child
+    except BaseException:
+        child.kill()  # an interrupt, or its partner failed: nobody waits for it any more
+        raise
     finally:
         assert child.stdin is not None
         with contextlib.suppress(OSError):

@@ -1,8 +1,6 @@
 """``python -m mkc_fast``: the same as the program ``mkc-fast``."""
 
-import sys
-
-from mkc_fast.cli import main
+from mkc_fast.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
