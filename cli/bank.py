@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mkc_fast.cli import panels
 from mkc_fast.cli.show import console, counting, shown_warnings
 
 bank_app = typer.Typer(no_args_is_help=True, help="Build a bank of k-means models, or look into one.")
@@ -20,11 +21,20 @@ def add(app: typer.Typer) -> None:
 
 @bank_app.command("build")
 def build(
-    kmeans_scp: Annotated[Path, typer.Option(help="List of 'name path' a line, scikit-learn k-means models.")],
-    out: Annotated[Path, typer.Option(help="Directory to make.")],
-    kmeans_num: Annotated[int | None, typer.Option(help="Take a random subset of so many.", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="Of that subset; without it nobody can repeat it.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory.")] = False,
+    kmeans_scp: Annotated[
+        Path,
+        typer.Option(help="List of 'name path' a line, scikit-learn k-means models.", rich_help_panel=panels.INPUT),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to make.", rich_help_panel=panels.OUTPUT)],
+    kmeans_num: Annotated[
+        int | None, typer.Option(help="Take a random subset of so many.", min=1, rich_help_panel=panels.INPUT)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of that subset; without it nobody can repeat it.", rich_help_panel=panels.INPUT)
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the directory.", rich_help_panel=panels.OUTPUT)
+    ] = False,
 ) -> None:
     """Stack k-means models into one bank, without running anything in their files."""
     from mkc_fast.export import build_bank
@@ -39,7 +49,10 @@ def build(
 def info(
     bank: Annotated[Path, typer.Argument(help="Directory made by 'bank build'.")],
     every: Annotated[
-        bool, typer.Option("--all", help="List every model, not only those with something to say.")
+        bool,
+        typer.Option(
+            "--all", help="List every model, not only those with something to say.", rich_help_panel=panels.OUTPUT
+        ),
     ] = False,
 ) -> None:
     """Show the size of a bank, and each model's unused or duplicate clusters."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mkc_fast import MkcError
+from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Precision, Provider
 from mkc_fast.cli.infer import Mode
 from mkc_fast.cli.show import console, errors, steps
@@ -24,24 +25,58 @@ if TYPE_CHECKING:
     from mkc_fast.engine.bench_target import Target
     from mkc_fast.engine.bench_throughput import OneByOne
 
-ModelOption = Annotated[Path | None, typer.Option(help="Exported model (with --bank), instead of --size.")]
-BankOption = Annotated[Path | None, typer.Option(help="Bank (with --model).")]
-SizeOption = Annotated[
-    str, typer.Option(help="Random weights, made once and kept in the cache: large (the published sizes) or small.")
+ModelOption = Annotated[
+    Path | None, typer.Option(help="Exported model (with --bank), instead of --size.", rich_help_panel=panels.ARTIFACTS)
 ]
-EntriesOption = Annotated[int, typer.Option(help="K-means models of the random weights.", min=1)]
-DeviceOption = Annotated[str, typer.Option(help="cpu or cuda:<number>.")]
-ProviderOption = Annotated[Provider, typer.Option(help="Of ONNX Runtime; a name is never silently replaced.")]
-PrecisionOption = Annotated[Precision, typer.Option(help="Of the arithmetic, as the provider has it.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="Of one operator on the CPU (default: one a core).", min=1)]
-BudgetOption = Annotated[float, typer.Option(help="Seconds to measure for; what did not fit is said.", min=1)]
-SpeechOption = Annotated[Path | None, typer.Option(help="A recording to cut utterances of (default: a clip of ours).")]
-OutOption = Annotated[Path | None, typer.Option(help="Write the result to this file, for 'bench report'.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
-CacheOption = Annotated[Path | None, typer.Option(help="Where random weights are kept.")]
-WavlmOption = Annotated[Path | None, typer.Option(help="With --model: its WavLM checkpoint, for the practice.")]
-CkptOption = Annotated[Path | None, typer.Option(help="With --model: its conformer + vocoder checkpoint.")]
-KmeansOption = Annotated[Path | None, typer.Option(help="With --bank: the list of its k-means models.")]
+BankOption = Annotated[Path | None, typer.Option(help="Bank (with --model).", rich_help_panel=panels.ARTIFACTS)]
+SizeOption = Annotated[
+    str,
+    typer.Option(
+        help="Random weights, made once and kept in the cache: large (the published sizes) or small.",
+        rich_help_panel=panels.ARTIFACTS,
+    ),
+]
+EntriesOption = Annotated[
+    int, typer.Option(help="K-means models of the random weights.", min=1, rich_help_panel=panels.ARTIFACTS)
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda:<number>.", rich_help_panel=panels.DEVICES)]
+ProviderOption = Annotated[
+    Provider, typer.Option(help="Of ONNX Runtime; a name is never silently replaced.", rich_help_panel=panels.DEVICES)
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Of the arithmetic, as the provider has it.", rich_help_panel=panels.DEVICES)
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(help="Of one operator on the CPU (default: one a core).", min=1, rich_help_panel=panels.DEVICES),
+]
+BudgetOption = Annotated[
+    float, typer.Option(help="Seconds to measure for; what did not fit is said.", min=1, rich_help_panel=panels.RUN)
+]
+SpeechOption = Annotated[
+    Path | None,
+    typer.Option(help="A recording to cut utterances of (default: a clip of ours).", rich_help_panel=panels.INPUT),
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Write the result to this file, for 'bench report'.", rich_help_panel=panels.OUTPUT)
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON instead of a table.", rich_help_panel=panels.OUTPUT)
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Where random weights are kept.", rich_help_panel=panels.ARTIFACTS)
+]
+WavlmOption = Annotated[
+    Path | None,
+    typer.Option(help="With --model: its WavLM checkpoint, for the practice.", rich_help_panel=panels.ARTIFACTS),
+]
+CkptOption = Annotated[
+    Path | None,
+    typer.Option(help="With --model: its conformer + vocoder checkpoint.", rich_help_panel=panels.ARTIFACTS),
+]
+KmeansOption = Annotated[
+    Path | None, typer.Option(help="With --bank: the list of its k-means models.", rich_help_panel=panels.ARTIFACTS)
+]
 
 bench = typer.Typer(
     name="bench",
@@ -128,10 +163,15 @@ def latency(
     bank: BankOption = None,
     size: SizeOption = "large",
     entries: EntriesOption = 100,
-    mode: Annotated[Mode, typer.Option(help="As in infer.")] = Mode.frame,
-    stride: Annotated[int, typer.Option(help="As in infer.", min=1)] = 1,
-    lengths: Annotated[str, typer.Option(help="Seconds of the utterances.")] = "1,3,10,30",
-    repeats: Annotated[int | None, typer.Option(help="Warm runs of each (default: what the budget allows).")] = None,
+    mode: Annotated[Mode, typer.Option(help="As in infer.", rich_help_panel=panels.DRAWS)] = Mode.frame,
+    stride: Annotated[int, typer.Option(help="As in infer.", min=1, rich_help_panel=panels.DRAWS)] = 1,
+    lengths: Annotated[
+        str, typer.Option(help="Seconds of the utterances.", rich_help_panel=panels.INPUT)
+    ] = "1,3,10,30",
+    repeats: Annotated[
+        int | None,
+        typer.Option(help="Warm runs of each (default: what the budget allows).", rich_help_panel=panels.RUN),
+    ] = None,
     device: DeviceOption = "cpu",
     provider: ProviderOption = Provider.auto,
     precision: PrecisionOption = Precision.auto,
@@ -170,15 +210,25 @@ def throughput(
     size: SizeOption = "large",
     entries: EntriesOption = 100,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Run the practice (PyTorch, scikit-learn) in turn with the engine.")
+        bool,
+        typer.Option(
+            "--baseline",
+            help="Run the practice (PyTorch, scikit-learn) in turn with the engine.",
+            rich_help_panel=panels.RUN,
+        ),
     ] = False,
-    rounds: Annotated[int, typer.Option(help="How often each utterance is run by both.", min=1)] = 3,
-    modes: Annotated[str, typer.Option(help="Of frame and audio.")] = "frame,audio",
-    stride: Annotated[int, typer.Option(help="As in infer.", min=1)] = 1,
+    rounds: Annotated[
+        int, typer.Option(help="How often each utterance is run by both.", min=1, rich_help_panel=panels.RUN)
+    ] = 3,
+    modes: Annotated[str, typer.Option(help="Of frame and audio.", rich_help_panel=panels.DRAWS)] = "frame,audio",
+    stride: Annotated[int, typer.Option(help="As in infer.", min=1, rich_help_panel=panels.DRAWS)] = 1,
     batches: Annotated[
-        str | None, typer.Option(help="Padded seconds that run at once (default: 0,30 on a CPU).")
+        str | None,
+        typer.Option(help="Padded seconds that run at once (default: 0,30 on a CPU).", rich_help_panel=panels.RUN),
     ] = None,
-    workers: Annotated[str | None, typer.Option(help="Numbers of worker processes (default: 1,2).")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Numbers of worker processes (default: 1,2).", rich_help_panel=panels.RUN)
+    ] = None,
     device: DeviceOption = "cpu",
     provider: ProviderOption = Provider.auto,
     precision: PrecisionOption = Precision.auto,
@@ -230,9 +280,9 @@ def lookup(
     bank: BankOption = None,
     size: SizeOption = "large",
     entries: EntriesOption = 100,
-    frames: Annotated[str, typer.Option(help="Numbers of frames T.")] = "50,500,5000",
-    banks: Annotated[str, typer.Option(help="Numbers of bank entries N.")] = "1,100,1165",
-    strides: Annotated[str, typer.Option(help="Frames that share a draw.")] = "1,10",
+    frames: Annotated[str, typer.Option(help="Numbers of frames T.", rich_help_panel=panels.INPUT)] = "50,500,5000",
+    banks: Annotated[str, typer.Option(help="Numbers of bank entries N.", rich_help_panel=panels.INPUT)] = "1,100,1165",
+    strides: Annotated[str, typer.Option(help="Frames that share a draw.", rich_help_panel=panels.DRAWS)] = "1,10",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     budget_s: BudgetOption = 200.0,
@@ -272,8 +322,10 @@ def load(
     bank: BankOption = None,
     size: SizeOption = "large",
     entries: EntriesOption = 100,
-    banks: Annotated[str, typer.Option(help="Numbers of bank entries N.")] = "100,1000,1165",
-    repeats: Annotated[int, typer.Option(help="Processes started for each.", min=1)] = 3,
+    banks: Annotated[
+        str, typer.Option(help="Numbers of bank entries N.", rich_help_panel=panels.INPUT)
+    ] = "100,1000,1165",
+    repeats: Annotated[int, typer.Option(help="Processes started for each.", min=1, rich_help_panel=panels.RUN)] = 3,
     device: DeviceOption = "cpu",
     provider: ProviderOption = Provider.auto,
     precision: PrecisionOption = Precision.auto,
@@ -318,7 +370,9 @@ def load(
 @bench.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of results written with --out.")],
-    out: Annotated[Path | None, typer.Option(help="Where the page and pictures go (default: DIR).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page and pictures go (default: DIR).", rich_help_panel=panels.OUTPUT)
+    ] = None,
 ) -> None:
     """Turn results into one self-contained page and its pictures."""
     try:

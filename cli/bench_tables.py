@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mkc_fast.cli.show import console
+from mkc_fast.cli.show import console, counted
 from mkc_fast.engine.bench_records import short
 
 
@@ -18,6 +18,9 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 
 def _show(table: Table) -> None:
+    # A column that nothing stands in says nothing: the share of the GEMM rate, say, of models whose arithmetic is not
+    # counted.
+    table.columns = [column for column in table.columns if any(column.cells)]
     console.print(table)
     console.print()
 
@@ -109,8 +112,9 @@ def throughput_table(record: dict[str, Any]) -> None:
                 " ".join(f"{ratio:g}" for ratio in row["ratio_by_round"]),
             )
         _show(table)
+        rounds = counted(comparison["rounds"], "round")
         console.print(
-            f"{comparison['utterances']} utterances, {comparison['audio_s']:g} s, {comparison['rounds']} rounds; "
+            f"{comparison['utterances']} utterances, {comparison['audio_s']:g} s, {rounds}; "
             f"cluster ids the same for {100 * comparison['same_cluster_ids']:g} % of frames; largest difference of a "
             f"sample where all are: {comparison['largest_difference']:g}",
             soft_wrap=True,
@@ -139,26 +143,26 @@ def load_table(record: dict[str, Any]) -> None:
     """Seconds and memory until a bank is ready."""
     heading(record)
     table = _table("entries", "who", "ready", "memory (PSS)", "of two processes", left=2)
+    marked = False
     for case in record["cases"]:
         for who, name in (("mkc-fast", "ours"), ("practice", "practice")):
             if name not in case:
                 continue
             one, two = case[name], case.get(f"{name}_two_processes", {})
-            mark = " *" if "extrapolated" in one else ""
-            table.add_row(
-                str(case["entries"]),
-                who,
-                f"{one['ready_s']:.2f} s{mark}",
-                f"{one['pss_mb']:,.0f} MB{mark}" if "pss_mb" in one else "",
-                f"{two['pss_mb_in_all']:,.0f} MB{' *' if 'extrapolated' in two else ''}"
-                if two.get("pss_mb_in_all")
-                else "",
-            )
+            ready = f"{one['ready_s']:.2f} s"
+            memory = f"{one['pss_mb']:,.0f} MB" if "pss_mb" in one else ""
+            both = f"{two['pss_mb_in_all']:,.0f} MB" if two.get("pss_mb_in_all") else ""
+            table.add_row(str(case["entries"]), who, _marked(ready, one), _marked(memory, one), _marked(both, two))
+            marked |= "extrapolated" in one or (bool(both) and "extrapolated" in two)
     _show(table)
-    for who, run in record["start_up"].items():
-        console.print(
-            f"start-up to the first output of 10 s, {who}: {run['ready_s']:g} s, "
-            f"{run.get('peak_rss_mb', 0):,.0f} MB at the most",
-            soft_wrap=True,
-        )
-    console.print("* extrapolated", soft_wrap=True)
+    if marked:
+        console.print("* extrapolated\n")
+    for name, run in record["start_up"].items():
+        peak = f", {run['peak_rss_mb']:,.0f} MB at the most" if "peak_rss_mb" in run else ""
+        who = "mkc-fast" if name == "ours" else name
+        console.print(f"start-up to the first output of 10 s, {who}: {run['ready_s']:g} s{peak}", soft_wrap=True)
+
+
+def _marked(text: str, found: dict[str, Any]) -> str:
+    """An asterisk behind what was not measured."""
+    return f"{text} *" if text and "extrapolated" in found else text

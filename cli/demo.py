@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mkc_fast import MkcError, OutputError
+from mkc_fast.cli import panels
 from mkc_fast.cli.export import load_exporter
 from mkc_fast.cli.show import console, steps
 
@@ -39,8 +40,12 @@ def add(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory to make.")] = Path("mkc-fast-demo"),
-    size: Annotated[str, typer.Option(help="small, or large: the published sizes (6 GB of disk).")] = "small",
+    size: Annotated[
+        str, typer.Option(help="small, or large: the published sizes (6 GB of disk).", rich_help_panel=panels.INPUT)
+    ] = "small",
+    out: Annotated[Path, typer.Option(help="Directory to make.", rich_help_panel=panels.OUTPUT)] = Path(
+        "mkc-fast-demo"
+    ),
 ) -> None:
     """Run everything once with random weights: checkpoints, export, bank, both modes, a table and a picture."""
     if size not in {"small", "large"}:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mkc_fast.cli import panels
 from mkc_fast.cli.show import console
 
 if TYPE_CHECKING:
@@ -24,11 +25,20 @@ def add(app: typer.Typer) -> None:
 
 def doctor(
     device: Annotated[
-        str | None, typer.Option(help="cpu or cuda:<number> (default: the first GPU, else the CPU).")
+        str | None,
+        typer.Option(
+            help="cpu or cuda:<number> (default: the first GPU, else the CPU).", rich_help_panel=panels.DEVICES
+        ),
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="Exported model to check.")] = None,
-    bank: Annotated[Path | None, typer.Option(help="Bank to check; with --model, both are run.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    model: Annotated[
+        Path | None, typer.Option(help="Exported model to check.", rich_help_panel=panels.ARTIFACTS)
+    ] = None,
+    bank: Annotated[
+        Path | None, typer.Option(help="Bank to check; with --model, both are run.", rich_help_panel=panels.ARTIFACTS)
+    ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=panels.OUTPUT)
+    ] = False,
 ) -> int:
     """Show whether inference works here, with what, and what to install where it does not."""
     from mkc_fast.engine.diagnosis import examine

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Precision
 from mkc_fast.cli.show import console, steps
 
@@ -23,26 +24,58 @@ def add(app: typer.Typer) -> None:
 
 
 def export(
-    out: Annotated[Path, typer.Option(help="Directory to make.")],
-    wavlm_ckpt: Annotated[Path | None, typer.Option(help="WavLM checkpoint (.pt).")] = None,
-    ckpt: Annotated[Path | None, typer.Option(help="Conformer + vocoder checkpoint, or a vocoder alone.")] = None,
-    hifi_config: Annotated[
-        Path | None, typer.Option(help="JSON with the vocoder's sizes, where the checkpoint's are missing.")
+    *,
+    wavlm_ckpt: Annotated[
+        Path | None, typer.Option(help="WavLM checkpoint (.pt).", rich_help_panel=panels.INPUT)
     ] = None,
-    layer: Annotated[int, typer.Option(help="WavLM layer whose output the k-means models were trained on.")] = 6,
+    ckpt: Annotated[
+        Path | None,
+        typer.Option(help="Conformer + vocoder checkpoint, or a vocoder alone.", rich_help_panel=panels.INPUT),
+    ] = None,
+    hifi_config: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON with the vocoder's sizes, where the checkpoint's are missing.", rich_help_panel=panels.INPUT
+        ),
+    ] = None,
+    layer: Annotated[
+        int,
+        typer.Option(help="WavLM layer whose output the k-means models were trained on.", rich_help_panel=panels.INPUT),
+    ] = 6,
+    out: Annotated[Path, typer.Option(help="Directory to make.", rich_help_panel=panels.OUTPUT)],
     half: Annotated[
-        bool, typer.Option("--half", help="Also write half-precision graphs (wavlm.fp16.onnx and so on), for GPUs.")
+        bool,
+        typer.Option(
+            "--half",
+            help="Also write half-precision graphs (wavlm.fp16.onnx and so on), for GPUs.",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Also write graphs with linear layers in 8 bits (wavlm.int8.onnx), for CPUs.")
+        bool,
+        typer.Option(
+            "--int8",
+            help="Also write graphs with linear layers in 8 bits (wavlm.int8.onnx), for CPUs.",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the directory.", rich_help_panel=panels.OUTPUT)
+    ] = False,
     warm: Annotated[
         bool,
-        typer.Option("--warm", help="Also build TensorRT's engines; without checkpoints, of a model that is there."),
+        typer.Option(
+            "--warm",
+            help="Also build TensorRT's engines; without checkpoints, of a model that is there.",
+            rich_help_panel=panels.DEVICES,
+        ),
     ] = False,
-    device: Annotated[str, typer.Option(help="With --warm: the GPU to build for.")] = "cuda:0",
-    precision: Annotated[Precision, typer.Option(help="With --warm: of the engines.")] = Precision.auto,
+    device: Annotated[
+        str, typer.Option(help="With --warm: the GPU to build for.", rich_help_panel=panels.DEVICES)
+    ] = "cuda:0",
+    precision: Annotated[
+        Precision, typer.Option(help="With --warm: of the engines.", rich_help_panel=panels.DEVICES)
+    ] = Precision.auto,
 ) -> None:
     """Convert published checkpoints into ONNX graphs that run without torch."""
     from mkc_fast import MkcError

@@ -68,7 +68,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
         yield say
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeft())
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeft())
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task(what, total=None)
 

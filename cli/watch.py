@@ -86,17 +86,22 @@ class Watch:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
+        # Two lines, so that the largest corpora fit a terminal of 80 columns.
         summary = status.summary
         done = summary.present + summary.written + len(summary.failed)
         head = Table.grid(padding=(0, 2))
         head.add_row(
-            ProgressBar(total=max(1, summary.files), completed=done, width=30),
-            f"{done} of {summary.files}",
-            f"{len(summary.failed)} failed",
-            f"{summary.audio_s:.0f} s of audio",
-            f"RTFx {self._rtfx_now():.1f} now, {summary.rtfx:.1f} overall",
+            ProgressBar(total=max(1, summary.files), completed=done, width=20),
+            f"{done:,} of {summary.files:,}",
+            f"{len(summary.failed):,} failed",
             f"{_time(_left(status))} left",
+        )
+        speed = Text(
+            f"{summary.audio_s:,.0f} s of audio  RTFx {self._rtfx_now():,.1f} now, {summary.rtfx:,.1f} overall",
+            no_wrap=True,
+            overflow="ellipsis",
         )
         rows = Table.grid(padding=(0, 2))
         for number, worker in enumerate(status.workers):
@@ -107,7 +112,7 @@ class Watch:
                 else f"{min(1.0, worker.busy_s / max(alive, 1e-9)):4.0%} busy"
             )
             rows.add_row(f"worker {number}", worker.device, f"pid {worker.pid}", load)
-        return Group(head, rows, *_troubles(summary))
+        return Group(head, speed, rows, *_troubles(summary))
 
 
 def _left(status: Status) -> float | None:

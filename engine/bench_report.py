@@ -198,8 +198,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1)
     def cell(tag: str, index: int, value: object) -> str:
         return f"<{tag}{'' if index < left else ' class=n'}>{_e(value)}</{tag}>"
 
-    top = "".join(cell("th", index, value) for index, value in enumerate(head))
-    lines = "".join(f"<tr>{''.join(cell('td', index, value) for index, value in enumerate(row))}</tr>" for row in rows)
+    body = [[str(value) for value in row] for row in rows]
+    # A column that nothing stands in is left out: the rate of matrix products, say, for models that are not counted.
+    shown = [index for index in range(len(head)) if any(row[index] for row in body)]
+    top = "".join(cell("th", index, value) for index, value in enumerate(head) if index in shown)
+    lines = "".join(f"<tr>{''.join(cell('td', index, row[index]) for index in shown)}</tr>" for row in body)
     return f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
@@ -293,12 +296,13 @@ def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Sect
                 f"{comparison['largest_difference']:.2g}."
             ),
         ]
+        rounds = f"{comparison['rounds']} round{'s' * (comparison['rounds'] > 1)}"
         sections.append(
             _Section(
                 "Beside the practice",
                 "comparison",
                 f"Work for one second of audio by stage; {comparison['utterances']} utterances, "
-                f"{comparison['audio_s']:g} s of audio, {comparison['rounds']} rounds, {comparison['threads']} "
+                f"{comparison['audio_s']:g} s of audio, {rounds}, {comparison['threads']} "
                 f"threads.",
                 text,
                 _table(

@@ -191,7 +191,7 @@ def read_lines(path: Path, *, standard_input: bool = True) -> Iterator[tuple[int
 @contextmanager
 def _opened(path: Path, standard_input: bool) -> Iterator[TextIO]:
     if standard_input and path == _STANDARD_INPUT:
-        with open(0, encoding="utf-8-sig", closefd=False) as file:  # noqa: PTH123 - a descriptor has no path
+        with open(0, encoding="utf-8-sig", closefd=False) as file:
             yield file
         return
     if path.exists() and not path.is_file():  # a pipe or device may never begin, or never end
