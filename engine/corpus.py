@@ -21,7 +21,7 @@ from mkc_fast import ArtifactError, DeviceError, ListError, MkcError, OutputErro
 from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity, open_bank, read_model_info
 from mkc_fast.engine.audio import FORMATS, duration_s
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
-from mkc_fast.engine.devices import cuda_index, driver
+from mkc_fast.engine.devices import cuda_index, device_kind
 from mkc_fast.engine.draws import check_entries, draw_entries
 from mkc_fast.engine.files import remove_temporaries
 from mkc_fast.engine.manifest import MANIFEST_FILE, Manifest
@@ -500,10 +500,7 @@ def check_fit(model: Path, bank: Path) -> int:
 
 def _check_kinds(run: Run) -> None:
     """Refuse devices of several kinds, which do not compute the same to the last bit, before any of them works."""
-    kinds = []
-    for device in run.devices:
-        index = cuda_index(device)
-        kinds.append("cpu" if index is None else driver().gpus[index].name)
+    kinds = [device_kind(device) for device in run.devices]
     if len(set(kinds)) > 1 and not run.allow_mixed:
         named = zip(run.devices, kinds, strict=True)
         told = ", ".join(device if kind == device else f"{device} ({kind})" for device, kind in named)

@@ -136,6 +136,16 @@ def cuda_index(device: str) -> int | None:
     return index
 
 
+def device_kind(device: str) -> str:
+    """``cpu``, or the name of the GPU: devices of one kind compute the same to the last bit.
+
+    Raises:
+        DeviceError: The device is not here.
+    """
+    index = cuda_index(device)
+    return "cpu" if index is None else driver().gpus[index].name
+
+
 def parse_device(device: str) -> int | None:
     """As ``cuda_index``, whether that CUDA device is here or not.
 

@@ -25,7 +25,7 @@ import soundfile
 
 from mkc_fast import OutputError, WriteError, __version__
 from mkc_fast.cli import main
-from mkc_fast.engine import corpus, patience, scheduler
+from mkc_fast.engine import corpus, devices, patience, scheduler
 from mkc_fast.engine.audio import to_pcm16
 from mkc_fast.engine.draws import draw_entries
 from mkc_fast.engine.lists import Utterance, read_audio_list
@@ -874,10 +874,7 @@ def test_workers_of_one_run_have_to_compute_the_same(bench: Bench, stand_ins: Pa
 def test_devices_of_several_kinds_are_refused_before_any_works(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, stand_ins: Path
 ) -> None:
-    index = {"cpu": None, "cuda:0": 0}.__getitem__
-    monkeypatch.setattr(corpus, "cuda_index", index)
-    monkeypatch.setattr("mkc_fast.engine.devices.cuda_index", index)
-    monkeypatch.setattr(corpus, "driver", lambda: SimpleNamespace(gpus=[SimpleNamespace(name="H100")]))
+    monkeypatch.setattr(devices, "driver", lambda: SimpleNamespace(gpus=[SimpleNamespace(name="H100")]))
     ended = bench.infer("Echo", "--gpus", "cuda:0")
     assert ended.code == 2
     assert "devices cpu, cuda:0 (H100) do not compute the same to the last bit" in ended.error

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mkc_fast import ArtifactError, DeviceError
 from mkc_fast.engine import devices, sessions, warm
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, write_info
-from mkc_fast.engine.devices import Driver, Gpu
+from mkc_fast.engine.devices import Driver, Gpu, cores
 from mkc_fast.engine.diagnosis import GpuFacts, Library, Runtime
 from mkc_fast.engine.providers import (
     GPU_AUTO_PRECISION,
@@ -351,6 +351,10 @@ def test_the_cpu_says_what_was_chosen(model: Path) -> None:
     opened = open_sessions(model, "cpu")
     assert (opened.provider, opened.precision, opened.buckets, opened.placement) == ("cpu", "fp32", None, {})
     assert re.fullmatch(r"CPU, fp32, no native operators \(.*\): the device is cpu", opened.chosen)
+    # ONNX Runtime's own operators split sums by threads and choose kernels by the processor.
+    assert opened.ran.items() >= {"operators": "onnxruntime", "threads": cores()}.items()
+    assert opened.ran["processor"]
+    assert open_sessions(model, "cpu", 1).ran == {**opened.ran, "threads": 1}
     assert opened.wavlm.get_providers() == [CPU]
 
 
@@ -449,6 +453,7 @@ def test_auto_on_a_gpu_is_cuda_in_fp32_and_says_why(gpu: FakeOrt, model: Path) -
     opened = open_sessions(model, "cuda:0", stream=77)
     assert (opened.provider, opened.precision, opened.buckets) == ("cuda", "fp32", None)
     assert opened.chosen.startswith("CUDA, fp32, on cuda:0 (NVIDIA H100 80GB HBM3); TensorRT not used: it computes")
+    assert opened.ran.items() >= {"provider": "cuda", "precision": "fp32", "gpu": "NVIDIA H100 80GB HBM3"}.items()
     assert opened.placement == {name: {CUDA: 2, CPU: 2} for name in GRAPH_FILES}
     for session, name in zip(gpu.opened, GRAPH_FILES, strict=True):
         assert session.path == model / name
