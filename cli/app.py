@@ -9,6 +9,7 @@ import typer
 
 from mkc_fast import MkcError, StoppedError, WriteError, __version__
 from mkc_fast.cli.arguments import normalized
+from mkc_fast.text import one_line
 
 EXIT_BROKEN_PIPE = 1
 EXIT_REFUSED = 2  # bad arguments, checkpoints or lists: nothing was written
@@ -92,5 +93,5 @@ def _open_closed_streams() -> None:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return EXIT_REFUSED

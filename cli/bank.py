@@ -10,6 +10,7 @@ import typer
 
 from mkc_fast.cli import panels
 from mkc_fast.cli.show import console, counting, shown_warnings
+from mkc_fast.text import printable
 
 bank_app = typer.Typer(no_args_is_help=True, help="Build a bank of k-means models, or look into one.")
 
@@ -77,7 +78,7 @@ def info(
         return
     table = Table("model", "K", "unused", "duplicates", box=None)
     for name, k, none, same in shown:
-        table.add_row(name, str(k), _ids(none), _ids(same))
+        table.add_row(printable(name), str(k), _ids(none), _ids(same))
     console.print(table)
 
 

@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from mkc_fast.cli.show import console, counted, errors
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,11 +42,11 @@ class Watch:
         """Show failures at once, the rest from time to time."""
         if status.failure is not None:
             name, why = status.failure
-            errors.print(f"failed: {name}: {why}", soft_wrap=True)
+            errors.print(one_line(f"failed: {name}: {why}"), soft_wrap=True)
         for note in status.notes:
-            errors.print(f"note: {note}", soft_wrap=True)
+            errors.print(one_line(f"note: {note}"), soft_wrap=True)
         while not self.quiet and len(status.summary.chosen) > self.chosen:
-            errors.print(status.summary.chosen[self.chosen], soft_wrap=True)
+            errors.print(one_line(status.summary.chosen[self.chosen]), soft_wrap=True)
             self.chosen += 1
         now = time.perf_counter()
         if now - self.drawn < 0.2 and status.failure is None:

@@ -16,6 +16,7 @@ from mkc_fast import AudioError, WriteError
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S
 from mkc_fast.engine.files import whole_file
 from mkc_fast.engine.headers import HEAD_BYTES, length_s
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +93,7 @@ def read_utterance(utterance: Utterance, sample_rate: int, min_samples: int) -> 
     except subprocess.TimeoutExpired:
         raise AudioError(f"{shown}: took longer than {COMMAND_TIMEOUT_S} s") from None
     if run.returncode:
-        said = " ".join(run.stderr.decode(errors="replace").split())[-120:]
+        said = one_line(run.stderr.decode(errors="replace")[-120:])
         raise AudioError(f"{shown}: exit code {run.returncode} ({said})")
     return _read(io.BytesIO(run.stdout), shown, sample_rate, min_samples, utterance.begin_s, utterance.end_s)
 
@@ -146,7 +147,7 @@ def _read(
         if isinstance(error, AudioError):
             raise
         reason = getattr(error, "error_string", None) or str(error) or type(error).__name__
-        raise AudioError(f"{shown}: not readable as audio ({' '.join(reason.split())[:120]})") from None
+        raise AudioError(f"{shown}: not readable as audio ({one_line(reason, 120)})") from None
     try:
         return check_waveform(np.frombuffer(samples, np.float32), min_samples)
     except AudioError as error:

@@ -16,6 +16,7 @@ from mkc_fast.engine.prepared import prepared_graph
 from mkc_fast.engine.providers import CPU, FP32, GRAPH_FILES, INT8, ORT_NAMES, Plan, graph_file, session_settings
 from mkc_fast.engine.windows import pieces
 from mkc_fast.onnx_runtime import ort
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ class NativeSession:
 
 
 def _unusable(path: Path, said: str) -> ArtifactError:
-    return ArtifactError(f"{path}: not a usable graph ({' '.join(said.split())[:160]})")
+    return ArtifactError(f"{path}: not a usable graph ({one_line(said, 160)})")
 
 
 Session: TypeAlias = "ort.InferenceSession | NativeSession"

@@ -25,6 +25,7 @@ from mkc_fast.engine.windows import crossfaded, exact_pieces, exact_windows, sam
 from mkc_fast.kernels.cupy_lookup import CupyLookup, import_cupy, one_line_errors, open_device
 from mkc_fast.kernels.device_rows import DeviceRows, copy, zero
 from mkc_fast.onnx_runtime import ort
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +90,7 @@ class Place:
         except MkcError:
             raise
         except Exception as error:  # ONNX Runtime's share no base but Exception
-            said = " ".join(str(error).split())[:300]
+            said = one_line(str(error), 300)
             if isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY):
                 raise DeviceMemoryError(f"device cuda:{self.index}: out of memory ({said})") from None
             self._check_lost(said)
@@ -100,7 +101,7 @@ class Place:
         try:
             self.compute.synchronize()
         except self.cupy.cuda.runtime.CUDARuntimeError as error:
-            kept = " ".join(str(error).split())[:120]
+            kept = one_line(str(error), 120)
             raise LostDeviceError(f"device cuda:{self.index}: lost ({kept}), after: {said[:200]}") from None
 
     def wait(self) -> None:

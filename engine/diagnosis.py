@@ -38,6 +38,7 @@ from mkc_fast.engine.providers import (
     graph_file,
     refusal,
 )
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -143,7 +144,7 @@ def _runtime() -> Runtime:
     try:
         from mkc_fast.onnx_runtime import ort
     except Exception as error:  # a broken installation can raise anything
-        return Runtime(problem=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return Runtime(problem=f"{type(error).__name__}: {one_line(str(error), 200)}")
     cuda = getattr(ort, "cuda_version", "") or None
     if cuda and hasattr(ort, "preload_dlls"):
         # ONNX Runtime's own search, which also registers a CUDA provider that comes as a plug-in. What it prints where
@@ -237,7 +238,7 @@ def _compute(provider: str, index: int | None) -> str | None:
         session = ort.InferenceSession(_PROBE_GRAPH, options, providers=providers, enable_fallback=0)
         (result,) = session.run(["y"], {"x": np.ones((1, 1, 8), np.float32)})
     except Exception as error:
-        return " ".join(str(error).split())[:300]
+        return one_line(str(error), 300)
     return None if (result == _PROBE_RESULT).all() else f"it computes {result.tolist()} where 18 is right"
 
 
@@ -565,7 +566,7 @@ def _module(probes: Probes, name: str) -> Finding:
     try:
         return Finding(name, probes.module(name))
     except Exception as error:  # soundfile raises OSError without libsndfile
-        reason = f"does not import ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        reason = f"does not import ({type(error).__name__}: {one_line(str(error), 160)})"
         return Finding(name, reason, FAULT, f"pip install --force-reinstall {name}")
 
 
@@ -608,7 +609,7 @@ def _trial(device: str, model: Path, bank: Path | None) -> Finding:
         result = anonymizer.anonymize(noise.astype(np.float32), seed=0, utterance_id="doctor")
     except Exception as error:
         text = str(error) if isinstance(error, MkcError) else f"{type(error).__name__}: {error}"
-        return Finding("inference", " ".join(text.split())[:300], FAULT)
+        return Finding("inference", one_line(text, 300), FAULT)
     seconds = sum(result.stage_seconds.values())
     finite = bool(np.isfinite(result.waveform).all())
     text = f"0.5 s of noise anonymized in {seconds:.2f} s on {device}"

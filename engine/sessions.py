@@ -42,6 +42,7 @@ from mkc_fast.engine.providers import (
 )
 from mkc_fast.engine.ran import ran_on_cpu, ran_on_gpu
 from mkc_fast.onnx_runtime import ort
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -238,7 +239,7 @@ def _session(
         # Without enable_fallback=0, ONNX Runtime prints a provider's failure and goes on with the CPU, now or in a run.
         session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # see _FILE_ERRORS
-        said = " ".join(str(error).split())[:300]
+        said = one_line(str(error), 300)
         if type(error).__name__ in _FILE_ERRORS:
             raise ArtifactError(f"{path}: not a usable graph ({said[:160]})") from None
         raise DeviceError(f"{path.name} does not open: {said}") from None

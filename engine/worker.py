@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mkc_fast import ArtifactError, LostDeviceError, MkcError, WriteError, __version__
 from mkc_fast.engine.audio import read_utterance, write_waveform
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,7 +162,7 @@ class _Notes(logging.Handler):
         self.send = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.send("note", " ".join(record.getMessage().split()))
+        self.send("note", one_line(record.getMessage()))
 
 
 class Worker:
@@ -364,7 +365,7 @@ def _one_line(task: Task, error: Exception) -> str:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(str(error), 200)
 
 
 def main() -> None:

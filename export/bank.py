@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +18,16 @@ from mkc_fast.engine.draws import draw_entries
 from mkc_fast.engine.files import whole_directory
 from mkc_fast.engine.lists import read_named_paths
 from mkc_fast.engine.providers import default_cache
-from mkc_fast.export.kmeans import read_kmeans
+from mkc_fast.export.kmeans import memory_needed, read_kmeans, read_kmeans_and_digest
+from mkc_fast.export.readers import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
 
     from numpy.typing import NDArray
+
+    from mkc_fast.export.kmeans import KMeansModel
 
 logger = logging.getLogger("mkc_fast")
 
@@ -51,7 +52,7 @@ def build_bank(
     """Build a bank from pickled scikit-learn k-means models, without executing anything in them.
 
     Every model is looked at before the first is read whole, so that a bad one costs no waiting. Memory is that of
-    ``workers`` models.
+    ``workers`` models, at most 1 GB. Ctrl-C ends it within a second.
 
     Args:
         kmeans_scp: List of ``name path`` a line.
@@ -81,8 +82,13 @@ def build_bank(
             )
         models = [models[entry] for entry in drawn]
     threads = workers or min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        shapes = list(pool.map(lambda model: read_kmeans(model[1], shape_only=True).shape, models))
+    paths = [path for _, path in models]
+    with reading(threads) as readers:
+
+        def look(path: Path) -> tuple[int, int]:
+            return read_kmeans(path, shape_only=True, stopped=readers.stopped).shape
+
+        shapes = list(readers.map(look, paths, memory_needed))
         dim = shapes[0][1]
         for (name, path), shape in zip(models, shapes, strict=True):
             if shape[1] != dim:
@@ -94,10 +100,14 @@ def build_bank(
             half_norms = _map_new(directory / HALF_NORMS_FILE, np.float64, size[:2])
 
             def fill(index: int) -> _Entry:
-                return _fill(models[index][1], shapes[index], centroids[index], half_norms[index])
+                model, digest = read_kmeans_and_digest(paths[index], shapes[index], readers.stopped)
+                return _fill(paths[index], model, digest, centroids[index], half_norms[index])
+
+            def size_of(index: int) -> int:
+                return memory_needed(paths[index], shapes[index])
 
             entries = []
-            for done, entry in enumerate(pool.map(fill, range(len(models))), start=1):
+            for done, entry in enumerate(readers.map(fill, range(len(models)), size_of), start=1):
                 entries.append(entry)
                 if progress:
                     progress(done, len(models))
@@ -130,17 +140,11 @@ def _map_new(path: Path, dtype: type[np.floating[Any]], shape: tuple[int, ...]) 
 
 
 def _fill(
-    path: Path, shape: tuple[int, int], centroids: NDArray[np.float32], half_norms: NDArray[np.float64]
+    path: Path, model: KMeansModel, digest: str, centroids: NDArray[np.float32], half_norms: NDArray[np.float64]
 ) -> _Entry:
-    """Read one model into its rows of the stacked arrays."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    model = read_kmeans(path, data)
-    if model.centroids is None or model.shape != shape:
-        raise CheckpointError(f"{path}: changed while it was being read")
-    clusters = shape[0]
+    """Put one model into its rows of the stacked arrays."""
+    assert model.centroids is not None
+    clusters = model.shape[0]
     with np.errstate(over="ignore"):
         rows = model.centroids.astype(np.float32)
     if not np.isfinite(rows).all():
@@ -149,7 +153,7 @@ def _fill(
     # Of the centroids as they are stored: the look-up compares distances to these.
     half_norms[:clusters] = 0.5 * np.einsum("kd,kd->k", rows, rows, dtype=np.float64)
     half_norms[clusters:] = np.inf
-    return _Entry(hashlib.sha256(data).hexdigest(), list(model.unused), duplicate_rows(rows))
+    return _Entry(digest, list(model.unused), duplicate_rows(rows))
 
 
 def duplicate_rows(rows: NDArray[Any]) -> list[int]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 import torch
 
 from mkc_fast import CheckpointError
-from mkc_fast.export.pickles import PLAIN_KEYS, Refused, Source, StrictUnpickler, encode_latin1, printable
+from mkc_fast.export.pickles import Refused, Source, StrictUnpickler, check_key, encode_latin1
+from mkc_fast.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -31,6 +32,10 @@ _MAX_HOP = 1 << 14
 _MAX_DILATION = 1 << 10
 # Of the pickle that says what tensors there are: 0.1 MB for WavLM Large.
 _MAX_PICKLE_BYTES = 1 << 26
+# Of the list of an archive's files, 0.04 MB for WavLM Large; and of one that holds neither the pickle nor weights, such
+# as a version's number.
+_MAX_DIRECTORY_BYTES = 1 << 22
+_MAX_NOTE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,11 @@ def _make_container(items: object = None) -> dict[Any, Any] | list[Any]:
     """What ``OrderedDict()``, ``Counter({...})`` and ``set([...])`` make, nearly."""
     if items is None:
         return {}
-    if type(items) is dict or (type(items) is list and all(type(item) in PLAIN_KEYS for item in items)):
-        return items
-    raise Refused("an unusual container")
+    if type(items) is not dict and type(items) is not list:
+        raise Refused("an unusual container")
+    for key in items:
+        check_key(key)
+    return items
 
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
@@ -150,8 +157,6 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
     ("torch._utils", "_rebuild_parameter"): _Opaque,
     ("torch._utils", "_rebuild_parameter_with_state"): _Opaque,
     ("torch._tensor", "_rebuild_from_type_v2"): _Opaque,
-    ("torch", "Tensor"): _Opaque,
-    ("torch.nn.parameter", "Parameter"): _Opaque,
     ("torch", "Size"): _Opaque,
     ("torch", "device"): _Opaque,
     ("collections", "OrderedDict"): _make_container,
@@ -159,6 +164,8 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
     **{(module, "set"): _make_container for module in ("builtins", "__builtin__")},
     ("_codecs", "encode"): encode_latin1,
 }
+# Named by tensors of a class of their own; to call them is to ask for memory that nothing is stored in.
+_CLASSES = (("torch", "Tensor"), ("torch.nn.parameter", "Parameter"))
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -167,19 +174,20 @@ class _CheckpointUnpickler(StrictUnpickler):
     """Walks through a checkpoint's pickle without making a tensor, and refuses what no state dict needs.
 
     ``torch.load`` with ``weights_only=True`` executes nothing either, but a few bytes have it fill the memory
-    (``bytearray(10**12)``), never end (the hash of a tuple that holds itself twice, 50 levels deep) or, before 2.10,
-    write where it must not (CVE-2026-24747).
+    (``bytearray(10**12)``), never end (the hash of a tuple that holds itself twice, 50 levels deep; keys that collide)
+    or, before 2.10, write where it must not (CVE-2026-24747).
     """
 
     names: ClassVar[Mapping[tuple[str, str], object]] = {
         **_FUNCTIONS,
+        **{name: _Opaque() for name in _CLASSES},
         **{("torch", f"{storage}Storage"): _Opaque() for storage in _STORAGES},
         **{("torch", dtype): _Opaque() for dtype in _DTYPES},
     }
     functions: ClassVar[Collection[object]] = _FUNCTIONS.values()
 
     def __init__(self, source: Source, max_elements: int) -> None:
-        super().__init__(source)
+        super().__init__(source, _MAX_PICKLE_BYTES)
         self.dispatch[pickle.BINPERSID[0]] = type(self)._persistent
         self.elements: dict[str, int] = {}
         self.elements_left = max_elements
@@ -214,11 +222,20 @@ _FOREIGN = "torch.save did not write it"
 def _check_pickles(file: BinaryIO, size: int) -> None:
     """Refuse a checkpoint that ``torch.load`` should not be given."""
     if file.read(4) == _ZIP_MAGIC:
+        # Read before anything is made of it: an archive may list a million files in a few bytes each.
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if end is None:
+            raise ValueError(_FOREIGN)
+        if end[5] > _MAX_DIRECTORY_BYTES:
+            raise Refused("an archive of more files than weights need")
         entries = zipfile.ZipFile(file).infolist()
         # torch.save compresses nothing, and what is looked at here must be what torch.load reads.
         if len({entry.filename.lower() for entry in entries}) < len(entries) or any(e.compress_type for e in entries):
             raise Refused("an archive that torch.save would not write")
         pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+        notes = (e for e in entries if not e.filename.endswith("data.pkl") and "/data/" not in e.filename)
+        if any(note.file_size > _MAX_NOTE_BYTES for note in notes):  # torch.load reads some of them whole
+            raise Refused("an archive that torch.save would not write")
         if not pickles:
             raise ValueError(_FOREIGN)
         for entry in pickles:
@@ -283,10 +300,14 @@ def _first_line(error: Exception) -> str:
 def _shown(value: object) -> str:
     """A value from a checkpoint for an error: one short line, whatever it is (some would take years to format)."""
     if isinstance(value, str):
-        return repr(value[:60])
+        return f"'{printable(value, 60)}'"
     if isinstance(value, int) and value.bit_length() > 64:
         return "a huge number"
     return repr(value) if value is None or isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
+
+
+def _sizes(tensor: torch.Tensor) -> str:
+    return printable(str(tuple(tensor.shape[:16])))
 
 
 def load_wavlm(path: Path) -> WavLMCheckpoint:
@@ -586,7 +607,7 @@ class WeightReader:
         else:
             raise CheckpointError(f"{self.path}: lacks the weight {name}")
         if tuple(value.shape) != shape:
-            raise CheckpointError(f"{self.path}: {name} has shape {tuple(value.shape)}, expected {shape}")
+            raise CheckpointError(f"{self.path}: {name} has shape {_sizes(value)}, expected {shape}")
         if not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{self.path}: {name} holds values that are not finite")
         return value
@@ -614,7 +635,7 @@ class WeightReader:
         axes = [axis for axis, size in enumerate(gain.shape) if size == 1]
         if tuple(gain.shape) != tuple(1 if axis in axes else size for axis, size in enumerate(shape)) or not axes:
             raise CheckpointError(
-                f"{self.path}: {gain_name} has shape {tuple(gain.shape)}, which is no norm of {tuple(direction.shape)}"
+                f"{self.path}: {gain_name} has shape {_sizes(gain)}, which is no norm of {tuple(direction.shape)}"
             )
         norm: torch.Tensor = torch.linalg.vector_norm(direction.double(), dim=axes, keepdim=True)
         folded: torch.Tensor = (gain.double() * direction.double() / norm).float()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mkc_fast import telemetry as _telemetry
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from mkc_fast.engine.anonymizer import Anonymizer, Result
@@ -37,7 +38,13 @@ __all__ = [
 
 
 class MkcError(Exception):
-    """Base of every error that mkc-fast raises on purpose; its text is one line, made to be shown to a person."""
+    """Base of every error that mkc-fast raises on purpose; its text is one line, made to be shown to a person.
+
+    Whatever names and texts of files it quotes, it is printable and not long.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class CheckpointError(MkcError):

@@ -202,7 +202,7 @@ def test_an_array_of_objects_inside_a_model_is_refused_and_never_run(states: dic
     model = copy.copy(states["k-means"])
     model.init = np.array([Call(os.system, f"touch {canary}")], dtype=object)  # joblib nests a pickle for it
     joblib.dump(model, path)
-    assert "array of objects" in refused(read_kmeans, path)
+    assert "posix.system" in refused(read_kmeans, path)
     assert not canary.exists()
     unsafely_load("k-means", path)
     assert canary.exists()
