@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
 from mkc_fast.cli import interrupts
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ def shown_warnings() -> Iterator[None]:
 
     class Shown(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            errors.print(f"warning: {' '.join(record.getMessage().split())}", soft_wrap=True)
+            errors.print(one_line(f"warning: {record.getMessage()}"), soft_wrap=True)
 
     handler, logger = Shown(logging.WARNING), logging.getLogger("mkc_fast")
     logger.addHandler(handler)

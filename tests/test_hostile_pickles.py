@@ -392,5 +392,5 @@ def test_ctrl_c_ends_a_bank_that_is_being_read(tmp_path: Path) -> None:
         with contextlib.suppress(OSError):
             process.kill()
     assert process.returncode == 130
-    assert said == b""
+    assert len(said.splitlines()) == 1  # and no traceback
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kmeans.scp", "model.pt"]
