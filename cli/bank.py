@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mkc_fast.cli import panels
 from mkc_fast.cli.show import console, counting, shown_warnings
 from mkc_fast.text import printable
+
+if TYPE_CHECKING:
+    from mkc_fast.engine.artifacts import Bank
 
 bank_app = typer.Typer(no_args_is_help=True, help="Build a bank of k-means models, or look into one.")
 
@@ -55,6 +60,9 @@ def info(
             "--all", help="List every model, not only those with something to say.", rich_help_panel=panels.OUTPUT
         ),
     ] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print all of it as JSON.", rich_help_panel=panels.OUTPUT)
+    ] = False,
 ) -> None:
     """Show the size of a bank, and each model's unused or duplicate clusters."""
     from rich.table import Table
@@ -64,6 +72,9 @@ def info(
     opened = open_bank(bank)
     entries, _, dim = opened.centroids.shape
     said = opened.info
+    if json_:
+        print(json.dumps(_as_json(opened), indent=1))
+        return
     sizes = sorted(set(said.num_clusters))
     console.print(f"models        N = {entries}")
     console.print(f"clusters      K = {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else ""))
@@ -80,6 +91,23 @@ def info(
     for name, k, none, same in shown:
         table.add_row(printable(name), str(k), _ids(none), _ids(same))
     console.print(table)
+
+
+def _as_json(bank: Bank) -> dict[str, object]:
+    """The bank's sizes, and of each entry its name, K, source and clusters that are never chosen."""
+    entries, clusters, dim = bank.centroids.shape
+    said = bank.info
+    rows = zip(said.names, said.num_clusters, said.sources, said.unused, said.duplicates, strict=True)
+    names = ("name", "clusters", "source_sha256", "unused", "duplicates")
+    return {
+        "format_version": said.format_version,
+        "entries": entries,
+        "clusters": clusters,
+        "dim": dim,
+        "bytes": sum(facts.bytes for facts in said.files.values()),
+        "files": {name: dataclasses.asdict(facts) for name, facts in said.files.items()},
+        "models": [dict(zip(names, row, strict=True)) for row in rows],
+    }
 
 
 def _ids(ids: list[int]) -> str:

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mkc_fast import MkcError
 from mkc_fast.cli import panels
 from mkc_fast.cli.show import console
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from mkc_fast.engine.diagnosis import Report
 
 EXIT_BROKEN = 1  # inference would not work
+EXIT_DAMAGED = 2  # with --verify: an artifact is not as it was made
 
 
 def add(app: typer.Typer) -> None:
@@ -24,6 +27,7 @@ def add(app: typer.Typer) -> None:
 
 
 def doctor(
+    directories: Annotated[list[Path] | None, typer.Argument(help="With --verify: models and banks.")] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -36,6 +40,14 @@ def doctor(
     bank: Annotated[
         Path | None, typer.Option(help="Bank to check; with --model, both are run.", rich_help_panel=panels.ARTIFACTS)
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare every file of the models and banks given with its digest.",
+            rich_help_panel=panels.ARTIFACTS,
+        ),
+    ] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=panels.OUTPUT)
     ] = False,
@@ -43,12 +55,48 @@ def doctor(
     """Show whether inference works here, with what, and what to install where it does not."""
     from mkc_fast.engine.diagnosis import examine
 
+    if directories and not verify:
+        raise MkcError(f"{directories[0]}: directories are given with --verify; else give --model and --bank")
+    verified = None
+    if verify:
+        verified = _verified([*(directories or []), *(path for path in (model, bank) if path is not None)])
+        broken = not all(found["ok"] for found in verified)
+        if broken or (model is None and bank is None):
+            if json_:
+                print(json.dumps({"verified": verified}, indent=1))
+            else:
+                _show_verified(verified)
+            return EXIT_DAMAGED if broken else 0
     report = examine(device, model, bank)
     if json_:
-        print(json.dumps(dataclasses.asdict(report), indent=1))
+        said = dataclasses.asdict(report)
+        print(json.dumps(said if verified is None else {"verified": verified, **said}, indent=1))
     else:
+        _show_verified(verified or [])
         _show(report)
     return 0 if report.ok else EXIT_BROKEN
+
+
+def _verified(directories: list[Path]) -> list[dict[str, str | bool]]:
+    """Of each artifact whether every file is as it was made, and what was found."""
+    from mkc_fast.engine.digests import verify_whole
+    from mkc_fast.engine.providers import default_cache
+
+    if not directories:
+        raise MkcError("--verify: give the directories of models and banks")
+    found: list[dict[str, str | bool]] = []
+    for directory in directories:
+        try:
+            text, ok = f"{directory}: {verify_whole(directory, default_cache())}", True
+        except MkcError as error:
+            text, ok = str(error), False
+        found.append({"path": str(directory), "ok": ok, "found": text})
+    return found
+
+
+def _show_verified(verified: list[dict[str, str | bool]]) -> None:
+    for each in verified:
+        console.print(one_line(str(each["found"])), soft_wrap=True)
 
 
 def _show(report: Report) -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from mkc_fast import ArtifactError
+from mkc_fast.engine.artifacts import ModelInfo, read_info
 from mkc_fast.engine.files import cached_object, locked, sha256_of, whole_file
 
 if TYPE_CHECKING:
@@ -74,23 +75,18 @@ def remember(directory: Path, files: Mapping[str, FileFacts], cache: Path) -> No
     _remember(cache, found)
 
 
-def verify(directory: Path, files: Mapping[str, FileFacts], cache: Path, *, again: bool = False) -> None:
-    """Compare the digest of each file with what its artifact's JSON says.
+def verify(directory: Path, files: Mapping[str, FileFacts], cache: Path) -> None:
+    """Compare the digest of each file, remembered or computed, with what its artifact's JSON says.
 
     Args:
         directory: The artifact.
         files: Those to check.
         cache: Where digests are remembered.
-        again: Read every file, whatever is remembered.
 
     Raises:
         ArtifactError: A file was changed, or cannot be read.
     """
     paths = [directory / name for name in files]
-    if again:
-        for path, facts in zip(paths, files.values(), strict=True):
-            _compare(path, _digest_or_error(path), facts)
-        return
     large = sum(facts.bytes for facts in files.values()) > _LARGE_BYTES
     with _one_process(cache) if large else contextlib.nullcontext():
         try:
@@ -99,6 +95,26 @@ def verify(directory: Path, files: Mapping[str, FileFacts], cache: Path, *, agai
             raise ArtifactError(f"{error.filename or directory}: cannot be read ({error.strerror})") from None
     for path, digest, facts in zip(paths, found, files.values(), strict=True):
         _compare(path, digest, facts)
+
+
+def verify_whole(directory: Path, cache: Path) -> str:
+    """Read every file of a model or bank, whatever is remembered, and compare it with its JSON.
+
+    Returns:
+        What was read, in words.
+
+    Raises:
+        ArtifactError: A file is missing, was changed, or cannot be read; or the directory is no artifact.
+    """
+    info = read_info(directory)
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(_digest_or_error, (directory / name for name in info.files)))
+    for (name, facts), digest in zip(info.files.items(), found, strict=True):
+        _compare(directory / name, digest, facts)
+    remember(directory, info.files, cache)
+    size = sum(facts.bytes for facts in info.files.values())
+    kind = "a model" if isinstance(info, ModelInfo) else "a bank"
+    return f"{kind}, its {len(info.files)} files ({size / 1e6:.1f} MB) are as they were made"
 
 
 class Verification:

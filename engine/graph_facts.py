@@ -38,10 +38,10 @@ def _check(path: Path, info: ModelInfo, session: Any, given: set[str], made: str
     inputs, outputs = session.get_inputs(), session.get_outputs()
     names = {value.name for value in inputs}
     if not given <= names or made not in {value.name for value in outputs}:
-        found = f"{', '.join(sorted(names))} → {', '.join(value.name for value in outputs)}"
+        takes, gives = ", ".join(sorted(names)), ", ".join(value.name for value in outputs)
         raise ArtifactError(
-            f"{path}: takes and gives {ascii(found)[1:121]}; expected {', '.join(sorted(given))} → {made}; "
-            "export the model again"
+            f"{path}: makes {ascii(gives[:60])[1:-1]} of {ascii(takes[:60])[1:-1]}; expected {made} of "
+            f"{', '.join(sorted(given))}; export the model again"
         )
     for value in (*inputs, *outputs):
         last = value.shape[-1] if value.shape else None
@@ -52,7 +52,7 @@ def _check(path: Path, info: ModelInfo, session: Any, given: set[str], made: str
         if name not in said:
             raise ArtifactError(f"{path}: its metadata does not say {name}; export the model again")
         if said[name] != expected:
-            raise ArtifactError(f"{path}: is of {name} {ascii(said[name])[1:21]}; {MODEL_FILE} says {expected}")
+            raise ArtifactError(f"{path}: is of {name} {ascii(said[name][:20])[1:-1]}; {MODEL_FILE} says {expected}")
 
 
 def files_of(model: Path, info: ModelInfo, graphs: tuple[str, ...]) -> dict[str, FileFacts]:

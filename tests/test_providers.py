@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
+import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -585,6 +588,29 @@ def test_a_build_that_fails_or_is_killed_leaves_no_engine(gpu: FakeOrt, model: P
     whole[0].rename(killed)
     open_tensorrt(model, tmp_path / "cache")
     assert engine_folders(tmp_path / "cache") == whole
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("put", [os.mkfifo, Path.touch, Path.mkdir], ids=["a pipe", "a file", "a folder"])
+def test_engines_that_are_no_files_are_built_again(
+    gpu: FakeOrt, model: Path, tmp_path: Path, put: Callable[[Path], None]
+) -> None:
+    """TensorRT would wait for a pipe's other end."""
+    open_tensorrt(model, tmp_path / "cache")
+    first = engine_folders(tmp_path / "cache")
+    (folder,) = [folder for folder in first if folder.name.startswith("wavlm")]
+    for place in (folder, folder / "kernel.engine", folder.parent / "timings"):
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink()
+        put(place)
+        if place.name == "timings":  # read when something is built
+            shutil.rmtree(folder)
+        open_tensorrt(model, tmp_path / "cache")
+        assert engine_folders(tmp_path / "cache") == first
+        assert all(file.is_file() for each in first for file in each.iterdir())
+    assert (folder.parent / "timings").is_dir()
 
 
 def test_other_weights_get_other_engines(gpu: FakeOrt, model: Path, tmp_path: Path) -> None:
