@@ -245,8 +245,9 @@ def throughput(
     """RTFx on a corpus with LibriSpeech's lengths, by batch and workers; with --baseline beside today's practice."""
     from mkc_fast.engine.bench_throughput import MODES, bench_throughput
 
-    chosen = [mode.strip() for mode in modes.split(",")]
-    if not chosen or set(chosen) - set(MODES):
+    named = [mode.strip() for mode in modes.split(",")]
+    chosen = [mode for name in named for mode in MODES if mode == name]
+    if len(chosen) != len(named):
         raise MkcError(f"--modes is {modes!r}; expected frame, audio or both")
     batches_s = None if batches is None else _numbers("--batches", batches)
     counts = None if workers is None else [int(count) for count in _numbers("--workers", workers, least=1)]

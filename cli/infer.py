@@ -72,6 +72,14 @@ def infer(
     format_: Annotated[
         Format, typer.Option("--format", help="Of the outputs, 16-bit.", rich_help_panel=_DATA)
     ] = Format.wav,
+    pad: Annotated[
+        bool,
+        typer.Option(
+            "--pad",
+            help="Fill outputs' ends with silence: they are 5 to 25 ms shorter otherwise.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False,
     allow_commands: Annotated[
         bool,
         typer.Option("--allow-commands", help="Run the commands (ending in |) of a wav.scp.", rich_help_panel=_DATA),
@@ -188,6 +196,8 @@ def infer(
 
     Give --audio-scp and --output-dir, or --data-dir. Give --model and --bank, or the published checkpoints
     (--wavlm-ckpt, --ckpt, --kmeans-scp), which are converted once and kept.
+
+    Outputs have 16 kHz, and are 5 to 25 ms shorter than their recordings; --pad fills them up with silence.
     """
     from mkc_fast.cli.watch import watching
     from mkc_fast.engine.corpus import Run, check_fit, run_corpus
@@ -198,7 +208,7 @@ def infer(
     devices = gpus or ([f"cuda:{index}" for index in range(len(cuda_device_names()))] or ["cpu"])
     for device in devices:
         cuda_index(device)
-    settings = Settings(mode.value, stride, seed, format_.value, record_draws)
+    settings = Settings("frame" if mode is Mode.frame else "audio", stride, seed, format_.value, record_draws, pad)
     folders, directories = _folders(audio_scp, output_dir, data_dir or [], anon_suffix, settings, allow_commands)
     _check_sources(model, bank, wavlm_ckpt, ckpt, kmeans_scp)
     run = Run(

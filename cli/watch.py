@@ -154,6 +154,8 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
         f"{summary.written} of {counted(summary.files, 'recording')} written to {folders}{earlier}{failed}{ended}",
         soft_wrap=True,
     )
+    if summary.loud:
+        console.print(f"{summary.loud} with a peak above 1.1: is their scale right?")
     for trouble in _troubles(summary):
         console.print(trouble)
     if not summary.written:

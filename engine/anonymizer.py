@@ -8,21 +8,49 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from mkc_fast import ArtifactError, AudioError, BankError, DeviceError, DeviceMemoryError, MkcError
+from mkc_fast import (
+    ArgumentError,
+    ArtifactError,
+    AudioError,
+    BankError,
+    DeviceError,
+    DeviceMemoryError,
+    MkcError,
+    OutputError,
+)
 from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_info
-from mkc_fast.engine.audio import check_waveform
+from mkc_fast.engine.audio import (
+    FORMATS,
+    LOUD_PEAK,
+    ForwardSamples,
+    Recording,
+    check_waveform,
+    peak_of,
+    read_waveform,
+    resampled,
+    write_waveform,
+)
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length, parts_of
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.digests import Verification
-from mkc_fast.engine.draws import check_draw, check_entries, draw_bank_ids, draw_entries, fresh_seed, waveform_id
+from mkc_fast.engine.draws import (
+    check_draw,
+    check_entries,
+    check_seed,
+    draw_bank_ids,
+    draw_entries,
+    fresh_seed,
+    waveform_id,
+)
 from mkc_fast.engine.graph_facts import check_graphs, files_of
 from mkc_fast.engine.layout import BATCH_WINDOW_FRAMES, most_frames, window_frames
 from mkc_fast.engine.providers import CUDA, Buckets, Tuning, default_cache
 from mkc_fast.engine.sessions import Sessions, open_sessions
+from mkc_fast.engine.stages import STAGES, NotFiniteError, check_finite, check_shape
 from mkc_fast.engine.windows import (
     NUMPY_ROWS,
     Window,
@@ -36,23 +64,26 @@ from mkc_fast.engine.windows import (
 from mkc_fast.kernels import Lookup, make_lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from os import PathLike
 
     from numpy.typing import ArrayLike, NDArray
+    from typing_extensions import Self
 
     from mkc_fast.engine.device_pass import DevicePass, Pending
+    from mkc_fast.engine.draws import Mode
 
 _T = TypeVar("_T")
 logger = logging.getLogger("mkc_fast")
 
-STAGES = ("encode", "assign", "restore", "vocode")
 # Neighbouring windows share so much: a quarter of it at either end is dropped, the middle half is faded.
 _OVERLAP_S = 4.0
 # The vocoder's buffers take some 15 MB a second of audio; past so many frames it runs in exact windows.
 _VOCODER_WINDOW_FRAMES = 1500
 # Groups of utterances that are on a device at once: one computes while the next goes up and the last comes down.
 _GROUPS_AT_ONCE = 2
+# A day, which no recording exceeds.
+_MAX_WINDOW_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +91,8 @@ class Result:
     """An anonymized utterance.
 
     Attributes:
-        waveform: (T * hop,) float32 in [-1, 1].
+        waveform: (T * hop,) float32 in [-1, 1] at the model's rate: 5 to 25 ms shorter than the input, since a frame of
+            20 ms needs 25 ms of it. With ``pad`` it is as long as the input, and ends in silence.
         bank_ids: (T,) int64, the bank entry of each frame.
         cluster_ids: (T,) int32, the cluster of each frame in its entry.
         stage_seconds: Wall-clock seconds of each stage.
@@ -72,8 +104,35 @@ class Result:
     stage_seconds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
 
+@dataclass(frozen=True)
+class StreamedResult:
+    """An anonymized utterance whose waveform was handed on in blocks; attributes as those of ``Result``."""
+
+    bank_ids: NDArray[np.int64]
+    cluster_ids: NDArray[np.int32]
+    stage_seconds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class _Utterance:
+    """What the pass is run over.
+
+    Attributes:
+        waveform: (S,) float32.
+        banks: (T,) int, the bank entry of each frame.
+        name: In messages.
+    """
+
+    waveform: NDArray[np.float32]
+    banks: NDArray[np.int64]
+    name: str
+
+
 class Anonymizer:
-    """Anonymizes speech with one exported model and one bank of k-means models (method: arXiv 2508.07086)."""
+    """Anonymizes speech with one exported model and one bank of k-means models (method: arXiv 2508.07086).
+
+    An object is for one thread at a time. As a context manager it lets go of its sessions at the end of the block.
+    """
 
     def __init__(
         self,
@@ -90,22 +149,37 @@ class Anonymizer:
         self.info = info
         self.bank = bank
         self.device = device
+        self._closed = False
         self._sessions = sessions
         self._lookup = lookup
         self._device_pass: DevicePass | None = None
         self._padded_s_limit = float("inf")  # of a batch, once the device had too little memory for more
         per_second = info.sample_rate / info.hop
         self._overlap_frames = int(_OVERLAP_S * per_second)
-        self._window_frames = int(max_window_s * per_second)
-        if self._window_frames < 2 * self._overlap_frames:
-            raise MkcError(f"max_window_s is {max_window_s:g}; it must be at least {2 * _OVERLAP_S:g}")
+        self._window_frames = int(_checked_window(max_window_s) * per_second)
         if sessions.buckets is not None:
             most = most_frames(sessions.buckets, info)
             self._window_frames = most if sessions.buckets.fixed else min(self._window_frames, most)
             if self._window_frames < 2 * self._overlap_frames:
-                raise MkcError(
+                raise ArgumentError(
                     f"the buckets take {sessions.buckets.max_seconds:g} s; they must take at least {2 * _OVERLAP_S:g}"
                 )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the sessions and of the device's memory; every use after that is an ``MkcError``."""
+        self._closed = True
+        for name in ("_sessions", "_lookup", "_device_pass", "bank"):
+            self.__dict__.pop(name, None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MkcError("this Anonymizer is closed; load it again")
 
     @property
     def chosen(self) -> str:
@@ -159,7 +233,9 @@ class Anonymizer:
             ArtifactError: An artifact is missing, damaged, or the two do not fit together; of a digest that does not
                 fit, the first result tells.
             DeviceError: The device is not here.
+            ArgumentError: ``max_window_s`` is no number of seconds from 8 up.
         """
+        _checked_window(max_window_s)
         model_path, bank_path = Path(model), Path(bank)
         info, opened = read_model_info(model_path), open_bank(bank_path)
         if opened.info.dim != info.dim:
@@ -223,16 +299,18 @@ class Anonymizer:
         return anonymizer
 
     def encode(self, waveform: ArrayLike) -> NDArray[np.float32]:
-        """WavLM features of a waveform: (S,) float in [-1, 1] at the model's rate → (T, D) float32.
+        """WavLM features of a waveform: (S,) float in [-1, 1], or int16, at the model's rate → (T, D) float32.
 
         T is ``(S - min_samples) // hop + 1``. The waveform is fed as it is, without normalization. One longer than
         ``max_window_s`` is encoded in windows: attention then sees no further than its window, so the features are
         close to those of the whole, not equal.
 
         Raises:
-            AudioError: The waveform is not (S,) float, shorter than ``min_samples``, or not finite.
+            AudioError: The waveform is not (S,) float or int16, shorter than ``min_samples``, not finite, or its peak
+                is above 8.
+            StageError: The features are not finite.
         """
-        checked = check_waveform(waveform, self.info.min_samples)
+        checked = self._checked(waveform, None, "the waveform")
         with self._verified():
             return _joined(self._encoded(checked), self.info.frames(len(checked)), self.info.dim)
 
@@ -244,6 +322,7 @@ class Anonymizer:
         Raises:
             BankError: A shape, type or id does not fit the bank, or features are not finite.
         """
+        self._check_open()
         with self._verified():
             return self._lookup.assign(features, bank_ids)
 
@@ -252,15 +331,18 @@ class Anonymizer:
 
         Raises:
             BankError: A shape, type or id does not fit the bank.
+            StageError: A centroid is not finite.
         """
+        self._check_open()
         with self._verified():
-            return self._lookup.lookup(bank_ids, cluster_ids)
+            return check_finite("lookup", self._lookup.lookup(bank_ids, cluster_ids))
 
     def restore(self, quantized: ArrayLike) -> NDArray[np.float32]:
         """The conformer: centroids (T, D) → features (T, D) float32, in windows where ``encode`` would use them.
 
         Raises:
             BankError: The shape or type is another, or values are not finite.
+            StageError: What comes of them is not finite.
         """
         checked = self._check_features(quantized)
         with self._verified():
@@ -273,10 +355,11 @@ class Anonymizer:
 
         Raises:
             BankError: The shape or type is another, or values are not finite.
+            StageError: What comes of them is not finite.
         """
         checked = self._check_features(restored)
         with self._verified():
-            return self._vocoded(len(checked), iter([(0, checked)]))
+            return np.concatenate(list(self._vocoded(len(checked), iter([(0, checked)]))))
 
     def draw_entries(self, kmeans_num: int, seed: int | None = None) -> NDArray[np.int64]:
         """A random subset of the bank's entries, for ``entries`` of ``anonymize``: (min(N, kmeans_num),) int64.
@@ -286,56 +369,171 @@ class Anonymizer:
 
         Raises:
             BankError: ``kmeans_num`` is not a whole number from 1 up.
-            MkcError: The seed is not a whole number.
+            ArgumentError: The seed is not a whole number of at most 256 bits.
         """
-        return draw_entries(len(self.bank), kmeans_num, None if seed is None else _check_seed(seed))
+        check_seed(seed)
+        return draw_entries(len(self.bank), kmeans_num, seed)
 
     def anonymize(
         self,
         waveform: ArrayLike,
-        mode: str = "frame",
+        mode: Mode = "frame",
         stride: int = 1,
         seed: int | None = None,
         utterance_id: str | None = None,
         bank_ids: ArrayLike | None = None,
         *,
         entries: ArrayLike | None = None,
+        sample_rate: float | None = None,
+        pad: bool = False,
     ) -> Result:
         """Anonymize one utterance.
 
         Args:
-            waveform: (S,) float in [-1, 1] at the model's rate.
+            waveform: (S,) float in [-1, 1] or int16, which is scaled by 1/32768, at the model's rate. A peak above 1.1
+                is warned of in the log ``mkc_fast``, one above 8 refused.
             mode: ``"audio"`` draws one bank entry for the whole utterance, ``"frame"`` one every ``stride`` frames.
             stride: Frames that share a draw.
             seed: Makes the draws repeatable: they then depend on seed, utterance id and frame alone. Without it they
-                come from the operating system's entropy, and nobody can predict them.
+                come from the operating system's entropy, and nobody can predict them. At most 256 bits.
             utterance_id: With a seed, what tells this utterance's draws from others'; default: a digest of its samples.
             bank_ids: (T,) int, the bank entry of each frame, instead of drawing.
             entries: (n,) int, the bank entries to draw from; default: all. ``draw_entries`` draws some at random.
+            sample_rate: Of the waveform, which is resampled to the model's; default: the model's. The output has the
+                model's rate in any case.
+            pad: Fill the output's end with silence, up to the length of the input (at the model's rate); without it the
+                output is 5 to 25 ms shorter.
 
         Raises:
-            AudioError: The waveform is not (S,) float, too short, or not finite.
+            AudioError: The waveform is not (S,) float or int16, too short, not finite, or its peak is above 8.
             BankError: ``bank_ids`` or ``entries`` do not fit, or both are given.
-            MkcError: An unknown mode or a stride below 1.
+            ArgumentError: An unknown mode, a stride below 1, or a seed or sample rate that is not possible.
+            StageError: What a stage makes of this waveform is not finite.
+            ArtifactError: A graph gives another number of frames or samples than the waveform has.
         """
-        check_draw(mode, stride)
-        checked = check_waveform(waveform, self.info.min_samples)
+        check_draw(mode, stride, seed)
+        name = "the waveform" if utterance_id is None else f"utterance {utterance_id}"
+        checked = self._checked(waveform, sample_rate, name)
         if bank_ids is not None and entries is not None:
             raise BankError("bank_ids are given and entries to draw them from; give one of the two")
         banks = self._banks(checked, mode, stride, seed, utterance_id, bank_ids, self._entries(entries))
-        with self._verified():
-            return self._submitted([checked], [banks]).result()[0]
+        with self._failing_verified():
+            utterances = [_Utterance(checked, banks, name)]
+            return PendingBatch([[0]], utterances, self._submitted, self._verified, pad=pad).result()[0]
+
+    def anonymize_file(
+        self,
+        path: str | PathLike[str],
+        out: str | PathLike[str] | None = None,
+        mode: Mode = "frame",
+        stride: int = 1,
+        seed: int | None = None,
+        utterance_id: str | None = None,
+        bank_ids: ArrayLike | None = None,
+        *,
+        entries: ArrayLike | None = None,
+        pad: bool = False,
+    ) -> Result:
+        """Anonymize a recording of any format, rate and channel count, and write what comes of it.
+
+        The result is held in memory: 0.23 GB an hour. ``mkc-fast infer`` (``run_corpus``) holds no long recording.
+
+        Args:
+            path: The recording.
+            out: Where the output goes, 16-bit WAV or FLAC by its ending, at the model's rate. It appears whole or not
+                at all, and replaces what is there. Default: it is not written.
+            mode: As for ``anonymize``.
+            stride: As for ``anonymize``.
+            seed: As for ``anonymize``.
+            utterance_id: As for ``anonymize``, except that the default is the file's stem, as in ``infer``.
+            bank_ids: As for ``anonymize``.
+            entries: As for ``anonymize``.
+            pad: As for ``anonymize``.
+
+        Raises:
+            AudioError: The file is missing, unreadable, truncated, too short, or not finite.
+            OutputError: ``out`` is the recording itself, or cannot be written.
+            ArgumentError: ``out`` ends neither in .wav nor in .flac; or as for ``anonymize``.
+            MkcError: As for ``anonymize``.
+        """
+        source, target = Path(path), None if out is None else Path(out)
+        check_draw(mode, stride, seed)
+        if target is not None:
+            if target.suffix[1:].lower() not in FORMATS:
+                raise ArgumentError(f"{target}: ends in {target.suffix or 'nothing'}; expected .wav or .flac")
+            with contextlib.suppress(OSError, ValueError):
+                if target.samefile(source):
+                    raise OutputError(f"{target}: is the recording itself; choose another output")
+        waveform = read_waveform(source, self.info.sample_rate, self.info.min_samples)
+        name = source.stem if utterance_id is None else utterance_id
+        result = self.anonymize(waveform, mode, stride, seed, name, bank_ids, entries=entries, pad=pad)
+        if target is not None:
+            write_waveform(target, result.waveform, self.info.sample_rate)
+        return result
+
+    def anonymize_recording(
+        self,
+        recording: Recording,
+        write: Callable[[NDArray[np.float32]], None],
+        mode: Mode = "frame",
+        stride: int = 1,
+        seed: int | None = None,
+        *,
+        utterance_id: str,
+        entries: ArrayLike | None = None,
+        pad: bool = False,
+    ) -> StreamedResult:
+        """Anonymize a recording of any length while it is decoded: what is held is a window of it.
+
+        The draws and samples are those of ``anonymize``; on a GPU its windows run one by one, through the host.
+
+        Args:
+            recording: Of ``read_utterance``.
+            write: Is given the output, (n,) float32 at a time.
+            mode: As for ``anonymize``.
+            stride: As for ``anonymize``.
+            seed: As for ``anonymize``.
+            utterance_id: As for ``anonymize``.
+            entries: As for ``anonymize``.
+            pad: As for ``anonymize``.
+
+        Raises:
+            MkcError: As for ``anonymize``, or the recording is not what it was when it was first read. What was written
+                until then is not to be kept.
+        """
+        self._check_open()
+        check_draw(mode, stride, seed)
+        name = f"utterance {utterance_id}"
+        self._warn_of_peak(recording, name)
+        banks = self._banks(recording, mode, stride, seed, utterance_id, None, self._entries(entries))
+        clock, samples, written = _Clock(), recording.forward(), 0
+        try:
+            with self._verified(), self._device_errors():
+                cluster_ids, speech = self._begun(samples, banks, clock)
+                samples.finish()
+                for part in speech:
+                    write(part)
+                    written += len(part)
+        except NotFiniteError as error:
+            raise error.of(name) from None
+        while pad and written < len(recording):
+            silence = np.zeros(min(len(recording) - written, self._window_frames * self.info.hop), np.float32)
+            write(silence)
+            written += len(silence)
+        return StreamedResult(banks, cluster_ids, dict(clock.seconds))
 
     def anonymize_batch(
         self,
         waveforms: Sequence[ArrayLike],
-        mode: str = "frame",
+        mode: Mode = "frame",
         stride: int = 1,
         seed: int | None = None,
         utterance_ids: Sequence[str] | None = None,
         *,
         batch_s: float | None = None,
         entries: ArrayLike | None = None,
+        sample_rate: float | None = None,
+        pad: bool = False,
     ) -> list[Result]:
         """Anonymize several utterances, of any lengths; each gets what ``anonymize`` gives it alone.
 
@@ -350,24 +548,36 @@ class Anonymizer:
             batch_s: Padded seconds of audio that run at once; 0 runs each alone. Default: 0 on a CPU, where batches
                 do not pay, and 240 on a GPU.
             entries: As for ``anonymize``.
+            sample_rate: As for ``anonymize``; all waveforms have this one.
+            pad: As for ``anonymize``: each output is as long as its own input.
 
         Raises:
-            MkcError: As ``anonymize``, or there is not an id for every waveform.
+            MkcError: As ``anonymize``, of the utterance that it names; or there is not an id for every waveform.
         """
         return self.submit_batch(
-            waveforms, mode, stride, seed, utterance_ids, batch_s=batch_s, entries=entries
+            waveforms,
+            mode,
+            stride,
+            seed,
+            utterance_ids,
+            batch_s=batch_s,
+            entries=entries,
+            sample_rate=sample_rate,
+            pad=pad,
         ).result()
 
     def submit_batch(
         self,
         waveforms: Sequence[ArrayLike],
-        mode: str = "frame",
+        mode: Mode = "frame",
         stride: int = 1,
         seed: int | None = None,
         utterance_ids: Sequence[str] | None = None,
         *,
         batch_s: float | None = None,
         entries: ArrayLike | None = None,
+        sample_rate: float | None = None,
+        pad: bool = False,
     ) -> PendingBatch:
         """``anonymize_batch`` in two steps: begin here, and ask the object returned for the results.
 
@@ -379,18 +589,38 @@ class Anonymizer:
         """
         ids = [None] * len(waveforms) if utterance_ids is None else list(utterance_ids)
         if len(ids) != len(waveforms):
-            raise MkcError(f"{len(waveforms)} waveforms, but {len(ids)} utterance ids")
-        check_draw(mode, stride)
-        checked = [check_waveform(waveform, self.info.min_samples) for waveform in waveforms]
-        subset = self._entries(entries)
-        banks = [
-            self._banks(waveform, mode, stride, seed, utterance_id, None, subset)
-            for waveform, utterance_id in zip(checked, ids, strict=True)
-        ]
+            raise ArgumentError(f"{len(waveforms)} waveforms, but {len(ids)} utterance ids")
+        check_draw(mode, stride, seed)
+        subset, utterances = self._entries(entries), []
+        for number, (waveform, utterance_id) in enumerate(zip(waveforms, ids, strict=True)):
+            name = f"waveform {number}" if utterance_id is None else f"utterance {utterance_id}"
+            try:
+                checked = self._checked(waveform, sample_rate, name)
+            except AudioError as error:
+                raise AudioError(f"{name}: {error}") from None
+            banks = self._banks(checked, mode, stride, seed, utterance_id, None, subset)
+            utterances.append(_Utterance(checked, banks, name))
         if batch_s is None:
             batch_s = default_batch_s(self.device)
+        groups = self._groups([utterance.waveform for utterance in utterances], batch_s)
         with self._failing_verified():
-            return PendingBatch(self._groups(checked, batch_s), checked, banks, self._submitted, self._verified)
+            return PendingBatch(groups, utterances, self._submitted, self._verified, pad=pad)
+
+    def _checked(self, waveform: ArrayLike, sample_rate: float | None, name: str) -> NDArray[np.float32]:
+        """A waveform (S,) float32 at the model's rate."""
+        self._check_open()
+        if sample_rate is not None:
+            waveform = resampled(check_waveform(waveform, 1), sample_rate, self.info.sample_rate)
+        checked = check_waveform(waveform, self.info.min_samples)
+        self._warn_of_peak(checked, name)
+        return checked
+
+    def _warn_of_peak(self, waveform: NDArray[np.float32] | Recording, name: str) -> None:
+        peak = peak_of(waveform)
+        if peak > LOUD_PEAK:
+            # ``peak`` lets a run over many recordings count these instead of printing each.
+            said = "%s: peaks at %.3g, samples are expected in [-1, 1]; is its scale right?"
+            logger.warning(said, name, peak, extra={"peak": peak})
 
     @contextlib.contextmanager
     def _verified(self) -> Iterator[None]:
@@ -421,52 +651,51 @@ class Anonymizer:
             groups += parts_of(group[len(long) :], most)
         return groups
 
-    def _submitted(self, waveforms: list[NDArray[np.float32]], banks: list[NDArray[np.int64]]) -> _Part:
+    def _submitted(self, utterances: list[_Utterance]) -> _Part:
         """Begin several utterances that run at once, or one that may be long."""
         if self._device_pass is None:
-            if len(waveforms) == 1:
-                return _Done([self._run_one(waveforms[0], banks[0])])
-            return _Done(self._run_batch(waveforms, banks))
-        return self._on_device(self._device_pass, waveforms, [self._lookup.checked_bank_ids(part) for part in banks])
+            if len(utterances) == 1:
+                return _Done([self._run_one(utterances[0])])
+            return _Done(self._run_batch(utterances))
+        checked = [replace(each, banks=self._lookup.checked_bank_ids(each.banks)) for each in utterances]
+        return self._on_device(self._device_pass, checked)
 
-    def _on_device(
-        self,
-        device: DevicePass,
-        waveforms: list[NDArray[np.float32]],
-        banks: list[NDArray[np.int64]],
-        *,
-        shrink: bool = False,
-    ) -> _Part:
+    def _on_device(self, device: DevicePass, utterances: list[_Utterance], *, shrink: bool = False) -> _Part:
         """Begin utterances on the device, in halves where it has too little memory for all of them."""
-        padded_s = len(waveforms) * max(map(len, waveforms)) / self.info.sample_rate
-        if len(waveforms) == 1 or padded_s <= self._padded_s_limit:
+        padded_s = len(utterances) * max(len(each.waveform) for each in utterances) / self.info.sample_rate
+        if len(utterances) == 1 or padded_s <= self._padded_s_limit:
             try:
-                return _OnDevice(device.submit(waveforms, banks, shrink=shrink), banks)
+                waveforms, banks = [each.waveform for each in utterances], [each.banks for each in utterances]
+                return _OnDevice(device.submit(waveforms, banks, shrink=shrink), utterances)
             except DeviceMemoryError as error:
                 device.recover()
-                if len(waveforms) == 1:
+                if len(utterances) == 1:
                     if shrink:
                         raise
                     # Once more, now that nothing else is there.
-                    return self._on_device(device, waveforms, banks, shrink=True)
+                    return self._on_device(device, utterances, shrink=True)
                 self._padded_s_limit, shrink = padded_s / 2, True
                 logger.warning(
                     "%s: too little memory for %d utterances (%.0f s, padded) at once, going on with half of that: %s",
                     self.device,
-                    len(waveforms),
+                    len(utterances),
                     padded_s,
                     error,
                 )
-        middle, parts = len(waveforms) // 2, []
+        middle, parts = len(utterances) // 2, []
         for half in (slice(None, middle), slice(middle, None)):
-            part = self._on_device(device, waveforms[half], banks[half], shrink=shrink)
+            part = self._on_device(device, utterances[half], shrink=shrink)
             parts.append(_Done(part.result()) if shrink else part)  # where memory is short, one after the other
         return _Joined(parts)
 
+    def _device_errors(self) -> contextlib.AbstractContextManager[None]:
+        """What a device raises while the host runs its graphs, in one line."""
+        return contextlib.nullcontext() if self._device_pass is None else self._device_pass.errors()
+
     def _banks(
         self,
-        waveform: NDArray[np.float32],
-        mode: str,
+        waveform: NDArray[np.float32] | Recording,
+        mode: Mode,
         stride: int,
         seed: int | None,
         utterance_id: str | None,
@@ -480,22 +709,39 @@ class Anonymizer:
             if banks.shape != (frames,):
                 raise BankError(f"bank_ids has shape {banks.shape}; this waveform has {frames} frames")
             return banks
+        if utterance_id is None:
+            assert not isinstance(waveform, Recording)
+            utterance_id = waveform_id(waveform)
         drawn = draw_bank_ids(
             frames,
             len(self.bank) if entries is None else len(entries),
             mode=mode,
             stride=stride,
-            seed=fresh_seed() if seed is None else _check_seed(seed),
-            utterance_id=waveform_id(waveform) if utterance_id is None else utterance_id,
+            seed=fresh_seed() if seed is None else int(seed),
+            utterance_id=utterance_id,
         )
         return drawn if entries is None else entries[drawn]
 
     def _entries(self, given: ArrayLike | None) -> NDArray[np.int64] | None:
         return None if given is None else check_entries(given, len(self.bank))
 
-    def _run_one(self, waveform: NDArray[np.float32], banks: NDArray[np.int64]) -> Result:
+    def _run_one(self, utterance: _Utterance) -> Result:
         """The whole pass over one utterance; of a long one, no more than a window's features are held at a time."""
-        clock = _Clock()
+        clock, banks = _Clock(), utterance.banks
+        waveform, filled = np.empty(len(banks) * self.info.hop, np.float32), 0
+        try:
+            cluster_ids, speech = self._begun(utterance.waveform, banks, clock)
+            for part in speech:
+                waveform[filled : filled + len(part)] = part
+                filled += len(part)
+        except NotFiniteError as error:
+            raise error.of(utterance.name) from None
+        return Result(waveform, banks.astype(np.int64), cluster_ids, dict(clock.seconds))
+
+    def _begun(
+        self, waveform: NDArray[np.float32] | ForwardSamples, banks: NDArray[np.int64], clock: _Clock
+    ) -> tuple[NDArray[np.int32], Iterator[NDArray[np.float32]]]:
+        """Read an utterance: its cluster ids, and its samples in consecutive parts, computed as they are asked for."""
         frames = len(banks)
         cluster_ids = np.empty(frames, np.int32)
         for start, features in clock.over("encode", self._encoded(waveform)):
@@ -503,41 +749,53 @@ class Anonymizer:
             with clock.of("assign"):
                 cluster_ids[part] = self.assign(features, banks[part])
         restored = self._restored(frames, lambda a, b: self.lookup(banks[a:b], cluster_ids[a:b]))
-        with clock.of("vocode"):
-            speech = self._vocoded(frames, clock.over("restore", restored, within="vocode"))
-        return Result(speech, banks.astype(np.int64), cluster_ids, dict(clock.seconds))
+        speech = self._vocoded(frames, clock.over("restore", restored, within="vocode"))
+        return cluster_ids, clock.over("vocode", speech)
 
-    def _run_batch(self, waveforms: list[NDArray[np.float32]], banks: list[NDArray[np.int64]]) -> list[Result]:
+    def _run_batch(self, utterances: list[_Utterance]) -> list[Result]:
         """The whole pass over several utterances at once."""
-        clock = _Clock()
+        try:
+            return self._run_together([each.waveform for each in utterances], [each.banks for each in utterances])
+        except NotFiniteError as error:
+            raise error.of(utterances[error.row].name) from None
+
+    def _run_together(self, waveforms: list[NDArray[np.float32]], banks: list[NDArray[np.int64]]) -> list[Result]:
+        clock, dim = _Clock(), self.info.dim
         with clock.of("encode"):
             lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
             padded = np.zeros((len(waveforms), int(lengths.max())), np.float32)
             for row, waveform in zip(padded, waveforms, strict=True):
                 row[: len(waveform)] = waveform
-            features = self._sessions.wavlm.run(["features"], {"waveform": padded, "lengths": lengths})[0]
+            shape = len(waveforms), self.info.frames(padded.shape[1]), dim
+            features = self._run("wavlm", "features", {"waveform": padded, "lengths": lengths}, shape)
         counts = [len(part) for part in banks]
         with clock.of("assign"):
-            together = np.concatenate([row[:count] for row, count in zip(features, counts, strict=True)])
+            together = np.concatenate(_rows("encode", features, counts))
             all_banks = np.concatenate(banks)
-            all_ids = self.assign(_finite(together), all_banks)
+            all_ids = self.assign(together, all_banks)
             quantized = np.zeros_like(features)
             ends = np.cumsum(counts)
             cluster_ids = np.split(all_ids, ends[:-1])
             for row, count, part in zip(
-                quantized, counts, np.split(self.lookup(all_banks, all_ids), ends[:-1]), strict=True
+                quantized, counts, np.split(self._lookup.lookup(all_banks, all_ids), ends[:-1]), strict=True
             ):
                 row[:count] = part
+            _rows("lookup", quantized, counts)
         with clock.of("restore"):
             inputs = {"features": quantized, "lengths": np.array(counts, np.int64)}
-            restored = self._sessions.conformer.run(["restored"], inputs)[0]
+            restored = _rows("restore", self._run("conformer", "restored", inputs, shape), counts)
         with clock.of("vocode"):
-            speech = self._vocoded_batch([row[:count] for row, count in zip(restored, counts, strict=True)])
+            speech = self._vocoded_batch(restored)
         # An utterance's share of the batch's time is its share of the frames.
         shares = [{stage: s * count / sum(counts) for stage, s in clock.seconds.items()} for count in counts]
         return [Result(*parts) for parts in zip(speech, banks, cluster_ids, shares, strict=True)]
 
-    def _encoded(self, waveform: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def _run(self, graph: str, output: str, inputs: Mapping[str, Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Run a graph on the host's arrays: its output of this shape, float32."""
+        session = getattr(self._sessions, graph)
+        return check_shape(graph, session.run([output], inputs)[0], shape)
+
+    def _encoded(self, waveform: NDArray[np.float32] | ForwardSamples) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Features of a waveform in consecutive pieces: the first frame's number, (n, D)."""
         hop, least = self.info.hop, self.info.min_samples
         frames = self.info.frames(len(waveform))
@@ -546,7 +804,7 @@ class Anonymizer:
             begin, end = sample_range(start, stop, frames, len(waveform), hop, least)
             samples = waveform[begin:end]
             inputs = {"waveform": samples[None], "lengths": np.array([len(samples)], np.int64)}
-            return _finite(self._sessions.wavlm.run(["features"], inputs)[0][0])
+            return check_finite("encode", self._run("wavlm", "features", inputs, (1, stop - start, self.info.dim))[0])
 
         return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
 
@@ -557,22 +815,21 @@ class Anonymizer:
 
         def compute(start: int, stop: int) -> NDArray[np.float32]:
             inputs = {"features": quantized(start, stop)[None], "lengths": np.array([stop - start], np.int64)}
-            restored: NDArray[np.float32] = self._sessions.conformer.run(["restored"], inputs)[0][0]
-            return restored
+            shape = 1, stop - start, self.info.dim
+            return check_finite("restore", self._run("conformer", "restored", inputs, shape)[0])
 
         return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
 
-    def _vocoded(self, frames: int, pieces: Iterator[tuple[int, NDArray[np.float32]]]) -> NDArray[np.float32]:
+    def _vocoded(self, frames: int, pieces: Iterator[tuple[int, NDArray[np.float32]]]) -> Iterator[NDArray[np.float32]]:
         """The waveform of features that come in consecutive pieces, computed in exact windows as they come."""
         hop, reach = self.info.hop, self.info.vocoder_reach
-        waveform = np.empty(frames * hop, np.float32)
         size = max(_VOCODER_WINDOW_FRAMES, 4 * reach)
         if self._sessions.buckets is not None:
             size = window_frames(self._sessions.buckets, self.info)
         for window, features in exact_pieces(exact_windows(frames, size, reach), pieces, NUMPY_ROWS):
-            part = self._sessions.vocoder.run(["waveform"], {"features": features[None]})[0][0]
-            _keep(waveform, window, part, hop)
-        return waveform
+            shape = 1, len(features) * hop
+            part = self._run("vocoder", "waveform", {"features": features[None]}, shape)[0]
+            yield check_finite("vocode", _kept(window, part, hop))
 
     def _vocoded_batch(self, restored: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Waveforms of several utterances: windows of one length together, utterances shorter than that by length."""
@@ -581,20 +838,24 @@ class Anonymizer:
         waveforms = [np.empty(len(features) * hop, np.float32) for features in restored]
         for group in window_groups([exact_windows(len(features), size, reach) for features in restored]):
             batch = np.stack([restored[index][window.start : window.stop] for index, window in group.windows])
-            parts = self._sessions.vocoder.run(["waveform"], {"features": batch})[0]
+            parts = self._run("vocoder", "waveform", {"features": batch}, (len(batch), group.length * hop))
             for (index, window), part in zip(group.windows, parts, strict=True):
-                _keep(waveforms[index], window, part, hop)
+                kept = check_finite("vocode", _kept(window, part, hop), index)
+                waveforms[index][window.keep_start * hop : window.keep_stop * hop] = kept
         return waveforms
 
     def _check_features(self, features: ArrayLike) -> NDArray[np.float32]:
+        self._check_open()
         array = np.asarray(features)
         if array.ndim != 2 or array.shape[1] != self.info.dim or not len(array) or array.dtype.kind != "f":
             raise BankError(
                 f"features have shape {array.shape} and type {array.dtype}; expected (T, {self.info.dim}) float32"
             )
-        if not np.isfinite(array).all():
+        with np.errstate(over="ignore"):
+            checked: NDArray[np.float32] = np.require(array, np.float32, ["C", "A"])
+        if not np.isfinite(checked).all():
             raise BankError("features are not finite")
-        return np.ascontiguousarray(array, np.float32)
+        return checked
 
 
 class _Part(Protocol):
@@ -629,12 +890,16 @@ class _OnDevice:
     """Utterances that a device computes."""
 
     pending: Pending
-    banks: list[NDArray[np.int64]]
+    utterances: list[_Utterance]
 
     def result(self) -> list[Result]:
+        try:
+            passed = self.pending.result()
+        except NotFiniteError as error:
+            raise error.of(self.utterances[error.row].name) from None
         return [
-            Result(each.waveform, part.astype(np.int64), each.cluster_ids, each.stage_seconds)
-            for each, part in zip(self.pending.result(), self.banks, strict=True)
+            Result(each.waveform, utterance.banks.astype(np.int64), each.cluster_ids, each.stage_seconds)
+            for each, utterance in zip(passed, self.utterances, strict=True)
         ]
 
 
@@ -644,13 +909,14 @@ class PendingBatch:
     def __init__(
         self,
         groups: list[list[int]],
-        waveforms: list[NDArray[np.float32]],
-        banks: list[NDArray[np.int64]],
-        submit: Callable[[list[NDArray[np.float32]], list[NDArray[np.int64]]], _Part],
+        utterances: list[_Utterance],
+        submit: Callable[[list[_Utterance]], _Part],
         verified: Callable[[], contextlib.AbstractContextManager[None]],
+        *,
+        pad: bool,
     ) -> None:
+        self._groups, self._utterances, self._submit, self._pad = iter(groups), utterances, submit, pad
         self._verified = verified
-        self._groups, self._waveforms, self._banks, self._submit = iter(groups), waveforms, banks, submit
         self._begun: deque[tuple[list[int], _Part]] = deque()
         self._begin()
 
@@ -662,14 +928,13 @@ class PendingBatch:
     def _begin(self) -> None:
         """Begin as many groups as may be on a device at once."""
         while len(self._begun) < _GROUPS_AT_ONCE and (group := next(self._groups, None)) is not None:
-            part = self._submit([self._waveforms[i] for i in group], [self._banks[i] for i in group])
-            self._begun.append((group, part))
+            self._begun.append((group, self._submit([self._utterances[index] for index in group])))
 
     def result(self) -> list[Result]:
         """Of each utterance, in their order; waits for the device.
 
         Raises:
-            AudioError: The features of an utterance are not finite.
+            StageError: What a stage makes of an utterance, which it names, is not finite.
             DeviceError: The device failed.
         """
         results: dict[int, Result] = {}
@@ -678,7 +943,29 @@ class PendingBatch:
                 group, part = self._begun.popleft()
                 results.update(zip(group, part.result(), strict=True))
                 self._begin()
-        return [results[index] for index in range(len(self._waveforms))]
+        ordered = [results[index] for index in range(len(self._utterances))]
+        if not self._pad:
+            return ordered
+        return [_padded(each, len(self._utterances[index].waveform)) for index, each in enumerate(ordered)]
+
+
+def _padded(result: Result, samples: int) -> Result:
+    """A result with so many samples, the last of them silence."""
+    waveform = np.zeros(samples, np.float32)
+    waveform[: len(result.waveform)] = result.waveform
+    return replace(result, waveform=waveform)
+
+
+def _checked_window(max_window_s: object) -> float:
+    try:
+        seconds = float(max_window_s)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        seconds = float("nan")
+    if not 2 * _OVERLAP_S <= seconds <= _MAX_WINDOW_S:
+        raise ArgumentError(
+            f"max_window_s is {seconds:g}; it must be a number of seconds, at least {2 * _OVERLAP_S:g}, at most a day"
+        )
+    return seconds
 
 
 def _latency_tuning(tuning: Tuning, seconds: float, info: ModelInfo, *, recorded: bool) -> Tuning:
@@ -690,16 +977,11 @@ def _latency_tuning(tuning: Tuning, seconds: float, info: ModelInfo, *, recorded
     return replace(tuning, buckets=buckets, cuda_graph=recorded)
 
 
-def _check_seed(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise MkcError(f"seed is {seed!r}; expected a whole number")
-    return int(seed)
-
-
-def _finite(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(features).all():
-        raise AudioError("the features of this waveform are not finite; are its samples within [-1, 1]?")
-    return features
+def _rows(stage: str, values: NDArray[np.float32], counts: list[int]) -> list[NDArray[np.float32]]:
+    """What a stage gave each of several utterances: (T, D) of (B, most T, D), finite."""
+    return [
+        check_finite(stage, row[:count], index) for index, (row, count) in enumerate(zip(values, counts, strict=True))
+    ]
 
 
 def _joined(pieces: Iterator[tuple[int, NDArray[np.float32]]], frames: int, dim: int) -> NDArray[np.float32]:
@@ -714,10 +996,9 @@ def _joined(pieces: Iterator[tuple[int, NDArray[np.float32]]], frames: int, dim:
     return whole
 
 
-def _keep(waveform: NDArray[np.float32], window: Window, part: NDArray[np.float32], hop: int) -> None:
-    """Put what a window keeps of its samples where they belong."""
-    begin, end = (window.keep_start - window.start) * hop, (window.keep_stop - window.start) * hop
-    waveform[window.keep_start * hop : window.keep_stop * hop] = part[begin:end]
+def _kept(window: Window, part: NDArray[np.float32], hop: int) -> NDArray[np.float32]:
+    """What a window keeps of its samples."""
+    return part[(window.keep_start - window.start) * hop : (window.keep_stop - window.start) * hop]
 
 
 class _Clock:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import os
 import stat
 import subprocess
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
-from mkc_fast import AudioError, WriteError
+from mkc_fast import ArgumentError, AudioError, WriteError
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S
 from mkc_fast.engine.files import whole_file
-from mkc_fast.engine.headers import HEAD_BYTES, length_s
+from mkc_fast.engine.headers import HEAD_BYTES, claimed_bytes, length_s
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
@@ -37,12 +40,19 @@ _MAX_OVERSHOOT_S = 0.5
 _LARGEST_S = 1e9
 # Below this no speech is left, and each sample would become many: at 1 Hz, one block would be 17 GB.
 _LEAST_RATE = 1000
+_MOST_RATE = (1 << 31) - 1
 COMMAND_TIMEOUT_S = 600
 # Their frame counts are estimates, so that fewer decoded samples do not mean damage.
 _ESTIMATED_LENGTH = frozenset({"MP3"})
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a stream that does not say
 # What soundfile raises: TypeError for headerless files (.raw), OverflowError for positions past 64 bits.
 _NOT_READABLE = (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
+_NOT_FINITE = "holds samples that are not finite"
+# Resampling and lossy decoders leave honest recordings with peaks a little above full scale.
+LOUD_PEAK = 1.1
+# Nothing honest is so loud; 16-bit values taken for samples are, as soon as anybody speaks.
+MAX_PEAK = 8.0
+_SCALE = 32768
 
 
 class _Forward(soundfile.SoundFile):  # type: ignore[misc]
@@ -50,6 +60,68 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
 
     def seekable(self) -> bool:
         return False
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording that is too long to be held: it is decoded in blocks, each time it is read.
+
+    Attributes:
+        samples: S, of one channel at the rate asked for.
+        peak: The largest absolute value of them.
+        encoded: Where they come from.
+    """
+
+    samples: int
+    peak: float
+    encoded: _Encoded
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def forward(self) -> ForwardSamples:
+        """Its samples, from the first to the last, once."""
+        return ForwardSamples(self)
+
+
+class ForwardSamples:
+    """Slices of a recording, of which each begins no earlier than the last; what lies before it is let go."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._blocks = recording.encoded.blocks()
+        self._held, self._begin = np.zeros(0, np.float32), 0
+
+    def __len__(self) -> int:
+        return len(self._recording)
+
+    def __getitem__(self, part: slice) -> NDArray[np.float32]:
+        """Samples (n,) float32 of a slice without a step.
+
+        Raises:
+            AudioError: The recording is not what it was when it was first read.
+        """
+        begin, end, _ = part.indices(len(self))
+        while self._begin + len(self._held) < end:
+            block = next(self._blocks, None)
+            if block is None:
+                raise self._changed()
+            gone = min(begin - self._begin, len(self._held))
+            self._held, self._begin = np.concatenate([self._held[gone:], block]), self._begin + gone
+        return self._held[begin - self._begin : end - self._begin]
+
+    def finish(self) -> None:
+        """Read to the end.
+
+        Raises:
+            AudioError: As above.
+        """
+        read = self._begin + len(self._held) + sum(len(block) for block in self._blocks)
+        if read != len(self):
+            raise self._changed()
+
+    def _changed(self) -> AudioError:
+        return AudioError(f"{self._recording.encoded.shown}: changed while it was read")
 
 
 def read_waveform(
@@ -64,27 +136,32 @@ def read_waveform(
 
     Raises:
         AudioError: The file is missing, unreadable, truncated, shorter than ``min_samples``, longer than a day, of a
-            sample rate below 1 kHz, or not finite; or it ends more than half a second before ``end_s``.
+            sample rate below 1 kHz, not finite, or with a peak above 8; or it ends more than half a second before
+            ``end_s``.
     """
-    try:
-        regular = _is_regular(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
-        raise AudioError(f"{path}: no such file") from None
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror})") from None
-    if not regular:
-        raise AudioError(f"{path}: not a file")
-    return _read(path, str(path), sample_rate, min_samples, begin_s, end_s)
+    read = _read(_encoded_file(path, sample_rate, begin_s, end_s), min_samples, None)
+    assert not isinstance(read, Recording)
+    return read
 
 
-def read_utterance(utterance: Utterance, sample_rate: int, min_samples: int) -> NDArray[np.float32]:
+def read_utterance(
+    utterance: Utterance, sample_rate: int, min_samples: int, most_samples: int | None = None
+) -> NDArray[np.float32] | Recording:
     """``read_waveform`` of an utterance: its file, its part of a file, or what its command prints.
+
+    Args:
+        utterance: The recording.
+        sample_rate: To resample to.
+        min_samples: The least that there must be.
+        most_samples: What is longer comes as a ``Recording``, which was decoded and checked as the others are, but is
+            not held; default: nothing does.
 
     Raises:
         AudioError: As ``read_waveform``, or the command fails or takes longer than 10 minutes.
     """
+    begin_s, end_s = utterance.begin_s, utterance.end_s
     if utterance.command is None:
-        return read_waveform(utterance.path, sample_rate, min_samples, begin_s=utterance.begin_s, end_s=utterance.end_s)
+        return _read(_encoded_file(utterance.path, sample_rate, begin_s, end_s), min_samples, most_samples)
     shown = f"{utterance.path} |"
     try:
         run = subprocess.run(  # noqa: S602 - a Kaldi list's own command, run only where the user allowed it
@@ -93,9 +170,9 @@ def read_utterance(utterance: Utterance, sample_rate: int, min_samples: int) -> 
     except subprocess.TimeoutExpired:
         raise AudioError(f"{shown}: took longer than {COMMAND_TIMEOUT_S} s") from None
     if run.returncode:
-        said = one_line(run.stderr.decode(errors="replace")[-120:])
-        raise AudioError(f"{shown}: exit code {run.returncode} ({said})")
-    return _read(io.BytesIO(run.stdout), shown, sample_rate, min_samples, utterance.begin_s, utterance.end_s)
+        said = one_line(run.stderr.decode(errors="replace").strip()[-120:])
+        raise AudioError(f"{shown}: exit code {run.returncode} ({said or 'it printed no reason'})")
+    return _read(_Encoded(run.stdout, shown, sample_rate, begin_s, end_s), min_samples, most_samples)
 
 
 def duration_s(utterance: Utterance) -> float:
@@ -131,27 +208,90 @@ def _head(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def _is_regular(path: Path) -> bool:
-    return stat.S_ISREG(path.stat().st_mode)
+def _encoded_file(path: Path, sample_rate: int, begin_s: float, end_s: float | None) -> _Encoded:
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)  # to open a pipe is to wait for its writer
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+        raise AudioError(f"{path}: no such file") from None
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror})") from None
+    if not regular:
+        raise AudioError(f"{path}: not a file")
+    return _Encoded(path, str(path), sample_rate, begin_s, end_s)
 
 
-def _read(
-    source: Path | io.BytesIO, shown: str, sample_rate: int, min_samples: int, begin_s: float, end_s: float | None
-) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class _Encoded:
+    """A recording, or a part of one, as a file or as the bytes of one.
+
+    Attributes:
+        source: The file, or what a command printed.
+        shown: Its name in messages.
+        sample_rate: To resample to.
+        begin_s: Where the part begins, in seconds.
+        end_s: Where it ends; None is the recording's end.
+    """
+
+    source: Path | bytes
+    shown: str
+    sample_rate: int
+    begin_s: float
+    end_s: float | None
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Decode it: blocks of one channel at the rate asked for, each finite.
+
+        Raises:
+            AudioError: As ``read_waveform``, for all but what is known of the whole alone: its length and its peak.
+        """
+        try:
+            self._check_size()
+            with _Forward(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source) as file:
+                yield from _decoded(file, self.shown, self.sample_rate, self.begin_s, self.end_s)
+            self._check_size()  # a file may shrink while it is read
+        except _NOT_READABLE as error:
+            if isinstance(error, AudioError):
+                raise
+            reason = getattr(error, "error_string", None) or str(error) or type(error).__name__
+            raise AudioError(f"{self.shown}: not readable as audio ({one_line(reason, 120)})") from None
+
+    def _check_size(self) -> None:
+        """Compare what the header claims with what there is: libsndfile takes what there is."""
+        try:
+            with self._opened() as file:
+                size = file.seek(0, os.SEEK_END)
+
+                def read(offset: int, count: int) -> bytes:
+                    file.seek(offset)
+                    return file.read(count)
+
+                claimed = claimed_bytes(read)
+        except OSError as error:
+            raise AudioError(f"{self.shown}: cannot be read ({error.strerror})") from None
+        if claimed is not None and claimed > size:
+            raise AudioError(f"{self.shown}: truncated: its header claims {claimed} bytes, {size} are there")
+
+    def _opened(self) -> BinaryIO:
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+
+
+def _read(encoded: _Encoded, min_samples: int, most_samples: int | None) -> NDArray[np.float32] | Recording:
+    """The samples, checked; beyond ``most_samples`` a ``Recording`` that reads them again."""
     samples = bytearray()  # grows in place, where a list of blocks would be copied at the end
+    count, peak = 0, 0.0
+    for block in encoded.blocks():
+        count, peak = count + len(block), max(peak, _peak(block))
+        if most_samples is None or count <= most_samples:
+            samples += block.data
+        elif samples:
+            samples = bytearray()
     try:
-        with _Forward(source) as file:
-            for block in _decoded(file, shown, sample_rate, begin_s, end_s):
-                samples += block.data
-    except _NOT_READABLE as error:
-        if isinstance(error, AudioError):
-            raise
-        reason = getattr(error, "error_string", None) or str(error) or type(error).__name__
-        raise AudioError(f"{shown}: not readable as audio ({one_line(reason, 120)})") from None
-    try:
+        if most_samples is not None and count > most_samples:
+            _check_peak(peak)
+            return Recording(count, peak, encoded)
         return check_waveform(np.frombuffer(samples, np.float32), min_samples)
     except AudioError as error:
-        raise AudioError(f"{shown}: {error}") from None
+        raise AudioError(f"{encoded.shown}: {error}") from None
 
 
 def _decoded(
@@ -182,8 +322,10 @@ def _decoded(
         position += len(block)
         if position - begin > _LONGEST_S * rate:
             raise AudioError(f"{shown}: {_TOO_LONG}")
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused at the end
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
             mono = block[:, 0] if block.shape[1] == 1 else block @ weights  # twenty times faster than mean()
+        if not math.isfinite(_peak(mono)):
+            raise AudioError(f"{shown}: {_NOT_FINITE}")
         yield resample.resample_chunk(mono) if resample else mono
     if resample:
         yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
@@ -195,27 +337,146 @@ def _decoded(
 
 
 def check_waveform(waveform: ArrayLike, min_samples: int) -> NDArray[np.float32]:
-    """A waveform (S,) as contiguous float32.
+    """A waveform (S,) as contiguous, aligned float32; 16-bit integers are scaled by 1/32768.
 
     Raises:
-        AudioError: It is not one-dimensional, not float, shorter than ``min_samples``, or not finite.
+        AudioError: It is not one-dimensional, neither float nor int16, shorter than ``min_samples``, not finite, or of
+            another scale: with a peak above 8.
     """
     array = np.asarray(waveform)
-    if array.ndim != 1 or array.dtype.kind != "f":
-        raise AudioError(f"waveform has shape {array.shape} and type {array.dtype}; expected (S,) float32 in [-1, 1]")
+    is_pcm16 = array.dtype.kind == "i" and array.dtype.itemsize == 2
+    if array.ndim != 1 or not (array.dtype.kind == "f" or is_pcm16 or not array.size):
+        raise AudioError(
+            f"waveform has shape {array.shape} and type {array.dtype}; expected (S,) float in [-1, 1], or int16, which "
+            "is scaled by 1/32768"
+        )
     if len(array) < min_samples:
         raise AudioError(f"too short: {len(array)} samples, at least {min_samples} are needed")
     with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(array).all():
-        raise AudioError("holds samples that are not finite")
-    return array
+        checked: NDArray[np.float32] = np.require(array, np.float32, ["C", "A"])
+    if is_pcm16:
+        checked = checked / np.float32(_SCALE)
+    _check_peak(_peak(checked))
+    return checked
+
+
+def peak_of(waveform: NDArray[np.float32] | Recording) -> float:
+    """The largest absolute value of a waveform; NaN or infinite where a sample is."""
+    return waveform.peak if isinstance(waveform, Recording) else _peak(waveform)
+
+
+def _peak(waveform: NDArray[np.float32]) -> float:
+    # Two passes without a copy; both give NaN where there is one.
+    return max(float(waveform.max()), -float(waveform.min())) if len(waveform) else 0.0
+
+
+def _check_peak(peak: float) -> None:
+    if not math.isfinite(peak):
+        raise AudioError(_NOT_FINITE)
+    if peak > MAX_PEAK:
+        raise AudioError(
+            f"peaks at {peak:.6g}, samples are expected in [-1, 1]; if these are 16-bit values, divide them by "
+            f"{_SCALE} or pass int16 (of a file: write it anew as 16-bit PCM)"
+        )
+
+
+def resampled(waveform: NDArray[np.float32], rate: object, sample_rate: int) -> NDArray[np.float32]:
+    """A waveform (S,) of one rate at another, as files are: (S * sample_rate / rate,) float32, rounded.
+
+    Raises:
+        ArgumentError: The rate is not a number of Hz from 1000 up.
+    """
+    is_number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+    if not is_number or not _LEAST_RATE <= rate <= _MOST_RATE:  # type: ignore[operator]
+        raise ArgumentError(f"sample_rate is {rate!r}; expected a number of Hz from {_LEAST_RATE} up")
+    hertz = float(rate)  # type: ignore[arg-type]
+    if hertz == sample_rate:
+        return waveform
+    made: NDArray[np.float32] = soxr.resample(waveform, hertz, sample_rate)
+    return made
 
 
 def to_pcm16(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Samples in [-1, 1] as 16-bit integers: rounded to the nearest of 1/32768, full scale clipped."""
-    scaled: NDArray[np.float32] = np.clip(np.rint(waveform * np.float32(32768)), -32768, 32767)
+    """Samples in [-1, 1] as 16-bit integers: rounded to the nearest of 1/32768, full scale clipped.
+
+    Raises:
+        AudioError: A sample is not finite; as an integer it would be silence or noise.
+    """
+    if not math.isfinite(_peak(waveform)):
+        raise AudioError(_NOT_FINITE)
+    scaled: NDArray[np.float32] = waveform * np.float32(_SCALE)
+    np.clip(np.rint(scaled, out=scaled), -_SCALE, _SCALE - 1, out=scaled)
     return scaled.astype(np.int16)
+
+
+class WaveformWriter:
+    """Takes the blocks of a waveform, from the first to the last; see ``written_waveform``.
+
+    Attributes:
+        size_bytes: Of the file, once it is whole.
+    """
+
+    def __init__(self, file: soundfile.SoundFile, target: _Target) -> None:
+        self._file, self._target = file, target
+        self.size_bytes = 0
+
+    def write(self, block: NDArray[np.float32]) -> None:
+        """Append (n,) float32 in [-1, 1].
+
+        Raises:
+            OSError: The file cannot be written.
+            AudioError: A sample is not finite.
+        """
+        for start in range(0, len(block), _BLOCK_SAMPLES):
+            self._file.write(to_pcm16(block[start : start + _BLOCK_SAMPLES]))
+            self._target.check()
+
+
+class _Target:
+    """A file for libsndfile's encoders, which do not say what is wrong: the first error is kept."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell
+
+    def write(self, content: bytes) -> int:
+        if self._error is None:
+            rest = memoryview(content)
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                self._error = error
+        return len(content)
+
+    def check(self) -> None:
+        """Raise the error, if there is one."""
+        if self._error is not None:
+            raise self._error
+
+
+@contextlib.contextmanager
+def written_waveform(path: Path, sample_rate: int) -> Iterator[WaveformWriter]:
+    """Write a waveform block by block as 16-bit PCM, WAV or FLAC by the name's ending.
+
+    The file appears whole when the block of code ends without an error, and not at all otherwise.
+
+    Raises:
+        WriteError: It cannot be written.
+    """
+    kind = path.suffix[1:].upper()
+    try:
+        with whole_file(path) as temporary:
+            with temporary.open("wb", buffering=0) as file:
+                target = _Target(file)
+                with soundfile.SoundFile(target, "w", sample_rate, 1, "PCM_16", format=kind) as encoder:
+                    writer = WaveformWriter(encoder, target)
+                    yield writer
+                target.check()
+            writer.size_bytes = temporary.stat().st_size
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_waveform(path: Path, waveform: NDArray[np.float32], sample_rate: int) -> int:
@@ -226,13 +487,8 @@ def write_waveform(path: Path, waveform: NDArray[np.float32], sample_rate: int) 
 
     Raises:
         WriteError: It cannot be written.
+        AudioError: A sample is not finite.
     """
-    # Encoded in memory first: a full disk then shows as the error that it is, whatever the encoder makes of it.
-    encoded = io.BytesIO()
-    soundfile.write(encoded, to_pcm16(waveform), sample_rate, subtype="PCM_16", format=path.suffix[1:].upper())
-    try:
-        with whole_file(path) as temporary:
-            temporary.write_bytes(encoded.getbuffer())
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be written ({error.strerror})") from None
-    return encoded.getbuffer().nbytes
+    with written_waveform(path, sample_rate) as writer:
+        writer.write(waveform)
+    return writer.size_bytes

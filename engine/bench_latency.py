@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast.engine.anonymizer import STAGES
 from mkc_fast.engine.bench_ceilings import best_of, floors, measure_ceilings
 from mkc_fast.engine.bench_child import read_through, run_children
 from mkc_fast.engine.bench_corpus import cut
 from mkc_fast.engine.bench_records import context, short
 from mkc_fast.engine.bench_timing import Budget, summary
+from mkc_fast.engine.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.anonymizer import Anonymizer
     from mkc_fast.engine.bench_target import Target
+    from mkc_fast.engine.draws import Mode
 
 LENGTHS_S = (1.0, 3.0, 10.0, 30.0)
 START_UP_LENGTH_S = 10.0
@@ -37,7 +38,7 @@ def bench_latency(
     speech: NDArray[np.float32],
     *,
     lengths_s: Sequence[float] = LENGTHS_S,
-    mode: str = "frame",
+    mode: Mode = "frame",
     stride: int = 1,
     budget_s: float = 180.0,
     repeats: int | None = None,
@@ -101,7 +102,7 @@ def _case(
     target: Target,
     speech: NDArray[np.float32],
     length_s: float,
-    mode: str,
+    mode: Mode,
     stride: int,
     share_s: float,
     repeats: int | None,
@@ -138,7 +139,7 @@ def _case(
 
 
 def measure_start_up(
-    target: Target, speech: NDArray[np.float32], mode: str, times: int, budget: Budget, share_s: float
+    target: Target, speech: NDArray[np.float32], mode: Mode, times: int, budget: Budget, share_s: float
 ) -> dict[str, Any] | None:
     """From the start of a fresh process to its first output of 10 s; None if there was no time for it."""
     runs: list[dict[str, Any]] = []
@@ -163,7 +164,7 @@ def measure_start_up(
     }
 
 
-def start_up_arguments(target: Target, speech: NDArray[np.float32], mode: str, folder: Path) -> dict[str, Any]:
+def start_up_arguments(target: Target, speech: NDArray[np.float32], mode: Mode, folder: Path) -> dict[str, Any]:
     """What the child process of a start-up needs; the utterance is written into the folder."""
     waveform = folder / "waveform.npy"
     np.save(waveform, cut(speech, START_UP_LENGTH_S, target.info.sample_rate, 0))

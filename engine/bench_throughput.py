@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mkc_fast import MkcError
-from mkc_fast.engine.anonymizer import STAGES
 from mkc_fast.engine.bench_ceilings import best_of, measure_ceilings
 from mkc_fast.engine.bench_corpus import DISTRIBUTION, MEAN_S, count_for, cut, draw_lengths, write_corpus
 from mkc_fast.engine.bench_records import context, short
 from mkc_fast.engine.bench_timing import Budget, ratios, spread
 from mkc_fast.engine.corpus import Run, plan_folder, run_corpus
 from mkc_fast.engine.devices import cores
+from mkc_fast.engine.stages import STAGES
 from mkc_fast.engine.worker import Settings
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.anonymizer import Anonymizer, Result
     from mkc_fast.engine.bench_target import Target
+    from mkc_fast.engine.draws import Mode
 
-MODES = ("frame", "audio")
+MODES: tuple[Mode, ...] = ("frame", "audio")
 _SEED = 7
 # Batches of so many padded seconds; 0 runs each utterance alone.
 _BATCHES_CPU_S, _BATCHES_GPU_S = (0.0, 30.0), (0.0, 60.0, 120.0, 240.0, 480.0)
@@ -50,7 +51,7 @@ class OneByOne(Protocol):
     def anonymize(
         self,
         waveform: NDArray[np.float32],
-        mode: str = ...,
+        mode: Mode = ...,
         stride: int = ...,
         seed: int = ...,
         utterance_id: str = ...,
@@ -62,7 +63,7 @@ def bench_throughput(
     target: Target,
     speech: NDArray[np.float32],
     *,
-    modes: Sequence[str] = MODES,
+    modes: Sequence[Mode] = MODES,
     stride: int = 1,
     batches_s: Sequence[float] | None = None,
     workers: Sequence[int] | None = None,
@@ -139,7 +140,7 @@ def bench_throughput(
     return {**result, "measuring_s": short(budget.spent), "cut": budget.cut}
 
 
-def _trial_rate(arm: OneByOne, trial: NDArray[np.float32], mode: str, stride: int) -> float:
+def _trial_rate(arm: OneByOne, trial: NDArray[np.float32], mode: Mode, stride: int) -> float:
     """RTFx of a short utterance, the second time."""
     for _ in range(2):
         begin = time.perf_counter()
@@ -161,7 +162,7 @@ def _device_only(
     anonymizer: Anonymizer,
     speech: NDArray[np.float32],
     lengths: list[float],
-    modes: Sequence[str],
+    modes: Sequence[Mode],
     stride: int,
     batches_s: Sequence[float],
     rate: float,
@@ -203,7 +204,7 @@ def _device_only(
 def _files(
     target: Target,
     speech: NDArray[np.float32],
-    modes: Sequence[str],
+    modes: Sequence[Mode],
     stride: int,
     workers: Sequence[int],
     rate: float,
@@ -260,7 +261,7 @@ def _compare(
     load: Callable[[], OneByOne],
     target: Target,
     speech: NDArray[np.float32],
-    modes: Sequence[str],
+    modes: Sequence[Mode],
     stride: int,
     rounds: int,
     ours_rate: float,

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from mkc_fast import ArtifactError, DeviceError, ListError, MkcError, OutputError, StoppedError, WriteError
 from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity, open_bank, read_model_info
-from mkc_fast.engine.audio import FORMATS, duration_s
+from mkc_fast.engine.audio import FORMATS, LOUD_PEAK, duration_s
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
 from mkc_fast.engine.devices import cuda_index, device_kind
-from mkc_fast.engine.draws import check_entries, draw_entries
+from mkc_fast.engine.draws import check_draw, check_entries, draw_entries
 from mkc_fast.engine.files import remove_temporaries
 from mkc_fast.engine.manifest import MANIFEST_FILE, Manifest
 from mkc_fast.engine.patience import DEFAULT_TIMEOUT_S
@@ -108,6 +108,7 @@ class Summary:
         written: Of them, written by this run.
         present: Of them, written by an earlier run.
         failed: Id and error of each that failed.
+        loud: Of those written, recordings with a peak above 1.1, whose scale may be wrong.
         audio_s: Seconds of audio written by this run.
         wall_s: Seconds from the first worker's start to the end.
         start_up_s: Of them, until headers were read and the first worker was ready.
@@ -122,6 +123,7 @@ class Summary:
     written: int = 0
     present: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    loud: int = 0
     audio_s: float = 0.0
     wall_s: float = 0.0
     start_up_s: float = 0.0
@@ -287,6 +289,7 @@ def run_corpus(
         WriteError: The disk is full, or a manifest was removed during the run; what was written is whole.
         StoppedError: Workers no longer start; what was written is whole.
     """
+    check_draw(run.settings.mode, run.settings.stride, run.settings.seed)
     for device in run.devices:
         check_choice(cuda_index(device), run.provider, run.precision)
     _check_kinds(run)
@@ -405,6 +408,11 @@ def _work(
                 record = _record(task, outcome)
                 homes[outcome.index].append(task.utterance, record, {**outcome.ran, "batched": batched})
                 failure = _count(summary, task, outcome)
+                if outcome.peak > LOUD_PEAK and summary.loud == 1:
+                    scheduler.notes.append(
+                        f"{task.utterance.id}: peaks at {outcome.peak:.3g}, samples are expected in [-1, 1]; is its "
+                        "scale right? Further such recordings are counted in the summary"
+                    )
             now = time.perf_counter()
             summary.wall_s, summary.start_up_s = now - begin, (started_at or now) - begin
             summary.replaced_workers, summary.lost_workers = scheduler.replaced, scheduler.lost
@@ -453,6 +461,7 @@ def _count(summary: Summary, task: Task, outcome: Outcome) -> tuple[str, str] | 
         summary.failed.append((task.utterance.id, outcome.error))
         return summary.failed[-1]
     summary.written += 1
+    summary.loud += outcome.peak > LOUD_PEAK
     summary.audio_s += outcome.audio_s
     summary.stage_seconds.update(outcome.stage_seconds)
     return None
@@ -482,6 +491,7 @@ def _shared(run: Run, drawn_from: int) -> dict[str, object]:
         "seed": run.settings.seed,
         "kmeans_num": drawn_from,
         "format": run.settings.format,
+        "pad": run.settings.pad,
         "max_window_s": run.max_window_s,
     }
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from mkc_fast import AudioError, DeviceError, DeviceMemoryError, LostDeviceError, MkcError
+from mkc_fast import DeviceError, DeviceMemoryError, LostDeviceError, MkcError
 from mkc_fast.engine.layout import lay_out, most_frames, window_frames
+from mkc_fast.engine.stages import STAGES, NotFiniteError
 from mkc_fast.engine.windows import crossfaded, exact_pieces, exact_windows, sample_range
 from mkc_fast.kernels.cupy_lookup import CupyLookup, import_cupy, one_line_errors, open_device
 from mkc_fast.kernels.device_rows import DeviceRows, copy, zero
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from mkc_fast.engine.layout import Layout, VocoderRun
     from mkc_fast.engine.sessions import Sessions
 
-NOT_FINITE = "the features of this waveform are not finite; are its samples within [-1, 1]?"
-STAGES = ("encode", "assign", "restore", "vocode")
+# What is checked on the device: the first two are what the look-up reads and writes. Cluster ids and samples come down
+# anyway, and are checked there.
+_FLAGS = ("encode", "lookup", "restore")
 # Of a long recording, where no bucket says otherwise: its windows run one by one.
 _LONG_WINDOW_FRAMES = 1500
 # Parts of a packed buffer begin at multiples of this, as what CuPy allocates does.
@@ -125,7 +127,7 @@ class Pending:
         """Wait for them.
 
         Raises:
-            AudioError: The features of one of them are not finite.
+            NotFiniteError: What a stage made of one of them is not finite.
             DeviceError: The device failed.
         """
         with self._place.errors():
@@ -136,13 +138,18 @@ class Pending:
             for (_, begin), (stage, end) in itertools.pairwise(marks):
                 seconds[stage] += elapsed(begin, end) / 1000
         parts = self._queued.parts
-        if parts["flag"][0]:
-            raise AudioError(NOT_FINITE)
         total, start, passed = sum(self._counts), 0, []
         for row, count in enumerate(self._counts):
+            for stage, flags in zip(_FLAGS, parts["flags"], strict=True):
+                if flags[row]:
+                    raise NotFiniteError(stage, row)
             # Copies: the page-locked memory goes back to its pool.
             waveform = parts["waveform"][start * self._hop : (start + count) * self._hop].copy()
             ids = parts["cluster_ids"][row * self._frames : row * self._frames + count].copy()
+            if ids.min() < 0:  # of no distance that can be compared
+                raise NotFiniteError("assign", row)
+            if not np.isfinite(waveform).all():
+                raise NotFiniteError("vocode", row)
             passed.append(Passed(waveform, ids, {stage: s * count / total for stage, s in seconds.items()}))
             start += count
         return passed
@@ -246,6 +253,10 @@ class DevicePass:
         self._busy.append(queued)
         return Pending(self._place, counts, frames, self._info.hop, queued)
 
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """For graphs that the host runs by itself: what they raise, in one line, as ``submit`` would raise it."""
+        return self._place.errors()
+
     def recover(self) -> None:
         """After a ``DeviceMemoryError``: wait for what is queued, and give back all memory that is not in use.
 
@@ -302,20 +313,23 @@ class DevicePass:
             for index, run in enumerate(layout.runs):
                 for name in ("origins", "kept", "places"):
                     host[f"{name} {index}"][:] = getattr(run, name)
-        result = self._result_buffer(queued, rows * frames, total)
+        result = self._result_buffer(queued, rows * frames, total, rows)
+        flags = [result["flags"][index] for index in range(len(_FLAGS))]
 
         self._mark(queued, "")
         inputs = {name: graphs.placed(f"wavlm.{name}", there[name]) for name in ("waveform", "lengths")}
         features = graphs.run("wavlm", inputs, "features", (rows, frames, dim), shrink=shrink).reshape(-1, dim)
         self._mark(queued, "encode")
-        self._rows.flag(features, there["banks"], result["flag"])
+        self._rows.flag(features, there["banks"], flags[0], frames)
         quantized = graphs.taken("conformer.features", (rows, frames, dim))
         zero(quantized)
         self._assign(features, host["banks"], there["banks"], quantized.reshape(-1, dim), result["cluster_ids"])
+        self._rows.flag(quantized.reshape(-1, dim), there["banks"], flags[1], frames)
         del features
         self._mark(queued, "assign")
         inputs = {"features": quantized, "lengths": graphs.placed("conformer.lengths", there["counts"])}
         restored = graphs.run("conformer", inputs, "restored", (rows, frames, dim), shrink=shrink).reshape(-1, dim)
+        self._rows.flag(restored, there["banks"], flags[2], frames)
         del inputs, quantized
         self._mark(queued, "restore")
         for index, run in enumerate(layout.runs):
@@ -376,7 +390,8 @@ class DevicePass:
             host["waveform"][:], host["banks"][:], host["counts"][:] = waveform, banks, size
             begin, end = sample_range(frames - size, frames, frames, len(waveform), hop, info.min_samples)
             host["lengths"][0], host["lengths"][1] = (size - 1) * hop + info.min_samples, end - begin
-        result = self._result_buffer(queued, frames, frames)
+        result = self._result_buffer(queued, frames, frames, 1)
+        flags = [result["flags"][index] for index in range(len(_FLAGS))]
         ids = there["banks"] if self._lookup.resident else host["banks"]
 
         def encode(start: int, stop: int) -> Any:
@@ -394,15 +409,17 @@ class DevicePass:
             zero(given)
             clusters, out = result["cluster_ids"][start:stop], given.reshape(-1, dim)[:size]
             self._lookup.gather_device(ids[start:stop], clusters, out, stream=self._place.compute)
+            self._rows.flag(out, there["banks"][start:stop], flags[1], frames)
             inputs = {"features": given, "lengths": graphs.placed("conformer.lengths", there["counts"])}
-            made = graphs.run("conformer", inputs, "restored", (rows, padded, dim), shrink=shrink)
-            return made.reshape(-1, dim)[:size]
+            made = graphs.run("conformer", inputs, "restored", (rows, padded, dim), shrink=shrink).reshape(-1, dim)
+            self._rows.flag(made[:size], there["banks"][start:stop], flags[2], frames)
+            return made[:size]
 
         self._mark(queued, "")
         for start, features in crossfaded(frames, size, self._overlap_frames, encode, self._rows):
             self._mark(queued, "encode")
             part = slice(start, start + len(features))
-            self._rows.flag(features, there["banks"][part], result["flag"])
+            self._rows.flag(features, there["banks"][part], flags[0], frames)
             self._lookup.assign_device(
                 features, ids[part], cluster_ids=result["cluster_ids"][part], stream=self._place.compute
             )
@@ -445,10 +462,10 @@ class DevicePass:
         buffer.set(pinned, stream=place.up)
         place.compute.wait_event(self._recorded(place.up))
 
-    def _result_buffer(self, queued: _Queued, ids: int, frames: int) -> dict[str, Any]:
-        """What comes down: cluster ids, a flag for features that are not finite, and samples."""
+    def _result_buffer(self, queued: _Queued, ids: int, frames: int, rows: int) -> dict[str, Any]:
+        """What comes down: cluster ids, samples, and flags of each utterance for values that are not finite."""
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
-            "flag": ((1,), np.int32),
+            "flags": ((len(_FLAGS), rows), np.int32),
             "cluster_ids": ((ids,), np.int32),
             "waveform": ((frames * self._info.hop,), np.float32),
         }
@@ -456,7 +473,7 @@ class DevicePass:
         buffer, pinned = queued.down = self._cupy.empty((size,), np.uint8), self._place.pinned(size)
         queued.parts = _parts(pinned, shapes)
         parts = _parts(buffer, shapes)
-        zero(parts["flag"])
+        zero(parts["flags"])
         return parts
 
     def _download(self, queued: _Queued) -> None:

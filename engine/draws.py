@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mkc_fast import BankError, MkcError
+from mkc_fast import ArgumentError, BankError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 Mode = Literal["audio", "frame"]
 MODES: tuple[Mode, ...] = ("audio", "frame")
+# More than entropy can be put into a run; Python refuses to print integers of more than 4,300 digits.
+_MAX_SEED_BITS = 256
 
 
 def fresh_seed() -> str:
@@ -27,16 +29,42 @@ def waveform_id(waveform: NDArray[np.float32]) -> str:
     return "sha256:" + hashlib.sha256(np.ascontiguousarray(waveform).data).hexdigest()
 
 
-def check_draw(mode: object, stride: object) -> None:
-    """Refuse an unknown mode or a stride below 1.
+def check_draw(mode: object, stride: object, seed: object = None) -> None:
+    """Refuse an unknown mode, a stride below 1, or a seed that is no integer of at most 256 bits.
 
     Raises:
-        MkcError: The mode is neither ``audio`` nor ``frame``, or the stride is not positive.
+        ArgumentError: The mode is neither ``audio`` nor ``frame``, the stride is not a positive integer, or the seed is
+            neither None nor such an integer.
     """
-    if mode not in MODES:
-        raise MkcError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
-    if isinstance(stride, bool) or not isinstance(stride, (int, np.integer)) or stride < 1:
-        raise MkcError(f"stride is {stride!r}; expected a whole number of frames from 1 up")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ArgumentError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
+    if not _is_integer(stride) or stride < 1:  # type: ignore[operator]
+        raise ArgumentError(f"stride is {_shown(stride)}; expected a whole number of frames from 1 up")
+    check_seed(seed)
+
+
+def check_seed(seed: object) -> None:
+    """Refuse a seed that is neither None nor an integer of at most 256 bits.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if seed is None:
+        return
+    if not _is_integer(seed):
+        raise ArgumentError(f"seed is {seed!r}; expected a whole number")
+    if int(seed).bit_length() > _MAX_SEED_BITS:  # type: ignore[call-overload]
+        raise ArgumentError(f"seed is {_shown(seed)}; expected one of at most {_MAX_SEED_BITS} bits")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    """A value in a message; large integers by their size, since Python refuses to print the largest."""
+    large = isinstance(value, int) and value.bit_length() > _MAX_SEED_BITS
+    return f"an integer of {value.bit_length()} bits" if large else repr(value)  # type: ignore[attr-defined]
 
 
 def draw_bank_ids(
@@ -53,15 +81,17 @@ def draw_bank_ids(
         frames: T.
         entries: N, below 2**31.
         mode: ``"audio"`` or ``"frame"``.
-        stride: Frames that share a draw, in ``frame`` mode.
-        seed: Any integer, or text.
+        stride: Frames that share a draw, in ``frame`` mode; one longer than the recording is one draw.
+        seed: An integer of at most 256 bits, or text.
         utterance_id: Of the recording.
 
     Returns:
         (T,) int64, in [0, entries).
     """
-    check_draw(mode, stride)
-    groups = np.arange(frames) // (frames if mode == "audio" else stride) if frames else np.arange(0)
+    check_draw(mode, stride, None if isinstance(seed, str) else seed)
+    # As a Python integer: NumPy's own types would overflow, or make the groups floats.
+    shared = max(1, frames if mode == "audio" else min(int(stride), frames))
+    groups = np.arange(frames) // shared
     count = int(groups[-1]) + 1 if frames else 0
     key = f"mkc-fast draw 1\0{seed}\0{utterance_id}".encode("utf-8", "surrogateescape")
     words = np.frombuffer(hashlib.shake_256(key).digest(8 * count), "<u8")

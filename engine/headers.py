@@ -1,11 +1,59 @@
-"""Reads how long a WAV or FLAC recording is from its first bytes: many times as fast as opening it with a decoder."""
+"""Reads what the headers of recordings claim, without a decoder: how long they are, and where their samples end.
+
+libsndfile believes the file's size where it contradicts the header, so that a file which was cut in half passes for a
+shorter one. What the header claims tells the two apart.
+"""
 
 from __future__ import annotations
 
-# WAV files may have chunks before their samples; what is farther behind is left to the decoder.
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    # Up to so many bytes of a file, from an offset on.
+    Read = Callable[[int, int], bytes]
+
+# Files may have chunks before their samples; for a recording's length alone, what is farther behind is left to the
+# decoder.
 HEAD_BYTES = 4096
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _UNKNOWN_SIZE = 0xFFFFFFFF
+# What SoX writes into a pipe, in whole frames.
+_SOX_UNKNOWN_SIZE = 0x7FFFF000
+_MAX_CHUNKS = 10_000
+_Order = Literal["little", "big"]
+# W64 names its chunks by GUIDs; those of libsndfile and Sound Forge begin with the four letters.
+_W64_RIFF, _W64_WAVE = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00", b"wave\xf3\xac\xd3\x11"
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """How a format lays out its chunks: a name, a size, and so many bytes, up to the next multiple of ``padded``."""
+
+    begin: int
+    order: _Order = "little"
+    name_bytes: int = 4
+    size_bytes: int = 4
+    padded: int = 2
+    counts_itself: bool = False  # the size includes name and size
+
+    def walk(self, read: Read) -> Iterator[tuple[bytes, int, int]]:
+        """The name of each chunk, where its content begins, and its size."""
+        position, head_bytes = self.begin, self.name_bytes + self.size_bytes
+        for _ in range(_MAX_CHUNKS):
+            head = read(position, head_bytes)
+            if len(head) < head_bytes:
+                return
+            size = int.from_bytes(head[self.name_bytes :], self.order)
+            if self.counts_itself:
+                size -= head_bytes
+                if size < 0:
+                    return
+            position += head_bytes
+            yield head[: self.name_bytes], position, size
+            position += size + -size % self.padded
 
 
 def length_s(head: bytes, size_bytes: int) -> float | None:
@@ -21,7 +69,7 @@ def length_s(head: bytes, size_bytes: int) -> float | None:
     """
     try:
         if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-            return _wav_length_s(head, size_bytes)
+            return _wav_length_s(lambda offset, count: head[offset : offset + count], size_bytes)
         if head[:4] == b"fLaC":
             return _flac_length_s(head)
     except (IndexError, ZeroDivisionError):
@@ -29,23 +77,105 @@ def length_s(head: bytes, size_bytes: int) -> float | None:
     return None
 
 
-def _wav_length_s(head: bytes, size_bytes: int) -> float | None:
-    """Of "fmt " (tag, channels, rate, bytes a second, bytes a frame, bits a sample) and the size of "data"."""
-    position, rate, frame_bytes = 12, 0, 0
-    while position + 8 <= len(head):
-        name, size = head[position : position + 4], _little(head, position + 4, 4)
-        position += 8
-        if name == b"fmt ":
-            bits = _little(head, position + 14, 2)
-            if _little(head, position, 2) not in (_PCM, _FLOAT, _EXTENSIBLE) or bits % 8:
+def claimed_bytes(read: Read) -> int | None:
+    """The size that a file has at least, if its header is right about its samples.
+
+    Knows WAV, RIFX, RF64, BW64, W64, AIFF, AIFF-C, 8SVX, AU, CAF and NIST SPHERE.
+
+    Args:
+        read: Up to so many bytes of the file, from an offset on.
+
+    Returns:
+        None where the header does not say: other formats, a damaged header, and one that was written before the samples
+        were counted, as into a pipe, which leaves a size of 0 or of all ones.
+    """
+    head = read(0, 64)
+    try:
+        if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+            return _wav_end(read, "big" if head[:4] == b"RIFX" else "little")
+        if head[:16] == _W64_RIFF and head[24:32] == _W64_WAVE:
+            chunks = _Chunks(40, name_bytes=16, size_bytes=8, padded=8, counts_itself=True)
+            return _end(chunks.walk(read), b"data", (0, (1 << 64) - 1 - 24))
+        if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+            # The content begins with an offset and a block size, which are part of the size.
+            return _end(_Chunks(12, "big").walk(read), b"SSND", (0, 8, _UNKNOWN_SIZE))
+        if head[:4] == b"FORM" and head[8:12] in (b"8SVX", b"16SV"):
+            return _end(_Chunks(12, "big").walk(read), b"BODY", (0, _UNKNOWN_SIZE))
+        if head[:4] in (b".snd", b"dns."):
+            order: _Order = "big" if head[:4] == b".snd" else "little"
+            begin, size = _number(head, 4, 4, order), _number(head, 8, 4, order)
+            return None if size in (0, _UNKNOWN_SIZE) else begin + size
+        if head[:4] == b"caff":
+            # The content begins with an edit count, which is part of the size.
+            chunks = _Chunks(8, "big", size_bytes=8, padded=1)
+            return _end(chunks.walk(read), b"data", (0, 4, (1 << 64) - 1))
+        if head[:8] == b"NIST_1A\n":
+            return _nist_end(read)
+    except (IndexError, ValueError):
+        pass
+    return None
+
+
+def _end(chunks: Iterator[tuple[bytes, int, int]], wanted: bytes, unknown: tuple[int, ...]) -> int | None:
+    """Where the chunk with the samples ends."""
+    for name, begin, size in chunks:
+        if name[:4] == wanted:
+            return None if size in unknown else begin + size
+    return None
+
+
+def _wav_end(read: Read, order: _Order) -> int | None:
+    large, frame_bytes = None, 1
+    for name, begin, size in _Chunks(12, order).walk(read):
+        if name == b"ds64":  # of RF64 and BW64: sizes of the file and of the samples, in 64 bits
+            large = _number(read(begin, 16), 8, 8, order)
+        elif name == b"fmt ":
+            frame_bytes = max(1, _number(read(begin, 16), 12, 2, order))
+        elif name == b"data":
+            if size == _UNKNOWN_SIZE and large not in (None, 0, (1 << 64) - 1):
+                return begin + large
+            if size in (0, _UNKNOWN_SIZE) or size // frame_bytes == _SOX_UNKNOWN_SIZE // frame_bytes:
                 return None
-            rate, frame_bytes = _little(head, position + 4, 4), _little(head, position + 2, 2) * bits // 8
+            return begin + size
+    return None
+
+
+def _nist_end(read: Read) -> int | None:
+    """Of a text of ``name -type value`` a line, whose size stands in its second line; the samples follow it."""
+    begin = int(read(8, 8))
+    if not 16 <= begin <= 1 << 20:
+        return None
+    fields = {}
+    for line in read(16, begin - 16).split(b"\n"):
+        words = line.split(None, 2)
+        if words[:1] == [b"end_head"]:
+            break
+        if len(words) == 3:
+            fields[words[0]] = words[2].strip()
+    if b"," in fields.get(b"sample_coding", b""):  # compressed
+        return None
+    names = (b"sample_count", b"channel_count", b"sample_n_bytes")
+    if any(not fields.get(name, b"1").isdigit() for name in names) or b"sample_count" not in fields:
+        return None
+    count, channels, width = (int(fields.get(name, b"1")[:18]) for name in names)
+    return begin + count * channels * width if count else None
+
+
+def _wav_length_s(read: Read, size_bytes: int) -> float | None:
+    """Of "fmt " (tag, channels, rate, bytes a second, bytes a frame, bits a sample) and the size of "data"."""
+    rate, frame_bytes = 0, 0
+    for name, begin, size in _Chunks(12).walk(read):
+        if name == b"fmt ":
+            fmt = read(begin, 16)
+            bits = _number(fmt, 14, 2)
+            if _number(fmt, 0, 2) not in (_PCM, _FLOAT, _EXTENSIBLE) or bits % 8:
+                return None
+            rate, frame_bytes = _number(fmt, 4, 4), _number(fmt, 2, 2) * bits // 8
         elif name == b"data":
             # A writer that was killed, or wrote into a pipe, leaves a size of nothing or of everything.
             if size in (0, _UNKNOWN_SIZE):
                 return None
-            return min(size, size_bytes - position) // frame_bytes / rate
-        position += size + size % 2
+            return min(size, size_bytes - begin) // frame_bytes / rate
     return None
 
 
@@ -58,7 +188,7 @@ def _flac_length_s(head: bytes) -> float | None:
     return frames / (packed >> 44) if frames else None
 
 
-def _little(head: bytes, begin: int, count: int) -> int:
-    if begin + count > len(head):
+def _number(content: bytes, begin: int, count: int, order: _Order = "little") -> int:
+    if begin + count > len(content):
         raise IndexError
-    return int.from_bytes(head[begin : begin + count], "little")
+    return int.from_bytes(content[begin : begin + count], order)

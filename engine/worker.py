@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mkc_fast import ArtifactError, LostDeviceError, MkcError, WriteError, __version__
-from mkc_fast.engine.audio import read_utterance, write_waveform
+from mkc_fast.engine.audio import Recording, peak_of, read_utterance, write_waveform, written_waveform
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mkc_fast.engine.anonymizer import Anonymizer, PendingBatch, Result
+    from mkc_fast.engine.anonymizer import Anonymizer, PendingBatch, Result, StreamedResult
+    from mkc_fast.engine.draws import Mode
     from mkc_fast.engine.lists import Utterance
 
 _T = TypeVar("_T")
@@ -44,6 +45,8 @@ AHEAD_ON_GPU = 3
 # The exit code of a worker whose device is lost, so that no other can be meant.
 EXIT_LOST_DEVICE = 71
 _LOOK_ROUND_S = 0.5
+# A longer recording is decoded, computed and written window by window; of shorter ones all samples are held, 38 MB.
+_MOST_HELD_S = 600
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,15 @@ class Settings:
         seed: Of the draws; None draws from the system's entropy.
         format: Of the outputs, ``wav`` or ``flac``.
         record_draws: Report the bank entry of each frame, for the manifest.
+        pad: Fill each output's end with silence, up to the length of its recording.
     """
 
-    mode: str = "frame"
+    mode: Mode = "frame"
     stride: int = 1
     seed: int | None = None
     format: str = "wav"
     record_draws: bool = False
+    pad: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,7 @@ class Outcome:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     bank_ids: list[int] | None = None
     ran: dict[str, object] = field(default_factory=dict)
+    peak: float = 0.0  # of the recording's samples
 
 
 @dataclass(frozen=True)
@@ -142,15 +148,23 @@ class WorkerConfig:
 class _Batch:
     number: int
     tasks: list[Task]
-    waveforms: list[Future[tuple[NDArray[np.float32], float]]]
+    waveforms: list[Future[tuple[NDArray[np.float32] | Recording, float]]]
 
 
 @dataclass
 class _Begun:
-    """A batch that is computed: what of it was read, and what is to come of it (None if it could not begin)."""
+    """A batch that is computed: what of it was read, and what is to come of it (None if it could not begin).
+
+    Attributes:
+        number: Of the batch.
+        read: Of each utterance that is held, its samples and the seconds it took to read them.
+        long: The same of recordings that are not held; they are computed when the others are finished.
+        pending: What comes of those that are held.
+    """
 
     number: int
     read: list[tuple[Task, NDArray[np.float32], float]]
+    long: list[tuple[Task, Recording, float]]
     pending: PendingBatch | None
 
 
@@ -162,6 +176,8 @@ class _Notes(logging.Handler):
         self.send = send
 
     def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "peak"):  # of one recording: outcomes have it, and the run counts them
+            return
         self.send("note", one_line(record.getMessage()))
 
 
@@ -253,18 +269,24 @@ class Worker:
             number, tasks = message
             self.incoming.put(_Batch(number, tasks, [self.readers.submit(self._read, task) for task in tasks]))
 
-    def _read(self, task: Task) -> tuple[NDArray[np.float32], float]:
+    def _read(self, task: Task) -> tuple[NDArray[np.float32] | Recording, float]:
         begin = time.perf_counter()
         info = self.anonymizer.info
-        waveform = read_utterance(task.utterance, info.sample_rate, info.min_samples)
+        most = _MOST_HELD_S * info.sample_rate if hasattr(self.anonymizer, "anonymize_recording") else None
+        waveform = read_utterance(task.utterance, info.sample_rate, info.min_samples, most)
         return waveform, time.perf_counter() - begin
 
     def _begin(self, batch: _Batch, *, alone: bool) -> _Begun:
         """Begin to compute a batch; on a GPU, without waiting for what is before it."""
         read: list[tuple[Task, NDArray[np.float32], float]] = []
+        long: list[tuple[Task, Recording, float]] = []
         for task, future in zip(batch.tasks, batch.waveforms, strict=True):
             try:
-                read.append((task, *future.result()))
+                waveform, read_s = future.result()
+                if isinstance(waveform, Recording):
+                    long.append((task, waveform, read_s))
+                else:
+                    read.append((task, waveform, read_s))
             except MkcError as error:
                 self.send("outcome", batch.number, Outcome(task.index, error=str(error)))
             except Exception as error:  # a decoder's own failure is this recording's, not the run's
@@ -273,13 +295,13 @@ class Worker:
             self.send("start", batch.number)
         submit = getattr(self.anonymizer, "submit_batch", None)
         if submit is None or not read:
-            return _Begun(batch.number, read, None)
+            return _Begun(batch.number, read, long, None)
         try:
-            return _Begun(batch.number, read, self._batch(submit, read))
+            return _Begun(batch.number, read, long, self._batch(submit, read))
         except LostDeviceError as error:
             self._leave(error)
         except Exception:  # whichever utterance is at fault is found when it is finished
-            return _Begun(batch.number, read, None)
+            return _Begun(batch.number, read, long, None)
 
     def _finish(self, begun: _Begun) -> list[Future[None]]:
         """Wait for a batch's results and begin to write them."""
@@ -288,7 +310,9 @@ class Worker:
             if isinstance(result, str):
                 self.send("outcome", begun.number, Outcome(task.index, error=result))
             else:
-                futures.append(self.writers.submit(self._write, begun.number, task, len(waveform), read_s, result))
+                futures.append(self.writers.submit(self._write, begun.number, task, waveform, read_s, result))
+        for item in begun.long:
+            self._stream(begun.number, *item)
         return futures
 
     def _results(self, begun: _Begun) -> list[Result | str]:
@@ -332,11 +356,50 @@ class Worker:
     def _batch(self, run: Callable[..., _T], read: list[tuple[Task, NDArray[np.float32], float]]) -> _T:
         settings = self.config.settings
         waveforms, ids = [waveform for _, waveform, _ in read], [task.utterance.id for task, _, _ in read]
-        subset = {} if self.config.entries is None else {"entries": self.config.entries}
         # The scheduler has chosen what runs together: all of it does.
-        return run(waveforms, settings.mode, settings.stride, settings.seed, ids, batch_s=float("inf"), **subset)
+        options = {"batch_s": float("inf"), **self._options()}
+        return run(waveforms, settings.mode, settings.stride, settings.seed, ids, **options)
 
-    def _write(self, number: int, task: Task, samples: int, read_s: float, result: Result) -> None:
+    def _options(self) -> dict[str, Any]:
+        """What every call is given besides; stand-ins for the anonymizer need not know what is not asked for."""
+        entries, pad = self.config.entries, self.config.settings.pad
+        return {**({} if entries is None else {"entries": entries}), **({"pad": True} if pad else {})}
+
+    def _stream(self, number: int, task: Task, recording: Recording, read_s: float) -> None:
+        """Anonymize a recording that is not held, and write it while it is computed."""
+        settings, write_s = self.config.settings, 0.0
+        try:
+            with written_waveform(task.output, self.anonymizer.info.sample_rate) as writer:
+
+                def write(block: NDArray[np.float32]) -> None:
+                    nonlocal write_s
+                    begin = time.perf_counter()
+                    writer.write(block)
+                    write_s += time.perf_counter() - begin
+
+                result = self.anonymizer.anonymize_recording(
+                    recording,
+                    write,
+                    settings.mode,
+                    settings.stride,
+                    settings.seed,
+                    utterance_id=task.utterance.id,
+                    **self._options(),
+                )
+        except LostDeviceError as error:
+            self._leave(error)
+        except ArtifactError as error:
+            self._end_run(error)
+        except WriteError as error:
+            self.send("fatal", type(error).__name__, str(error))
+        except MkcError as error:
+            self.send("outcome", number, Outcome(task.index, error=f"{task.utterance.path}: {error}"))
+        except Exception as error:
+            self.send("outcome", number, Outcome(task.index, error=_one_line(task, error)))
+        else:
+            self._report(number, task, recording, result, read_s, write_s, writer.size_bytes)
+
+    def _write(self, number: int, task: Task, waveform: NDArray[np.float32], read_s: float, result: Result) -> None:
         begin = time.perf_counter()
         rate = self.anonymizer.info.sample_rate
         try:
@@ -347,10 +410,30 @@ class Worker:
         except Exception as error:
             self.send("outcome", number, Outcome(task.index, error=_one_line(task, error)))
             return
-        seconds = {"read": read_s, **result.stage_seconds, "write": time.perf_counter() - begin}
-        draws = result.bank_ids.tolist() if self.config.settings.record_draws else None
-        frames = len(result.bank_ids)
-        self.send("outcome", number, Outcome(task.index, None, samples / rate, frames, size, seconds, draws))
+        self._report(number, task, waveform, result, read_s, time.perf_counter() - begin, size)
+
+    def _report(
+        self,
+        number: int,
+        task: Task,
+        waveform: NDArray[np.float32] | Recording,
+        result: Result | StreamedResult,
+        read_s: float,
+        write_s: float,
+        size_bytes: int,
+    ) -> None:
+        """Say that an utterance is written."""
+        outcome = Outcome(
+            task.index,
+            None,
+            len(waveform) / self.anonymizer.info.sample_rate,
+            len(result.bank_ids),
+            size_bytes,
+            {"read": read_s, **result.stage_seconds, "write": write_s},
+            result.bank_ids.tolist() if self.config.settings.record_draws else None,
+            peak=peak_of(waveform),
+        )
+        self.send("outcome", number, outcome)
 
 
 def _leave() -> None:

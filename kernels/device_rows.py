@@ -59,9 +59,18 @@ class DeviceRows:
         """
         self._launch("move_rows", len(origins), (source, origins, places, target), target.shape[1])
 
-    def flag(self, rows: Any, bank_ids: Any, flag: Any) -> None:
-        """Set ``flag`` (1,) int32 if a row is not finite whose ``bank_ids`` (n,) int32 is not negative."""
-        self._launch("flag_rows", len(rows), (rows, bank_ids, flag), rows.shape[1])
+    def flag(self, rows: Any, bank_ids: Any, flags: Any, rows_per_flag: int) -> None:
+        """Set flags of rows that are not finite.
+
+        Args:
+            rows: (n, width).
+            bank_ids: (n,) int32; rows for which it is negative are padding, and not looked at.
+            flags: (m,) int32; row i sets flag ``i // rows_per_flag`` to 1.
+            rows_per_flag: Rows of an utterance.
+        """
+        if len(rows):
+            sizes = (np.int32(len(rows)), np.int32(rows.shape[1]), np.int32(rows_per_flag))
+            self._launcher.launch("flag_rows", min(len(rows), _MAX_BLOCKS), _THREADS, (rows, bank_ids, flags, *sizes))
 
     def _launch(self, kernel: str, count: int, arrays: tuple[Any, ...], width: int) -> None:
         if count:

@@ -91,7 +91,7 @@ class Lookup(ABC):
         if array.dtype.kind != "f":
             raise BankError(f"features are {array.dtype}; expected float32")
         with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(array, np.float32)
+            array = np.require(array, np.float32, ["C", "A"])
         if not np.isfinite(array).all():
             frame = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise BankError(f"features of frame {frame} are not finite")

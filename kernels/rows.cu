@@ -34,9 +34,10 @@ extern "C" __global__ void __launch_bounds__(256)
   }
 }
 
-// Sets *flag if a row holds a value that is not finite; rows whose bank id is negative are padding.
+// Sets the flag of each utterance, of `rows_per_flag` rows, of which a row holds a value that is not finite; rows whose
+// bank id is negative are padding.
 extern "C" __global__ void __launch_bounds__(256)
-    flag_rows(const float* source, const int* bank_ids, int* flag, int count, int width) {
+    flag_rows(const float* source, const int* bank_ids, int* flags, int count, int width, int rows_per_flag) {
   for (int row = blockIdx.x; row < count; row += gridDim.x) {
     if (bank_ids[row] < 0) continue;
     bool finite = true;
@@ -44,6 +45,6 @@ extern "C" __global__ void __launch_bounds__(256)
       const float value = source[static_cast<long long>(row) * width + column];
       finite = finite && value <= kLargest && value >= -kLargest;
     }
-    if (!finite) *flag = 1;
+    if (!finite) flags[row / rows_per_flag] = 1;
   }
 }

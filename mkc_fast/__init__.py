@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Anonymizer",
+    "ArgumentError",
     "ArtifactError",
     "AudioError",
     "BankError",
@@ -31,6 +32,7 @@ __all__ = [
     "MkcError",
     "OutputError",
     "Result",
+    "StageError",
     "StoppedError",
     "WriteError",
     "__version__",
@@ -47,6 +49,10 @@ class MkcError(Exception):
         return one_line(super().__str__())
 
 
+class ArgumentError(MkcError, ValueError):
+    """An argument has a value that is not possible: an unknown mode, a stride below 1, a seed that is too large."""
+
+
 class CheckpointError(MkcError):
     """A published checkpoint is missing, damaged, hostile or not of the expected form."""
 
@@ -60,7 +66,11 @@ class BankError(MkcError, ValueError):
 
 
 class AudioError(MkcError, ValueError):
-    """A recording or waveform is missing, unreadable, too short or not finite."""
+    """A recording or waveform is missing, unreadable, truncated, too short, of a wrong scale or not finite."""
+
+
+class StageError(MkcError):
+    """A stage of the pass gave values that are not finite: the model or the bank is damaged, or a precision too low."""
 
 
 class ListError(MkcError):

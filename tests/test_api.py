@@ -7,9 +7,20 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 
 import mkc_fast
-from mkc_fast import Anonymizer, ArtifactError, AudioError, BankError, DeviceError, MkcError
+from mkc_fast import (
+    Anonymizer,
+    ArgumentError,
+    ArtifactError,
+    AudioError,
+    BankError,
+    DeviceError,
+    MkcError,
+    OutputError,
+)
+from mkc_fast.engine.audio import read_waveform, to_pcm16
 from tests.conftest import Artifacts, signed
 
 
@@ -96,7 +107,8 @@ def test_without_ids_a_seeded_batch_still_draws_apart(artifacts: Artifacts, clip
     [
         (np.zeros(399, np.float32), "399 samples"),
         (np.zeros((2, 1000), np.float32), r"\(2, 1000\)"),
-        (np.zeros(1000, np.int16), "int16"),
+        (np.zeros(1000, np.int32), "int32"),
+        (np.zeros(1000, bool), "bool"),
         (np.full(1000, np.inf, np.float32), "not finite"),
         ([], "0 samples"),
     ],
@@ -125,6 +137,120 @@ def test_bad_arguments_are_refused(artifacts: Artifacts, clip: np.ndarray) -> No
             artifacts.anonymizer.restore(features)
         with pytest.raises(BankError):
             artifacts.anonymizer.vocode(features)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "word"}, "mode"),
+        ({"mode": ["frame"]}, "mode"),
+        ({"stride": 0}, "stride"),
+        ({"stride": -(2**70)}, "stride"),
+        ({"stride": 1.5}, "stride"),
+        ({"stride": -(10**5000)}, "stride"),
+        ({"seed": 10**5000}, "seed is an integer of 16610 bits"),
+        ({"seed": -(2**256)}, "256 bits"),
+        ({"seed": 1.5}, "seed"),
+    ],
+)
+def test_impossible_arguments_are_value_errors_too(options: dict, words: str, artifacts: Artifacts, clip) -> None:
+    for run, waveform in ((artifacts.anonymizer.anonymize, clip), (artifacts.anonymizer.anonymize_batch, [clip])):
+        with pytest.raises(ValueError, match=words) as caught:
+            run(waveform, **options)
+        assert isinstance(caught.value, MkcError)
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("stride", [2**63, 2**64, 10**300, np.uint64(2**63), 270, np.int8(100)])
+def test_a_stride_may_be_of_any_size_and_type(stride: int, artifacts: Artifacts, clip: np.ndarray) -> None:
+    found = artifacts.anonymizer.anonymize(clip, stride=stride, seed=1, utterance_id="u").bank_ids
+    every = artifacts.anonymizer.anonymize(clip, seed=1, utterance_id="u").bank_ids
+    np.testing.assert_array_equal(found, every[np.arange(len(every)) // min(int(stride), 1000)])
+
+
+@pytest.mark.parametrize("stride", [np.uint64(3), np.int64(3), np.uint8(3)])
+def test_numpys_integers_are_strides_and_seeds(stride: int, artifacts: Artifacts, clip: np.ndarray) -> None:
+    run = artifacts.anonymizer.anonymize
+    expected = run(clip, stride=3, seed=7, utterance_id="u")
+    found = run(clip, stride=stride, seed=np.uint64(7), utterance_id="u")  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.bank_ids, expected.bank_ids)
+    run(clip[:400], seed=2**256 - 1)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -float("inf"), 0, 7.9, 1e9, 10**400, "long", None])
+def test_impossible_windows_are_refused(seconds: object, artifacts: Artifacts) -> None:
+    with pytest.raises(ValueError, match="max_window_s") as caught:
+        Anonymizer.load(artifacts.model, artifacts.bank, max_window_s=seconds)  # type: ignore[arg-type]
+    assert isinstance(caught.value, MkcError)
+
+
+def test_outputs_are_padded_to_their_inputs_length(artifacts: Artifacts, clip: np.ndarray) -> None:
+    for size in (400, 719, 720, 12345, len(clip)):
+        plain = artifacts.anonymizer.anonymize(clip[:size], seed=1)
+        assert 5 <= (size - len(plain.waveform)) / 16 < 25  # ms
+        padded = artifacts.anonymizer.anonymize(clip[:size], seed=1, pad=True)
+        assert len(padded.waveform) == size
+        np.testing.assert_array_equal(padded.waveform[: len(plain.waveform)], plain.waveform)
+        assert not padded.waveform[len(plain.waveform) :].any()
+    batch = artifacts.anonymizer.anonymize_batch([clip[:5000], clip[:6000]], pad=True, batch_s=60)
+    assert [len(result.waveform) for result in batch] == [5000, 6000]
+    half = artifacts.anonymizer.anonymize(clip[:12345], sample_rate=48000, pad=True)
+    assert len(half.waveform) == 12345 // 3
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "WAV"])
+def test_a_file_is_anonymized_into_a_file(suffix: str, artifacts: Artifacts, clip: np.ndarray, tmp_path) -> None:
+    soundfile.write(tmp_path / "u1.flac", np.stack([clip, clip], axis=1), 16000)
+    out = tmp_path / f"out.{suffix}"
+    result = artifacts.anonymizer.anonymize_file(tmp_path / "u1.flac", out, seed=7, pad=True)
+    waveform = read_waveform(tmp_path / "u1.flac", 16000)
+    expected = artifacts.anonymizer.anonymize(waveform, seed=7, utterance_id="u1", pad=True)
+    np.testing.assert_array_equal(result.waveform, expected.waveform)
+    written, rate = soundfile.read(out, dtype="int16")
+    assert rate == 16000
+    np.testing.assert_array_equal(written, to_pcm16(expected.waveform))
+    again = artifacts.anonymizer.anonymize_file(str(tmp_path / "u1.flac"), mode="audio", seed=7)
+    assert len(set(again.bank_ids.tolist())) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["u1.flac", out.name])
+
+
+def test_what_a_file_cannot_become_is_refused_and_leaves_nothing(
+    artifacts: Artifacts, clip: np.ndarray, tmp_path
+) -> None:
+    recording = tmp_path / "u1.wav"
+    soundfile.write(recording, clip, 16000)
+    before = recording.read_bytes()
+    (tmp_path / "link.wav").symlink_to(recording)
+    run = artifacts.anonymizer.anonymize_file
+    for out in ("out.mp3", "out", "out.wav.txt"):
+        with pytest.raises(ArgumentError, match=r"expected \.wav or \.flac"):
+            run(recording, tmp_path / out)
+    for out in (recording, tmp_path / "link.wav"):
+        with pytest.raises(OutputError, match="is the recording itself"):
+            run(recording, out)
+    with pytest.raises(OutputError, match="cannot be written"):
+        run(recording, tmp_path / "nowhere" / "out.wav")
+    with pytest.raises(AudioError, match="no such file"):
+        run(tmp_path / "gone.wav", tmp_path / "out.wav")
+    assert recording.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.wav", "u1.wav"]
+
+
+def test_as_a_context_manager_it_is_closed_at_the_end(artifacts: Artifacts, clip: np.ndarray) -> None:
+    with Anonymizer.load(artifacts.model, artifacts.bank) as anonymizer:
+        features = anonymizer.encode(clip)
+    banks = np.zeros(len(features), int)
+    for use in (
+        lambda: anonymizer.anonymize(clip),
+        lambda: anonymizer.encode(clip),
+        lambda: anonymizer.assign(features, banks),
+        lambda: anonymizer.lookup(banks, banks),
+        lambda: anonymizer.restore(features),
+        lambda: anonymizer.vocode(features),
+    ):
+        with pytest.raises(MkcError, match="closed"):
+            use()
+    anonymizer.close()
 
 
 def test_what_cannot_be_loaded_is_refused(artifacts: Artifacts, tmp_path) -> None:

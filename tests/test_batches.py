@@ -38,7 +38,7 @@ def test_mixed_lengths_equal_each_alone_to_the_last_sample(
     names = [f"u{index}" for index in range(len(waveforms))]
     batches: list[int] = []
     run_batch = anonymizer._run_batch
-    monkeypatch.setattr(anonymizer, "_run_batch", lambda w, b: (batches.append(len(w)), run_batch(w, b))[1])
+    monkeypatch.setattr(anonymizer, "_run_batch", lambda u: (batches.append(len(u)), run_batch(u))[1])
     found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=batch_s)
     assert batches, "nothing ran as a batch"
     assert batch_s < 1000 or batches == [9]

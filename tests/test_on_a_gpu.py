@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mkc_fast import Anonymizer, AudioError, DeviceError
+from mkc_fast import Anonymizer, DeviceError, StageError
 from mkc_fast.engine.devices import cuda_device_names
 from mkc_fast.engine.providers import Buckets, Tuning
 from mkc_fast.engine.warm import build_engines
-from tests.conftest import Artifacts
+from tests.conftest import Artifacts, signed
 from tests.test_device_pass import assert_equal, utterances
 
 pytestmark = pytest.mark.gpu
@@ -75,11 +77,16 @@ def test_the_graphs_run_on_the_gpu_without_copies_between_the_processors(artifac
             assert not [operator for operator in operators if operator.startswith("Memcpy")], name
 
 
-def test_features_that_are_not_finite_are_found(artifacts: Artifacts, clip: np.ndarray) -> None:
-    anonymizer = load(artifacts)
-    with pytest.raises(AudioError, match="not finite"):
-        anonymizer.anonymize_batch([clip, np.full(9000, 3e38, np.float32)], batch_s=99)
-    assert_equal(anonymizer.anonymize_batch([clip], seed=3, utterance_ids=["u"]), artifacts, [clip], ["u"])
+def test_centroids_that_are_not_finite_are_found(artifacts: Artifacts, clip: np.ndarray, tmp_path: Path) -> None:
+    shutil.copytree(artifacts.bank, tmp_path / "bank")
+    centroids = np.load(tmp_path / "bank" / "centroids.npy", mmap_mode="r+")
+    centroids[3, :, 5] = np.nan
+    centroids.flush()
+    signed(tmp_path / "bank")
+    anonymizer = Anonymizer.load(artifacts.model, tmp_path / "bank", "cuda:0")
+    with pytest.raises(StageError, match=r"utterance bad: .*not finite"):
+        anonymizer.anonymize_batch([clip] * 2, utterance_ids=["bad", "worse"], entries=[3], batch_s=99)
+    anonymizer.anonymize(clip, entries=[1, 2])
 
 
 def test_too_little_memory_halves_the_batch(
