@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # What the operators are called under in a graph.
 DOMAIN = "mkc_fast"
 _LIBRARY = "_cpu"
+# Counts the changes of what an exporter writes for the operators: caches of exported models are made anew.
+NATIVE_FORMAT = 2
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from mkc_fast import MkcError, OutputError, __version__
 from mkc_fast.engine.artifacts import MODEL_FORMAT
 from mkc_fast.engine.files import whole_directory
 from mkc_fast.engine.lists import read_named_paths
-from mkc_fast.engine.native import native_library
+from mkc_fast.engine.native import NATIVE_FORMAT, native_library
 from mkc_fast.export.bank import build_bank
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def random_artifacts(
     """
     if size not in SIZES:
         raise MkcError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
-    native = "-native" if native_library() is not None else ""
+    native = "" if native_library() is None else f"-native{NATIVE_FORMAT}"
     home = cache / "bench" / f"{__version__}-format{MODEL_FORMAT}-{size}-{entries}{native}"
     made = _at(home)
     if home.is_dir():

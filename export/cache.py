@@ -11,7 +11,7 @@ from mkc_fast.engine.artifacts import BANK_FORMAT, MODEL_FORMAT, open_bank, read
 from mkc_fast.engine.digests import digests, verify
 from mkc_fast.engine.files import discard, locked
 from mkc_fast.engine.lists import read_named_paths
-from mkc_fast.engine.native import native_library
+from mkc_fast.engine.native import NATIVE_FORMAT, native_library
 from mkc_fast.engine.providers import default_cache
 from mkc_fast.export.bank import build_bank
 
@@ -41,7 +41,7 @@ def cached_model(
     """
     files = [wavlm_ckpt, ckpt, *([hifi_config] if hifi_config else [])]
     # A model exported where there were no native operators has no graphs of them.
-    native = native_library() is not None
+    native = 0 if native_library() is None else NATIVE_FORMAT
     key = _key("model", MODEL_FORMAT, layer, native, _content(files, cache))
     path = cache / f"model-{key}"
 

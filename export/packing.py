@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float32]
 
 PANEL = 32
+HALF_PANEL = PANEL // 2
 # A tile of the residual blocks: so many samples of a convolution at a time.
 OUTPUTS = 4
 # Where inputs and weights are evaluated as polynomials, besides at infinity; kernels/cpu/winograd.hpp has the same.
@@ -68,12 +69,12 @@ def pack_transposed(weight: Array, rate: int) -> tuple[Array, int]:
 def pack_winograd(weight: Array) -> Array:
     """A residual block's convolution (C, C, taps), evaluated at the points: flat, of (points, panels, K, 32).
 
-    K runs over groups of four taps (or one of three) and then channels; channels are filled up to whole panels.
+    K runs over groups of four taps (or one of three) and then channels, which are filled up to half or whole panels.
     """
     columns, channels, taps = weight.shape
     size = 3 if taps == 3 else 4
     groups = -(-taps // size)
-    pitch = -(-channels // PANEL) * PANEL
+    pitch = -(-channels // HALF_PANEL) * HALF_PANEL
     filled = np.zeros((pitch, pitch, groups * size))
     filled[:columns, :channels, :taps] = weight
     # (points, taps) @ (columns, channels, groups, taps) → (points, groups, channels, columns), in float64

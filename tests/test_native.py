@@ -15,6 +15,8 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from mkc_fast import Anonymizer, ArtifactError
@@ -22,6 +24,7 @@ from mkc_fast.engine import cpu_sessions, native
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.engine.cpu_sessions import operators_used
 from mkc_fast.engine.native import DOMAIN, native_file, native_library
+from mkc_fast.export.native import DIRECT, WINOGRAD, blocks_operator
 from mkc_fast.export.packing import (
     OUTPUTS,
     PANEL,
@@ -186,10 +189,18 @@ def test_transposed_convolution_equals_pytorch(
 
 
 class Blocks:
-    """Residual blocks with random weights, as the operator has them and as PyTorch has them."""
+    """Residual blocks with random weights, as an operator has them and as PyTorch has them."""
 
-    def __init__(self, channels: int, kernels: tuple[int, ...], dilations: tuple[int, ...], *, plain: bool) -> None:
-        self.kernels, self.dilations, self.plain = kernels, dilations, plain
+    def __init__(
+        self,
+        channels: int,
+        kernels: tuple[int, ...],
+        dilations: tuple[int, ...],
+        *,
+        plain: bool,
+        operator: str = WINOGRAD,
+    ) -> None:
+        self.kernels, self.dilations, self.plain, self.operator = kernels, dilations, plain, operator
         self.layers: list[list[tuple[Array, Array, int]]] = []
         weights, biases = [], []
         for kernel in kernels:
@@ -198,14 +209,14 @@ class Blocks:
                 w = normal(channels, channels, kernel, scale=(channels * kernel) ** -0.5) * (1 if index % 2 else -1)
                 b = normal(channels, index + 1, scale=0.1)[:, 0]
                 layers.append((w, b, dilation))
-                weights.append(pack_winograd(w))
+                weights.append(pack_winograd(w) if operator == WINOGRAD else pack_convolution(w).reshape(-1))
                 biases.append(np.pad(b, (0, -channels % PANEL)))
             self.layers.append(layers)
         self.weights, self.biases = np.concatenate(weights), np.stack(biases)
 
     def run(self, x: Array, threads: int = 2) -> Array:
         return run(
-            "ResidualBlocks", {"x": x, "w": self.weights, "b": self.biases}, threads,
+            self.operator, {"x": x, "w": self.weights, "b": self.biases}, threads,
             kernels=self.kernels, dilations=self.dilations * len(self.kernels), plain=int(self.plain), slope=0.1,
         )  # fmt: skip
 
@@ -235,6 +246,103 @@ def test_residual_blocks_equal_pytorch(
 ) -> None:
     blocks, x = Blocks(channels, kernels, dilations, plain=plain), normal(2, frames, channels)
     assert_close(blocks.run(x), blocks.expected(x))
+
+
+@pytest.mark.parametrize("width", [*range(1, 50), 55, 63, 64, 65, 80, 95, 100, 112, 144, 300])
+def test_residual_blocks_equal_pytorch_at_every_width(bits: int, width: int) -> None:
+    """Register tiles of every size and panels filled to every degree, by the operator that the width gets."""
+    for plain in (True, False):
+        blocks = Blocks(width, (3, 7), (1, 3), plain=plain, operator=blocks_operator(width))
+        x = normal(2, 211, width)
+        assert_close(blocks.run(x), blocks.expected(x))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([DIRECT, WINOGRAD]), st.integers(1, 40), st.integers(1, 700), st.booleans(),
+    st.lists(st.sampled_from([3, 5, 7, 9, 11, 15]), min_size=1, max_size=3),
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+)  # fmt: skip
+def test_either_operator_for_residual_blocks_equals_pytorch(
+    bits: int, operator: str, width: int, frames: int, plain: bool, kernels: list[int], dilations: list[int]
+) -> None:
+    blocks = Blocks(width, tuple(kernels), tuple(dilations), plain=plain, operator=operator)
+    x = normal(1, frames, width)
+    assert_close(blocks.run(x), blocks.expected(x))
+
+
+def test_residual_blocks_are_direct_where_winograds_method_would_fill_up_with_zeros() -> None:
+    direct = {width for width in range(1, 513) if blocks_operator(width) == DIRECT}
+    assert direct == {*range(1, 13), *range(17, 25), *range(33, 37)}
+
+
+def test_every_stage_of_a_vocoder_has_the_operator_of_its_width(artifacts: Artifacts) -> None:
+    graph = onnx.load(artifacts.model / native_file(VOCODER_FILE), load_external_data=False).graph
+    found = [node.op_type for node in graph.node if "Blocks" in node.op_type]
+    widths = [32 >> stage for stage in (1, 2, 3, 4)]
+    assert found == [blocks_operator(width) for width in widths] == [WINOGRAD, DIRECT, DIRECT, DIRECT]
+
+
+@pytest.mark.parametrize("width", [16, 48, 80])
+def test_residual_blocks_filled_up_to_whole_panels_still_run(bits: int, width: int) -> None:
+    """As exporters wrote them at first."""
+    blocks, x = Blocks(width, (3, 7), (1, 3), plain=True), normal(1, 200, width)
+    filled = -(-width // PANEL) * PANEL
+    wide = np.concatenate(
+        [
+            pack_winograd(np.pad(w, ((0, filled - width), (0, filled - width), (0, 0))))
+            for layers in blocks.layers
+            for w, _, _ in layers
+        ]
+    )
+    assert wide.size > blocks.weights.size
+    blocks.weights = wide
+    assert_close(blocks.run(x), blocks.expected(x))
+
+
+def test_narrow_results_have_the_same_bits_however_they_are_cut(bits: int) -> None:
+    for width in (2, 5, 12, 23):
+        blocks, x = Blocks(width, (3, 7, 11), (1, 3, 5), plain=True, operator=DIRECT), normal(1, 30000, width)
+        whole = blocks.run(x)
+        assert np.array_equal(blocks.run(x, threads=1), whole)
+        # 60 frames of receptive field
+        assert np.array_equal(blocks.run(x[:, :9001])[:, :8941], whole[:, :8941])
+        assert np.array_equal(blocks.run(np.concatenate([x, x])), np.concatenate([whole, whole]))
+    x, w, b = normal(1, 30000, 24), pack_convolution(normal(3, 24, 7)), normal(3)
+    whole = convolution(x, w, b, kernel=7, left=3, right=3, threads=1)
+    assert np.array_equal(convolution(x, w, b, kernel=7, left=3, right=3), whole)
+    assert np.array_equal(convolution(x[:, 100:20001], w, b, kernel=7), whole[:, 103:19998])
+
+
+@pytest.mark.parametrize("columns", [*range(1, 18), 32])
+def test_convolutions_to_few_columns_equal_pytorch(bits: int, columns: int) -> None:
+    for frames, channels, kernel in ((700, 32, 7), (9, 3, 5), (1, 5, 3), (260, 1, 10)):
+        x, b = normal(2, frames, channels), normal(columns)
+        w = normal(columns, channels, kernel, scale=(channels * kernel) ** -0.5)
+        left, right = kernel // 2, kernel - kernel // 2
+        told = {"kernel": kernel, "left": left, "right": right, "slope": 0.1}
+        padded = F.pad(F.leaky_relu(tensor(x), 0.1).transpose(1, 2), (left, right))
+        expected = F.conv1d(padded, tensor(w), tensor(b)).transpose(1, 2)
+        assert_close(convolution(x, pack_convolution(w), b, **told), expected)
+        assert_close(convolution(x, pack_convolution(w), b, activation=SILU, **told), F.silu(expected))
+
+
+@pytest.mark.parametrize(
+    ("columns", "rate"), [(1, 2), (1, 5), (2, 2), (2, 8), (3, 4), (4, 2), (7, 2), (5, 3), (16, 10)]
+)
+def test_narrow_transposed_convolutions_equal_pytorch(bits: int, columns: int, rate: int) -> None:
+    for frames, extra in ((170, rate), (1, rate), (2, 3 * rate), (401, 2)):
+        channels, kernel = 2 * columns, rate + extra
+        x, b = normal(2, frames, channels), normal(columns)
+        w = normal(channels, columns, kernel, scale=(channels * kernel) ** -0.5)
+        weights, window = pack_transposed(w, rate)
+        padding = (kernel - rate) // 2
+        told = {"kernel": window, "left": window - 1, "right": window - 1, "rate": rate, "crop": padding, "slope": 0.1}
+        found = convolution(x, weights, np.tile(b, rate), **told)
+        activated = F.leaky_relu(tensor(x), 0.1).transpose(1, 2)
+        expected = F.conv_transpose1d(activated, tensor(w), tensor(b), stride=rate, padding=padding)
+        assert_close(found, expected.transpose(1, 2)[:, : found.shape[1]])
+        assert found.shape[1] == frames * rate
 
 
 @pytest.mark.parametrize("kernel", [3, 7, 11])
@@ -336,12 +444,16 @@ def test_the_operators_have_the_points_of_the_packing(taps: int) -> None:
         ("Convolution", {"x": (1, 9, 8), "w": (1, 8, 32), "b": (4,)}, {"columns": 4, "activation": 9}, "activation"),
         ("Convolution", {"x": (1, 9, 8), "w": (1, 8, 32), "b": (4,)}, {"columns": 4, "activation": GLU}, "GLU"),
         ("ResidualBlocks", {"x": (1, 9, 8), "w": (9,), "b": (2, 32)}, {}, "weights of another size"),
-        ("ResidualBlocks", {"x": (1, 9, 8), "w": (6144,), "b": (3, 32)}, {}, "weights of another size"),
+        ("ResidualBlocks", {"x": (1, 9, 8), "w": (6143,), "b": (2, 32)}, {}, "weights of another size"),
+        ("ResidualBlocks", {"x": (1, 9, 8), "w": (6144,), "b": (3, 32)}, {}, "biases of another size"),
         ("ResidualBlocks", {"x": (1, 9, 8), "w": (12288,), "b": (3, 32)}, {}, "biases of another size"),
         ("ResidualBlocks", {"x": (1, 9, 8), "w": (12288,), "b": (2, 32)}, {"kernels": [4]}, "kernels"),
         ("ResidualBlocks", {"x": (1, 9, 8), "w": (12288,), "b": (2, 32)}, {"kernels": [3, 3]}, "dilations"),
         ("ResidualBlocks", {"x": (1, 9, 8), "w": (12288,), "b": (2, 32)}, {"dilations": [1 << 40]}, "dilations"),
         ("ResidualBlocks", {"x": (1, 9, 8), "w": (12288,), "b": (2, 32)}, {"dilations": [1] * 17}, "dilations"),
+        ("DirectBlocks", {"x": (1, 9, 8), "w": (1536,), "b": (3, 32)}, {}, "biases of another size"),
+        ("DirectBlocks", {"x": (1, 9, 8), "w": (1535,), "b": (2, 32)}, {}, "weights of another size"),
+        ("DirectBlocks", {"x": (1, 9, 8), "w": (1536,), "b": (2, 32)}, {"kernels": [4]}, "kernels"),
         ("Attention", {"q": (1, 9, 25), "m": (1, 9)}, {"heads": 2}, "queries"),
         ("Attention", {"q": (1, 9, 24), "m": (1, 8)}, {"heads": 2}, "mask"),
         ("Attention", {"q": (1, 9, 24), "m": (1, 9), "t": (1, 5)}, {"heads": 2}, "table"),
@@ -358,6 +470,7 @@ def test_sizes_that_do_not_fit_are_an_error_and_no_crash(
     defaults: dict[str, dict[str, Any]] = {
         "Convolution": {**PLAIN, "columns": 4},
         "ResidualBlocks": {"kernels": [3], "dilations": [1], "plain": 1, "slope": 0.1},
+        "DirectBlocks": {"kernels": [3], "dilations": [1], "plain": 1, "slope": 0.1},
     }
     values: dict[str, Array | None] = {name: np.zeros(shape, np.float32) for name, shape in inputs.items()}
     with pytest.raises(Exception, match=words):

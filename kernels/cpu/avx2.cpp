@@ -13,6 +13,7 @@ namespace mkc {
 namespace avx2 {
 #include "kernels.hpp"
 }  // namespace avx2
-const Operators kAvx2 = {avx2::convolve, avx2::residual_blocks, avx2::attend, avx2::depthwise};
+const Operators kAvx2 = {avx2::convolve, avx2::residual_blocks, avx2::direct_blocks, avx2::attend,
+                          avx2::depthwise};
 }  // namespace mkc
 #pragma GCC pop_options

@@ -13,6 +13,7 @@ namespace mkc {
 namespace avx512 {
 #include "kernels.hpp"
 }  // namespace avx512
-const Operators kAvx512 = {avx512::convolve, avx512::residual_blocks, avx512::attend, avx512::depthwise};
+const Operators kAvx512 = {avx512::convolve, avx512::residual_blocks, avx512::direct_blocks, avx512::attend,
+                            avx512::depthwise};
 }  // namespace mkc
 #pragma GCC pop_options

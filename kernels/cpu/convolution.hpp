@@ -161,8 +161,12 @@ inline void convolve_group(const Convolution& c, long entry, long first, long la
                        out_width - p * kPanel < kPanel ? out_width - p * kPanel : kPanel);
 }
 
+bool has_few_columns(const Convolution& c);
+ort::Status* convolve_few(const Convolution& c, const Threads& threads);
+
 inline ort::Status* convolve(const Convolution& c, const Threads& threads) {
     if (c.rows <= 0 || c.batch <= 0 || c.out_frames <= 0) return nullptr;
+    if (has_few_columns(c)) return convolve_few(c, threads);
     const long panels = (c.columns + kPanel - 1) / kPanel;
     const long blocks = (c.rows + kBlockRows - 1) / kBlockRows;
     // Blocks of like size, of whole tiles.

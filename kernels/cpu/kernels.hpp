@@ -3,6 +3,7 @@
 #include "simd.hpp"
 #include "product.hpp"
 #include "convolution.hpp"
+#include "direct.hpp"
 #include "winograd.hpp"
 #include "attention.hpp"
 #include "depthwise.hpp"

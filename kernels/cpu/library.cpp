@@ -190,13 +190,15 @@ struct ConvolutionKernel {
     }
 };
 
-struct ResidualBlocksKernel {
-    static constexpr const char* kName = "ResidualBlocks";
+// The residual blocks of a stage, by Winograd's method or, for few channels, directly.
+template <bool direct>
+struct BlocksKernel {
+    static constexpr const char* kName = direct ? "DirectBlocks" : "ResidualBlocks";
     static constexpr size_t kInputs = 3, kNeeded = 3;
     ResidualBlocks told{};
     std::vector<long> kernels, dilations;
 
-    ResidualBlocksKernel(Api api, const ort::KernelInfo* info) {
+    BlocksKernel(Api api, const ort::KernelInfo* info) {
         kernels = integers(api, info, "kernels", 3, 31);
         dilations = integers(api, info, "dilations", 1, 64);
         told.plain = integer(api, info, "plain", 0, 1) != 0;
@@ -213,17 +215,24 @@ struct ResidualBlocksKernel {
         ResidualBlocks r = told;
         require(in.rank() == 3 && in.at(2) > 0, "the input is not (batch, frames, channels)");
         r.batch = in.at(0), r.frames = in.at(1), r.channels = in.at(2);
-        const long pitch = (r.channels + 31) / 32 * 32, per_block = r.pairs * (r.plain ? 2 : 1);
-        long needed = 0;
-        for (long kernel : kernels) {
-            needed += times(times(points_of(kernel) * groups_of(kernel) * per_block, pitch), pitch);
-        }
-        require(weights.size() == needed, "weights of another size");
-        require(biases.size() == times(r.blocks * per_block, pitch), "biases of another size");
+        const long wide = (r.channels + 31) / 32 * 32, per_block = r.pairs * (r.plain ? 2 : 1);
+        const auto needed = [&](long inputs) {
+            long size = 0;
+            for (long kernel : kernels) {
+                const long each = direct ? kernel : points_of(kernel) * groups_of(kernel);
+                size += times(times(each * per_block, wide), inputs);
+            }
+            return size;
+        };
+        // Exporters before direct.hpp filled up to whole panels.
+        r.pitch = direct ? r.channels : (r.channels + 15) / 16 * 16;
+        if (!direct && weights.size() != needed(r.pitch)) r.pitch = wide;
+        require(weights.size() == needed(r.pitch), "weights of another size");
+        require(biases.size() == times(r.blocks * per_block, wide), "biases of another size");
         r.input = in.data, r.weights = weights.data, r.biases = biases.data;
         r.kernels = kernels.data(), r.dilations = dilations.data();
         r.output = output(api, context, in.shape);
-        return chosen()->residual_blocks(r, threads);
+        return direct ? chosen()->direct_blocks(r, threads) : chosen()->residual_blocks(r, threads);
     }
 };
 
@@ -347,8 +356,9 @@ extern "C" __attribute__((visibility("default"))) mkc::ort::Status* RegisterCust
     using namespace mkc;
     const ort::Api api = base->get_api(ort::kApiVersion);
     if (!api) return nullptr;  // an ONNX Runtime before 1.17; the graph will say what it lacks
-    static const ort::CustomOp ops[] = {declare<ConvolutionKernel>(), declare<ResidualBlocksKernel>(),
-                                        declare<AttentionKernel>(), declare<DepthwiseKernel>()};
+    static const ort::CustomOp ops[] = {declare<ConvolutionKernel>(), declare<BlocksKernel<false>>(),
+                                        declare<BlocksKernel<true>>(), declare<AttentionKernel>(),
+                                        declare<DepthwiseKernel>()};
     // The domain has to outlive every session, and there is no call that says when the last one ends.
     static ort::Domain* domain = nullptr;
     static const bool made = [&] {

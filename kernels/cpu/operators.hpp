@@ -9,6 +9,7 @@ namespace mkc {
 struct Operators {
     ort::Status* (*convolve)(const Convolution&, const Threads&);
     ort::Status* (*residual_blocks)(const ResidualBlocks&, const Threads&);
+    ort::Status* (*direct_blocks)(const ResidualBlocks&, const Threads&);
     ort::Status* (*attend)(const Attention&, const Threads&);
     ort::Status* (*depthwise)(const Depthwise&, const Threads&);
 };

@@ -8,20 +8,21 @@ constexpr int kPanel = 32;
 constexpr int kSub = 2 * Vector::kWidth;  // the columns of a register tile: one or two of them in a panel
 constexpr int kRows = Vector::kRows;
 
-// rows x kSub sums over `depth` inputs; a(i, p) is the input of row i, b the weights of these columns.
+// rows x (vectors of columns) sums over `depth` inputs; a(i, p) is the input of row i, b the weights of these columns.
 //
 // Packed inputs lie p by p, kRows of them together; others in rows `stride` apart.
-template <int rows, bool packed, class Start, class Finish>
+template <int rows, bool packed, int vectors = 2, class Start, class Finish>
 inline __attribute__((always_inline)) void tile(const float* a, long stride, const float* b, int depth, Start start,
                                                 Finish finish) {
-    Vector sums[rows][2];
+    Vector sums[rows][vectors];
 #pragma GCC unroll 14
-    for (int i = 0; i < rows; i++) {
-        sums[i][0] = start(i, 0);
-        sums[i][1] = start(i, 1);
-    }
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) sums[i][j] = start(i, j);
     for (int p = 0; p < depth; p++) {
-        const Vector left = Vector::load(b), right = Vector::load(b + Vector::kWidth);
+        Vector weights[vectors];
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) weights[j] = Vector::load(b + j * Vector::kWidth);
         // Processors do not fetch ahead past the end of a page of 4 KB, and 32 rows of weights fill one.
         __builtin_prefetch(b + 12 * kPanel);
         __builtin_prefetch(b + 12 * kPanel + 16);
@@ -29,24 +30,23 @@ inline __attribute__((always_inline)) void tile(const float* a, long stride, con
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++) {
             const Vector input = Vector::all(packed ? a[i] : a[i * stride]);
-            sums[i][0] = fma(input, left, sums[i][0]);
-            sums[i][1] = fma(input, right, sums[i][1]);
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; j++) sums[i][j] = fma(input, weights[j], sums[i][j]);
         }
         a += packed ? kRows : 1;
     }
 #pragma GCC unroll 14
-    for (int i = 0; i < rows; i++) {
-        finish(i, 0, sums[i][0]);
-        finish(i, 1, sums[i][1]);
-    }
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) finish(i, j, sums[i][j]);
 }
 
 // A tile of a number of rows that is known at run time only.
-template <bool packed, int rows = kRows, class Start, class Finish>
+template <bool packed, int vectors = 2, int rows = kRows, class Start, class Finish>
 inline void tile_of(int count, const float* a, long stride, const float* b, int depth, Start start, Finish finish) {
     if (count == rows) {
-        tile<rows, packed>(a, stride, b, depth, start, finish);
+        tile<rows, packed, vectors>(a, stride, b, depth, start, finish);
     } else if constexpr (rows > 1) {
-        tile_of<packed, rows - 1>(count, a, stride, b, depth, start, finish);
+        tile_of<packed, vectors, rows - 1>(count, a, stride, b, depth, start, finish);
     }
 }

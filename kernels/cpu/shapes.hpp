@@ -33,10 +33,11 @@ constexpr long points_of(long kernel) { return kernel == 3 ? 6 : 7; }
 // The residual blocks of one HiFi-GAN stage, summed.
 struct ResidualBlocks {
     const float* input;    // (batch, frames, channels)
-    const float* weights;  // of each convolution in turn, see winograd.hpp
+    const float* weights;  // of each convolution in turn, see winograd.hpp and direct.hpp
     const float* biases;   // (convolutions, channels rounded up to 32)
     float* output;         // (batch, frames, channels)
     long batch, frames, channels;
+    long pitch;  // channels, filled up: how many of them the weights are for
     long blocks;
     const long* kernels;  // (blocks,)
     long pairs;           // dilated convolutions of a block

@@ -29,6 +29,8 @@ inline Vector where_positive(Vector x, Vector a, Vector b) {
 inline Vector scale(Vector a, Vector n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline float sum(Vector a) { return _mm512_reduce_add_ps(a.v); }
 inline float highest(Vector a) { return _mm512_reduce_max_ps(a.v); }
+// In a register from here on: compilers rather load a value again for each use.
+inline void hold(Vector& a) { __asm__("" : "+v"(a.v)); }
 
 #else
 
@@ -66,6 +68,7 @@ inline float highest(Vector a) {
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
+inline void hold(Vector& a) { __asm__("" : "+x"(a.v)); }
 
 #endif
 

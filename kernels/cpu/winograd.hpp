@@ -77,6 +77,12 @@ struct Span {
     float* row(long t) const { return memory + (t - first) * pitch; }
 };
 
+// Zeros before sample `begin` and from `end` on.
+inline void clear_outside(const Span& span, long begin, long end) {
+    if (begin > span.first) std::memset(span.row(span.first), 0, (begin - span.first) * span.pitch * sizeof(float));
+    if (span.last > end) std::memset(span.row(end), 0, (span.last - end) * span.pitch * sizeof(float));
+}
+
 inline long floor_to(long x, long unit) { return (x >= 0 ? x : x - unit + 1) / unit * unit; }
 
 // Evaluate the inputs of tile rows [from, to) at the points: (points, dilation, to - from, pitch).
@@ -113,15 +119,16 @@ inline void evaluate(const Step& step, const Span& input, long from, long to, bo
     }
 }
 
-// Interpolate the samples of tile rows [from, to) in 32 channels, and hand each to `take`: (sample, vector, value).
+// Interpolate the samples of tile rows [from, to) in `wide` channels of a panel, and hand each to `take`: (sample, vector,
+// value).
 template <int taps, class Take>
-inline void interpolate(const Step& step, const float* products, long from, long to, long column, Take take) {
+inline void interpolate(const Step& step, const float* products, long from, long to, long column, long wide, Take take) {
     using P = Points<taps>;
     const long d = step.dilation, tile_rows = to - from, plane = d * tile_rows * kPanel;
     for (long residue = 0; residue < d; residue++) {
         for (long s = from; s < to; s++) {
             const float* at = products + (residue * tile_rows + s - from) * kPanel;
-            for (int j = 0; j < kPanel; j += Vector::kWidth) {
+            for (int j = 0; j < wide; j += Vector::kWidth) {
                 Vector y[P::kCount];
 #pragma GCC unroll 8
                 for (int p = 0; p < P::kCount; p++) y[p] = Vector::load(at + p * plane + j);
@@ -144,7 +151,7 @@ template <int taps, class Take>
 inline void convolve_span(const Step& step, const Span& input, long first, long last, bool activated, float slope,
                           Take take) {
     static thread_local Scratch evaluated_memory, products_memory;
-    const long d = step.dilation, unit = kOutputs * d, pitch = input.pitch, panels = pitch / kPanel;
+    const long d = step.dilation, unit = kOutputs * d, pitch = input.pitch, panels = (pitch + kPanel - 1) / kPanel;
     const long begin = floor_to(first, unit) / unit, end = floor_to(last + unit - 1, unit) / unit;
     // As many tiles at a time as keep what they are evaluated to in the second-level cache.
     const long fitting = 70 * 128 / pitch;
@@ -157,23 +164,31 @@ inline void convolve_span(const Step& step, const Span& input, long first, long 
         evaluate<taps>(step, input, from, to + step.groups - 1, activated, slope, evaluated);
         float* products = products_memory.floats(step.points() * d * count * kPanel);
         for (long panel = 0; panel < panels; panel++) {
+            // The last panel may be half empty.
+            const long wide = pitch - panel * kPanel < kPanel ? pitch - panel * kPanel : kPanel;
             for (long p = 0; p < step.points(); p++) {
-                for (int sub = 0; sub < kPanel; sub += kSub) {
+                for (int sub = 0; sub < wide; sub += kSub) {
                     const float* weights = step.weights + (p * panels + panel) * depth * kPanel + sub;
                     for (long residue = 0; residue < d; residue++) {
                         const float* a = evaluated + (p * d + residue) * with_groups * pitch;
                         float* out = products + (p * d + residue) * count * kPanel + sub;
                         for (long s = 0; s < count; s += kRows) {
                             float* at = out + s * kPanel;
-                            tile_of<false>(
-                                static_cast<int>(count - s < kRows ? count - s : kRows), a + s * pitch, pitch, weights,
-                                static_cast<int>(depth), [](int, int) { return Vector::zero(); },
-                                [=](int i, int j, Vector sum) { sum.store(at + i * kPanel + j * Vector::kWidth); });
+                            const int rows = static_cast<int>(count - s < kRows ? count - s : kRows);
+                            const auto start = [](int, int) { return Vector::zero(); };
+                            const auto finish = [=](int i, int j, Vector sum) {
+                                sum.store(at + i * kPanel + j * Vector::kWidth);
+                            };
+                            const int inputs = static_cast<int>(depth);
+                            if (wide - sub < kSub)
+                                tile_of<false, 1>(rows, a + s * pitch, pitch, weights, inputs, start, finish);
+                            else
+                                tile_of<false>(rows, a + s * pitch, pitch, weights, inputs, start, finish);
                         }
                     }
                 }
             }
-            interpolate<taps>(step, products, from, to, panel * kPanel,
+            interpolate<taps>(step, products, from, to, panel * kPanel, wide,
                               [&](long t, int j, Vector value) { take(t, panel * kPanel + j, value); });
         }
     }
@@ -198,9 +213,10 @@ inline void widen(const Step& step, long& first, long& last) {
 // Samples [first, last) of one block, added to or put into the output.
 inline void residual_block(const ResidualBlocks& r, const Step* steps, long count, long entry, long first, long last,
                            bool add) {
-    static thread_local Scratch current_memory, middle_memory;
+    static thread_local Scratch first_memory, second_memory;
+    Scratch* spare = &second_memory;
     const long per_pair = r.plain ? 2 : 1, pairs = count / per_pair;
-    const long pitch = (r.channels + kPanel - 1) / kPanel * kPanel;
+    const long pitch = r.pitch;
     // Backwards: the samples that each pair has to give.
     long firsts[17], lasts[17];
     firsts[pairs] = first, lasts[pairs] = last;
@@ -208,7 +224,7 @@ inline void residual_block(const ResidualBlocks& r, const Step* steps, long coun
         firsts[pair] = firsts[pair + 1], lasts[pair] = lasts[pair + 1];
         for (long step = per_pair; step-- > 0;) widen(steps[pair * per_pair + step], firsts[pair], lasts[pair]);
     }
-    Span current{current_memory.floats((lasts[0] - firsts[0]) * pitch), firsts[0], lasts[0], pitch};
+    Span current{first_memory.floats((lasts[0] - firsts[0]) * pitch), firsts[0], lasts[0], pitch};
     for (long t = current.first; t < current.last; t++) {
         float* row = current.row(t);
         const bool inside = t >= 0 && t < r.frames;
@@ -229,20 +245,21 @@ inline void residual_block(const ResidualBlocks& r, const Step* steps, long coun
         const Step* step = steps + pair * per_pair;
         if (!r.plain) {
             // Not in place: tiles to come read samples that these would change.
-            Span middle{middle_memory.floats((end - begin) * pitch), begin, end, pitch};
+            const long from = firsts[pair + 1], to = lasts[pair + 1];
+            const Span sum{spare->floats((to - from) * pitch), from, to, pitch};
+            clear_outside(sum, begin, end);
             convolve_span(step[0], current, begin, end, true, r.slope, [&](long t, long c, Vector value) {
-                if (t >= begin && t < end) value.store(middle.row(t) + c);
+                if (t >= begin && t < end) (Vector::load(current.row(t) + c) + value).store(sum.row(t) + c);
             });
-            for (long t = begin; t < end; t++)
-                for (long c = 0; c < pitch; c += Vector::kWidth) add_to_current(t, c, Vector::load(middle.row(t) + c));
+            spare = sum.memory == first_memory.floats(0) ? &second_memory : &first_memory;
+            current = sum;
             continue;
         }
         long from = firsts[pair + 1], to = lasts[pair + 1];
         widen(step[1], from, to);
-        Span middle{middle_memory.floats((to - from) * pitch), from, to, pitch};
+        const Span middle{spare->floats((to - from) * pitch), from, to, pitch};
         const long inner = from > 0 ? from : 0, outer = to < r.frames ? to : r.frames;
-        if (inner > from) std::memset(middle.row(from), 0, (inner - from) * pitch * sizeof(float));
-        if (to > outer) std::memset(middle.row(outer), 0, (to - outer) * pitch * sizeof(float));
+        clear_outside(middle, inner, outer);
         convolve_span(step[0], current, inner, outer, true, r.slope, [&](long t, long c, Vector value) {
             if (t >= inner && t < outer) leaky(value, leak).store(middle.row(t) + c);
         });
@@ -256,7 +273,7 @@ inline void residual_block(const ResidualBlocks& r, const Step* steps, long coun
 }
 
 inline ort::Status* residual_blocks(const ResidualBlocks& r, const Threads& threads) {
-    const long pitch = (r.channels + kPanel - 1) / kPanel * kPanel, per_block = r.pairs * (r.plain ? 2 : 1);
+    const long pitch = r.pitch, wide = (pitch + kPanel - 1) / kPanel * kPanel, per_block = r.pairs * (r.plain ? 2 : 1);
     if (r.frames <= 0 || r.batch <= 0) return nullptr;
     Step steps[kMostSteps];
     long made = 0;
@@ -267,8 +284,8 @@ inline ort::Status* residual_blocks(const ResidualBlocks& r, const Threads& thre
             const bool dilated = !r.plain || i % 2 == 0;
             const long dilation = dilated ? r.dilations[block * r.pairs + (r.plain ? i / 2 : i)] : 1;
             steps[made++] = {weights, bias, kernel, dilation, groups, kernel == 3};
-            weights += points_of(kernel) * groups * pitch * pitch;
-            bias += pitch;
+            weights += points_of(kernel) * groups * pitch * wide;
+            bias += wide;
         }
     }
     // Long enough that what segments compute twice, at their ends, is little; short enough for the caches, and for all
