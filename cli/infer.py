@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mkc_fast import MkcError
+from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Precision, Provider
 from mkc_fast.cli.interrupts import Interrupted
 from mkc_fast.cli.show import counted, counting, shown_warnings, steps
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
     from mkc_fast.engine.worker import Settings
 
 # Groups of options in the help.
-_DATA = "Recordings and outputs"
-_DRAWS = "Draws"
-_ARTIFACTS = "Model and bank"
-_DEVICES = "Devices and sizes"
-_RUN = "The run"
 
 EXIT_FAILED = 1  # some recordings failed, the others were written
 
@@ -57,107 +53,118 @@ def infer(
     audio_scp: Annotated[
         Path | None,
         typer.Option(
-            help="List of 'path' or 'utt-id path' a line (wav.scp); - is standard input.", rich_help_panel=_DATA
+            help="List of 'path' or 'utt-id path' a line (wav.scp); - is standard input.", rich_help_panel=panels.INPUT
         ),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", "-o", help="Where <utt-id>.wav goes.", rich_help_panel=_DATA)
+        Path | None, typer.Option("--output-dir", "-o", help="Where <utt-id>.wav goes.", rich_help_panel=panels.OUTPUT)
     ] = None,
     data_dir: Annotated[
-        list[Path] | None, typer.Option(help="Kaldi data directories, instead of a list.", rich_help_panel=_DATA)
+        list[Path] | None, typer.Option(help="Kaldi data directories, instead of a list.", rich_help_panel=panels.INPUT)
     ] = None,
     anon_suffix: Annotated[
-        str, typer.Option(help="Of the directories written beside them.", rich_help_panel=_DATA)
+        str, typer.Option(help="Of the directories written beside them.", rich_help_panel=panels.OUTPUT)
     ] = "_mkc",
     format_: Annotated[
-        Format, typer.Option("--format", help="Of the outputs, 16-bit.", rich_help_panel=_DATA)
+        Format, typer.Option("--format", help="Of the outputs, 16-bit.", rich_help_panel=panels.OUTPUT)
     ] = Format.wav,
     pad: Annotated[
         bool,
         typer.Option(
             "--pad",
             help="Fill outputs' ends with silence: they are 5 to 25 ms shorter otherwise.",
-            rich_help_panel=_DATA,
+            rich_help_panel=panels.OUTPUT,
         ),
     ] = False,
     allow_commands: Annotated[
         bool,
-        typer.Option("--allow-commands", help="Run the commands (ending in |) of a wav.scp.", rich_help_panel=_DATA),
+        typer.Option(
+            "--allow-commands", help="Run the commands (ending in |) of a wav.scp.", rich_help_panel=panels.INPUT
+        ),
     ] = False,
     mode: Annotated[
         Mode,
         typer.Option(
-            help="Draw one k-means model for a recording, or one every STRIDE frames.", rich_help_panel=_DRAWS
+            help="Draw one k-means model for a recording, or one every STRIDE frames.", rich_help_panel=panels.DRAWS
         ),
     ] = Mode.frame,
     stride: Annotated[
-        int, typer.Option(help="Frames (20 ms) that share a draw in frame mode.", min=1, rich_help_panel=_DRAWS)
+        int, typer.Option(help="Frames (20 ms) that share a draw in frame mode.", min=1, rich_help_panel=panels.DRAWS)
     ] = 1,
     seed: Annotated[
         int | None,
-        typer.Option(help="Repeatable draws; without it they are unpredictable.", rich_help_panel=_DRAWS),
+        typer.Option(help="Repeatable draws; without it they are unpredictable.", rich_help_panel=panels.DRAWS),
     ] = None,
     kmeans_num: Annotated[
         int | None,
-        typer.Option(help="Draw from a random subset of so many k-means models.", min=1, rich_help_panel=_DRAWS),
+        typer.Option(help="Draw from a random subset of so many k-means models.", min=1, rich_help_panel=panels.DRAWS),
     ] = None,
     record_draws: Annotated[
         bool,
         typer.Option(
             "--record-draws",
             help="Put each frame's model into the manifest; it helps an attacker.",
-            rich_help_panel=_DRAWS,
+            rich_help_panel=panels.DRAWS,
         ),
     ] = False,
     model: Annotated[
-        Path | None, typer.Option(help="Exported model (from 'export').", rich_help_panel=_ARTIFACTS)
+        Path | None, typer.Option(help="Exported model (from 'export').", rich_help_panel=panels.ARTIFACTS)
     ] = None,
-    bank: Annotated[Path | None, typer.Option(help="Bank (from 'bank build').", rich_help_panel=_ARTIFACTS)] = None,
+    bank: Annotated[
+        Path | None, typer.Option(help="Bank (from 'bank build').", rich_help_panel=panels.ARTIFACTS)
+    ] = None,
     wavlm_ckpt: Annotated[
-        Path | None, typer.Option(help="WavLM checkpoint, instead of --model.", rich_help_panel=_ARTIFACTS)
+        Path | None, typer.Option(help="WavLM checkpoint, instead of --model.", rich_help_panel=panels.ARTIFACTS)
     ] = None,
     ckpt: Annotated[
         Path | None,
-        typer.Option(help="Conformer + vocoder checkpoint, instead of --model.", rich_help_panel=_ARTIFACTS),
+        typer.Option(help="Conformer + vocoder checkpoint, instead of --model.", rich_help_panel=panels.ARTIFACTS),
     ] = None,
     kmeans_scp: Annotated[
-        Path | None, typer.Option(help="List of k-means models, instead of --bank.", rich_help_panel=_ARTIFACTS)
+        Path | None, typer.Option(help="List of k-means models, instead of --bank.", rich_help_panel=panels.ARTIFACTS)
     ] = None,
     hifi_config: Annotated[
-        Path | None, typer.Option(help="JSON with the vocoder's sizes.", rich_help_panel=_ARTIFACTS)
+        Path | None, typer.Option(help="JSON with the vocoder's sizes.", rich_help_panel=panels.ARTIFACTS)
     ] = None,
-    layer: Annotated[int, typer.Option(help="WavLM layer, with --wavlm-ckpt.", min=1, rich_help_panel=_ARTIFACTS)] = 6,
+    layer: Annotated[
+        int, typer.Option(help="WavLM layer, with --wavlm-ckpt.", min=1, rich_help_panel=panels.ARTIFACTS)
+    ] = 6,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Where converted checkpoints are kept.", rich_help_panel=_ARTIFACTS)
+        Path | None, typer.Option(help="Where converted checkpoints are kept.", rich_help_panel=panels.ARTIFACTS)
     ] = None,
     gpus: Annotated[
         list[str] | None,
         typer.Option(
-            "--gpus", "--device", help="Devices: cpu, cuda:0 cuda:1 … (default: all GPUs).", rich_help_panel=_DEVICES
+            "--gpus",
+            "--device",
+            help="Devices: cpu, cuda:0 cuda:1 … (default: all GPUs).",
+            rich_help_panel=panels.DEVICES,
         ),
     ] = None,
     provider: Annotated[
         Provider,
-        typer.Option(help="Of ONNX Runtime; a name is never silently replaced.", rich_help_panel=_DEVICES),
+        typer.Option(help="Of ONNX Runtime; a name is never silently replaced.", rich_help_panel=panels.DEVICES),
     ] = Provider.auto,
     precision: Annotated[
-        Precision, typer.Option(help="Of the arithmetic, as the provider has it.", rich_help_panel=_DEVICES)
+        Precision, typer.Option(help="Of the arithmetic, as the provider has it.", rich_help_panel=panels.DEVICES)
     ] = Precision.auto,
     num_proc: Annotated[
         int | None,
-        typer.Option(help="Worker processes, over the devices in turn.", min=1, rich_help_panel=_DEVICES),
+        typer.Option(help="Worker processes, over the devices in turn.", min=1, rich_help_panel=panels.DEVICES),
     ] = None,
     batch_seconds: Annotated[
         float | None,
         typer.Option(
             help="Seconds of audio that run at once (default: 240 on a GPU, 0 on a CPU).",
             min=0,
-            rich_help_panel=_DEVICES,
+            rich_help_panel=panels.DEVICES,
         ),
     ] = None,
     max_window_seconds: Annotated[
         float,
-        typer.Option(help="Longer recordings run in windows of this, cross-faded.", min=8, rich_help_panel=_DEVICES),
+        typer.Option(
+            help="Longer recordings run in windows of this, cross-faded.", min=8, rich_help_panel=panels.DEVICES
+        ),
     ] = 40.0,
     timeout_seconds: Annotated[
         float,
@@ -166,19 +173,19 @@ def infer(
             "--timeout-s",
             min=0,
             help="A worker silent for longer, beyond what its audio explains, is replaced (0: never).",
-            rich_help_panel=_RUN,
+            rich_help_panel=panels.RUN,
         ),
     ] = 900.0,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Start over, whatever the folder holds.", rich_help_panel=_RUN),
+        typer.Option("--overwrite", help="Start over, whatever the folder holds.", rich_help_panel=panels.RUN),
     ] = False,
     allow_mixed: Annotated[
         bool,
         typer.Option(
             "--allow-mixed",
             help="Continue with another device, provider, precision or version, not equal to the last bit.",
-            rich_help_panel=_RUN,
+            rich_help_panel=panels.RUN,
         ),
     ] = False,
     private_manifest: Annotated[
@@ -186,11 +193,13 @@ def infer(
         typer.Option(
             "--private-manifest",
             help="Keep the recordings' paths out of the manifest, for outputs that are published.",
-            rich_help_panel=_RUN,
+            rich_help_panel=panels.RUN,
         ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print failures only.", rich_help_panel=_RUN)] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.", rich_help_panel=_RUN)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print failures only.", rich_help_panel=panels.RUN)] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON.", rich_help_panel=panels.RUN)
+    ] = False,
 ) -> int:
     """Anonymize recordings; run the same command again to continue.
 

@@ -217,7 +217,7 @@ def test_one_recording_is_one_recording(
 def test_options_of_infer_come_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["infer", "--help"]) == 0
     shown = capsys.readouterr().out
-    for group in ("Recordings and outputs", "Draws", "Model and bank", "Devices and sizes", "The run"):
+    for group in ("Input", "Output", "Draws", "Model and bank", "Devices", "Run"):
         assert f" {group} " in shown
     assert "audio|frame" in shown
 

@@ -29,6 +29,7 @@ GROUPS = {value for name, value in vars(panels).items() if name.isupper()}
     ("command", "expected"),
     [
         ("export", [panels.INPUT, panels.OUTPUT, panels.DEVICES]),
+        ("infer", [panels.INPUT, panels.OUTPUT, panels.DRAWS, panels.ARTIFACTS, panels.DEVICES, panels.RUN]),
         ("bank build", [panels.INPUT, panels.OUTPUT]),
         ("bank info", [panels.OUTPUT]),
         ("demo", [panels.INPUT, panels.OUTPUT]),
