@@ -219,7 +219,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _FOREIGN = "torch.save did not write it"
 
 
-def _check_pickles(file: BinaryIO, size: int) -> None:
+def _check_pickles(path: Path, file: BinaryIO, size: int) -> None:
     """Refuse a checkpoint that ``torch.load`` should not be given."""
     if file.read(4) == _ZIP_MAGIC:
         # Read before anything is made of it: an archive may list a million files in a few bytes each.
@@ -238,10 +238,17 @@ def _check_pickles(file: BinaryIO, size: int) -> None:
             raise Refused("an archive that torch.save would not write")
         if not pickles:
             raise ValueError(_FOREIGN)
+        # torch.load finds the pickle with a reader of its own, which must mean the same bytes.
+        reader: Any = torch._C.PyTorchFileReader(str(path))  # whose methods are not all in its type
+        meant = reader.get_record_offset("data.pkl"), reader.get_record_size("data.pkl")
+        found = []
         for entry in pickles:
             file.seek(entry.header_offset + 26)
             file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)
+            found.append((file.tell(), entry.file_size))
             _CheckpointUnpickler(Source(file, min(entry.file_size, _MAX_PICKLE_BYTES)), size).load()
+        if meant not in found:
+            raise Refused("an archive that two readers take for two")
         return
     # Before 1.6, torch.save wrote five pickles in a row, then the weights: a number, two of versions, the checkpoint
     # and the order of its storages.
@@ -268,7 +275,7 @@ def load_torch(path: Path) -> dict[str, Any]:
         if size == 0:
             raise CheckpointError(f"{path}: the file is empty")
         with path.open("rb") as file:
-            _check_pickles(file, size)
+            _check_pickles(path, file, size)
             file.seek(0)
             zipped = file.read(4) == _ZIP_MAGIC
         # Mapped rather than read: of WavLM Large's 24 layers only the first 6 are ever touched.

@@ -263,11 +263,11 @@ class _KMeansUnpickler(StrictUnpickler):
         described = _Array(None, shape, resolved.kind)
         vector = len(shape) == 1
         if not self.skip_arrays and ((are_centroids and _fits(shape)) or (vector and shape[0] <= _MAX_CLUSTERS)):
-            if not are_centroids:
-                self.hold(count)
+            self.hold(count)
             flat = self._read_values(math.prod(shape), resolved)
             described.value = flat.reshape(shape[::-1]).T if order == "F" else flat.reshape(shape)
         elif not self.skip_arrays and vector and resolved.kind in "iu":
+            self.hold(_MAX_CLUSTERS)
             described.seen = np.zeros(_MAX_CLUSTERS, bool)
             for block in self.source.blocks(count):
                 _see(described.seen, np.frombuffer(block, resolved))

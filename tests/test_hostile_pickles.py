@@ -163,6 +163,29 @@ def test_a_note_in_an_archive_is_small(tmp_path: Path) -> None:
         assert "archive" in refused(load_torch, tmp_path / "model.pt")
 
 
+def test_the_pickle_that_is_looked_at_is_the_one_that_torch_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = zipped(tmp_path / "model.pt", P + b"}.")
+    assert load_torch(path) == {}
+
+    class Other:
+        """Finds the pickle elsewhere, as a reader may in an archive with two lists of its files."""
+
+        def __init__(self, name: str) -> None:
+            self.reader = reader(name)
+
+        def get_record_offset(self, name: str) -> int:
+            return self.reader.get_record_offset(name) + 64
+
+        def get_record_size(self, name: str) -> int:
+            return self.reader.get_record_size(name)
+
+    reader = torch._C.PyTorchFileReader
+    monkeypatch.setattr(torch._C, "PyTorchFileReader", Other)
+    assert "two readers" in refused(load_torch, path)
+
+
 # What is honest is read all the same
 
 
@@ -238,7 +261,7 @@ def test_lz4_is_refused_by_name() -> None:
 def zeros(shape: tuple[int, int], dtype: bytes = b"f8") -> bytes:
     """A model of zeros, as joblib writes it."""
     model = kmeans_array(shape).replace(b"f8", dtype)
-    return model[:-2] + bytes(int(np.prod(shape)) * int(dtype[1:])) + b"s."
+    return model[:-3] + bytes(int(np.prod(shape)) * int(dtype[1:])) + b"sb."
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
@@ -283,6 +306,19 @@ BUILD = (
     "try:\n    mkc_fast.export.bank.build_bank(sys.argv[1], sys.argv[2], workers=8)\n"
     "except MkcError as error:\n    print(error)\n"
 )
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [(((1 << 16) + 1,), b"i1"), ((256, 256), b"f2")])
+def test_what_is_kept_of_many_arrays_is_bounded(shape: tuple[int, ...], dtype: bytes) -> None:
+    # Which of 65,536 clusters are in an array of labels takes 65 KB, an array under the centroids' name itself.
+    start, name, rest = zeros((256, 256), b"f2").partition(string("cluster_centers_"))
+    model = start + name + rest[:-2]
+    wrapper = kmeans_array(shape).replace(b"f8", dtype).partition(name)[2][:-3]
+    array = b"}" + name + wrapper + bytes(int(np.prod(shape)) * int(dtype[1:])) + b"s"
+    assert read_kmeans(Path("m.pt"), model + string("x") + array + b"sb.").shape == (256, 256)
+    data = model + b"".join(string(f"x{index}") + array + b"s" for index in range(1500)) + b"b."
+    # 32 MB, and four times what K x D explains.
+    assert peak_bytes(read_kmeans, Path("model.pt"), data) < 45 * MB
 
 
 def test_a_bank_of_many_bombs_takes_little_memory(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from mkc_fast import ListError
 from mkc_fast.engine.corpus import plan_folder
 from mkc_fast.engine.lists import Utterance, check_name, read_audio_list, read_named_paths
 from mkc_fast.engine.worker import Settings
+from tests.conftest import Artifacts
 
 Reader = Callable[[Path], list[Any]]
 both_readers = pytest.mark.parametrize("read", [read_audio_list, read_named_paths])
@@ -274,6 +275,31 @@ def test_a_dash_is_the_standard_input(folder: Path) -> None:
         assert read.returncode == 1
         assert "ListError: standard input" in read.stderr
         assert why in read.stderr
+
+
+def test_infer_reads_its_list_from_standard_input(artifacts: Artifacts, tmp_path: Path) -> None:
+    # Workers get none of it: the second line would be lost to them.
+    speech = Path(__file__).resolve().parents[1] / "cli" / "demo_speech.flac"
+    (tmp_path / "speech.flac").write_bytes(speech.read_bytes())
+    arguments = [
+        "infer",
+        "--audio-scp",
+        "-",
+        "--output-dir",
+        "out",
+        "--model",
+        artifacts.model,
+        "--bank",
+        artifacts.bank,
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", "import sys; from mkc_fast.cli import main; sys.exit(main(sys.argv[1:]))",
+         *map(str, arguments), "--gpus", "cpu"],
+        input=f"# a comment\nu1 speech.flac\nu2 {speech}\n".encode(), capture_output=True, cwd=tmp_path, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.wav")) == ["u1.wav", "u2.wav"]
 
 
 @contextmanager
