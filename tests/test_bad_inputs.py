@@ -338,7 +338,10 @@ def test_200_bad_recordings_cost_a_line_each(artifacts: Artifacts, clip: np.ndar
             assert str(made.paths[name]) in failures[name][0]
             assert failures[name][0].isprintable()
     # What libmpg123 thinks of an MP3 file it prints itself.
-    others = [line for line in lines if not re.match(r"failed: |\[.*libmpg123|Note: |Warning: ", line)]
+    others = [line for line in lines if not re.match(r"failed: |note: |\[.*libmpg123|Note: |Warning: ", line)]
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert len(notes) == 1  # of the first of several recordings that are too loud
+    assert "peaks at" in notes[0]
     assert others == [
         "204 recordings, frame mode, stride 1; draws from seed 1, repeatable",
         f"CPU, fp32, {operators_used(artifacts.model, 'fp32')}: the device is cpu",
