@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -35,9 +36,9 @@ def main() -> None:
             for file in args.model.iterdir():
                 (model / file.name).symlink_to(file.resolve())
             info = read_model_info(args.model)
-            write_int8_graphs(args.model, model, info, print)
+            checks = write_int8_graphs(args.model, model, info, print)
             (model / MODEL_FILE).unlink()  # a link to the one that does not list these
-            write_info(model, info)
+            write_info(model, replace(info, checks={**info.checks, **checks}))
         full, small = (Anonymizer.load(model, args.bank, precision=name) for name in ("fp32", "int8"))
         rate = full.info.sample_rate
         waveforms = [read_waveform(path, rate)[: int(args.seconds * rate)] for path in args.speech]
@@ -55,6 +56,8 @@ def main() -> None:
         "note": f"weights: {args.weights}. Where a cluster id differs, the conformer reads another centroid: the SNR "
         "of everything shows that, not rounding.",
         "weights": args.weights,
+        # Of export: what each graph, and what PyTorch's float32, is off float64.
+        "against_float64": {file: asdict(check) for file, check in full.info.checks.items()},
         "audio_s": round(len(waveforms[0]) / rate, 2),
         "load_average": round(os.getloadavg()[0], 2),
         "median_seconds": seconds,

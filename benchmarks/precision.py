@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,8 @@ def main() -> None:
             "speed_measured_on_gpu": False,
             "recordings": {path.name: round(len(w) / rate, 2) for path, w in zip(args.speech, waveforms, strict=True)},
             "bank": {"entries": len(full.bank), "largest_k": int(full.bank.centroids.shape[1]), "dim": full.info.dim},
+            # Of export: what each graph, and what PyTorch's float32, is off float64.
+            "against_float64": {file: asdict(check) for file, check in full.info.checks.items()},
             "files": sizes(args.model, halves),
             **compare(full, shown, waveforms),
         }

@@ -80,7 +80,7 @@ def demo(
         with step("export to ONNX") as tell:
             info = export_model(made.wavlm, made.ckpt, out / "model", overwrite=True)
             graphs = len(list((out / "model").glob("*.onnx")))
-            tell(f"{graphs} graphs, equal to PyTorch")
+            tell(f"{graphs} graphs, as exact as PyTorch's float32")
         with step("bank of k-means models") as tell:
             bank = build_bank(made.kmeans_scp, out / "bank", overwrite=True)
             tell(f"{len(bank.names)} models of {bank.num_clusters[0]} clusters")

@@ -10,7 +10,7 @@ import typer
 
 from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Precision
-from mkc_fast.cli.show import console, steps
+from mkc_fast.cli.show import console, errors, steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +62,14 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the directory.", rich_help_panel=panels.OUTPUT)
     ] = False,
+    allow_inexact: Annotated[
+        bool,
+        typer.Option(
+            "--allow-inexact",
+            help="Write graphs that differ from float64 by more than float32 explains; every load will warn of it.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = False,
     warm: Annotated[
         bool,
         typer.Option(
@@ -85,7 +93,17 @@ def export(
 
         check_warm(device, precision.value)  # before the work of exporting
     if wavlm_ckpt is not None and ckpt is not None:
-        _export(wavlm_ckpt, ckpt, out, hifi_config, layer, half=half, int8=int8, overwrite=overwrite)
+        _export(
+            wavlm_ckpt,
+            ckpt,
+            out,
+            hifi_config,
+            layer,
+            half=half,
+            int8=int8,
+            overwrite=overwrite,
+            allow_inexact=allow_inexact,
+        )
     elif not warm or wavlm_ckpt is not None or ckpt is not None:
         raise MkcError("give --wavlm-ckpt and --ckpt")
     if warm:
@@ -102,20 +120,48 @@ def _export(
     half: bool,
     int8: bool,
     overwrite: bool,
+    allow_inexact: bool,
 ) -> None:
     export_model = load_exporter()
     begin = time.perf_counter()
     with steps() as progress:
         info = export_model(
-            wavlm_ckpt, ckpt, out, hifi_config, layer, half=half, int8=int8, overwrite=overwrite, progress=progress
+            wavlm_ckpt,
+            ckpt,
+            out,
+            hifi_config,
+            layer,
+            half=half,
+            int8=int8,
+            overwrite=overwrite,
+            allow_inexact=allow_inexact,
+            progress=progress,
         )
+    _show(info)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     console.print(
         f"{out}: WavLM to layer {info.layer}, {info.conformer_layers} conformer layers, vocoder"
         f"{', also in float16' if half else ''}{', also in int8' if int8 else ''}; D {info.dim}, "
-        f"{info.sample_rate} Hz, {size:.0f} MB, checked against PyTorch, in {time.perf_counter() - begin:.0f} s",
+        f"{info.sample_rate} Hz, {size:.0f} MB, judged against float64, in {time.perf_counter() - begin:.0f} s",
         soft_wrap=True,
     )
+
+
+def _show(info: ModelInfo) -> None:
+    """The three numbers of each graph, and the bound, in lines of 80 columns; also where the output is no terminal."""
+    from mkc_fast.engine.artifacts import CHECK_PASSED, RMS
+
+    headings = ("error", "float32", "value", "at most")
+    console.print(
+        "largest values, or RMS; errors against float64: of the graph, and of PyTorch's float32", soft_wrap=True
+    )
+    console.print(f"{'graph':22}" + "".join(f"{name:>9}" for name in headings) + "  nearest on", soft_wrap=True)
+    for file, check in info.checks.items():
+        values = (check.error, check.float32_error, check.scale, check.bound)
+        notes = ", RMS" * (check.measure == RMS) + f", {check.status.upper()}" * (check.status != CHECK_PASSED)
+        console.print(f"{file:22}" + "".join(f"{v:9.2g}" for v in values) + f"  {check.inputs}{notes}", soft_wrap=True)
+    for warning in info.warnings:
+        errors.print(f"warning: {warning}", soft_wrap=True)
 
 
 def _warm(model: Path, device: str, precision: str) -> None:

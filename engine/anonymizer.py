@@ -212,7 +212,8 @@ class Anonymizer:
         """Open exported artifacts.
 
         Where this machine has not seen their files as they are now, the files' digests are computed while the graphs
-        are opened and the first results are computed; no result is handed out before they are known to fit.
+        are opened and the first results are computed; no result is handed out before they are known to fit. A model
+        with graphs that are further from float64 than passes says so, with one warning of the logger ``mkc_fast``.
 
         Args:
             model: Directory made by ``export_model``.
@@ -240,6 +241,8 @@ class Anonymizer:
         info, opened = read_model_info(model_path), open_bank(bank_path)
         if opened.info.dim != info.dim:
             raise ArtifactError(f"{bank_path}: has {opened.info.dim} dimensions, {model_path} has {info.dim}")
+        if info.warnings:
+            logger.warning("%s: %s", model_path, "; ".join(info.warnings))
         index, kept = cuda_index(device), None if cache is None else Path(cache)
         verification = Verification(kept or default_cache())
         verification.begin(bank_path, opened.info.files)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,7 +44,7 @@ _DIGEST = "digest"
 # Facts of a model that every graph of it has in its metadata.
 GRAPH_FACTS = ("sample_rate", "hop", "min_samples", "dim", "layer")
 # Fields that say something of the files, not of what is computed.
-_NOT_IDENTITY = frozenset({"files", "checks", "format_version"})
+_NOT_IDENTITY = frozenset({"files", "checks", "warnings", "format_version"})
 # Threads that compute digests of an artifact's files.
 _THREADS = 4
 # The bank.json of 1,165 models of 1,024 clusters, all of them listed as unused, has 15 MB.
@@ -58,6 +59,36 @@ class FileFacts:
 
     bytes: int
     sha256: str
+
+
+# How errors are measured: absolute values and their largest, or root mean squares.
+LARGEST, RMS = "largest", "rms"
+# What became of a graph that was judged at export.
+CHECK_PASSED, CHECK_INEXACT, CHECK_LEFT_OUT = "passed", "inexact", "left out"
+
+
+@dataclass(frozen=True)
+class GraphCheck:
+    """How far a graph is from float64, beside what PyTorch's own float32 loses there, on one kind of input.
+
+    Attributes:
+        measure: ``LARGEST`` or ``RMS``, of all numbers here.
+        inputs: The kind of input on which the graph comes nearest to its bound.
+        error: Of the graph, against the PyTorch module in double.
+        float32_error: Of the PyTorch module in float32, against the same.
+        scale: Of what the module in double gives.
+        bound: What the error may be.
+        status: ``CHECK_PASSED``; ``CHECK_INEXACT``: past the bound and written all the same, as was asked for; or
+            ``CHECK_LEFT_OUT``: past it and not written, since another form of the same graph serves.
+    """
+
+    measure: str
+    inputs: str
+    error: float
+    float32_error: float
+    scale: float
+    bound: float
+    status: str
 
 
 @dataclass(frozen=True)
@@ -76,6 +107,8 @@ class ModelInfo:
         sources: SHA-256 of each source file, by role.
         format_version: Of this directory's layout.
         files: Every other file of the directory, by name; ``write_info`` fills it in.
+        checks: How far each graph is from float64, by its file.
+        warnings: What every load of the model says, a line each: of graphs further from float64 than passes.
     """
 
     sample_rate: int
@@ -89,6 +122,8 @@ class ModelInfo:
     sources: dict[str, str]
     format_version: int = MODEL_FORMAT
     files: dict[str, FileFacts] = field(default_factory=dict)
+    checks: dict[str, GraphCheck] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def frames(self, samples: int) -> int:
         """Frames that so many samples give (0 when they are too few)."""
@@ -305,8 +340,10 @@ def _read_info(directory: Path, name: str, kind: type[_Info]) -> _Info:
     _check_fields(path, rules, loaded)
     if loaded[_DIGEST] != _digest_of({name: value for name, value in loaded.items() if name != _DIGEST}):
         raise ArtifactError(f"{path}: was changed after it was written; {mend}")
-    files = {name: FileFacts(**facts) for name, facts in loaded["files"].items()}
-    return kind(**{name: loaded[name] for name in rules} | {"files": files})
+    made: dict[str, object] = {"files": {name: FileFacts(**facts) for name, facts in loaded["files"].items()}}
+    if "checks" in rules:
+        made["checks"] = {name: GraphCheck(**check) for name, check in loaded["checks"].items()}
+    return kind(**{name: loaded[name] for name in rules} | made)
 
 
 def _digest_of(said: Mapping[str, object]) -> str:
@@ -353,6 +390,25 @@ def _are_facts(facts: object) -> bool:
     )
 
 
+def _is_check_list(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_file_name(name) and _is_check(check) for name, check in value.items())
+
+
+def _is_check(check: object) -> bool:
+    if not isinstance(check, dict) or check.keys() != {item.name for item in dataclasses.fields(GraphCheck)}:
+        return False
+    return (
+        check["measure"] in (LARGEST, RMS)
+        and check["status"] in (CHECK_PASSED, CHECK_INEXACT, CHECK_LEFT_OUT)
+        and _is_text(check["inputs"])
+        and all(_is_magnitude(check[name]) for name in ("error", "float32_error", "scale", "bound"))
+    )
+
+
+def _is_magnitude(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+
+
 _MAX_FILE_BYTES = 1 << 50
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXT: _Rule = ("one line of text", _is_text)
@@ -373,6 +429,8 @@ _MODEL_RULES: dict[str, _Rule] = {
     "sources": ("a table of text", _are_texts),
     "format_version": _FORMAT,
     "files": _FILES,
+    "checks": ("a table of graphs with their errors", _is_check_list),
+    "warnings": _list_of(_TEXT),
 }
 _BANK_RULES: dict[str, _Rule] = {
     "names": _list_of(_TEXT),

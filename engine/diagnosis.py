@@ -581,6 +581,7 @@ def _artifacts(device: str | None, model: Path | None, bank: Path | None) -> lis
             half = all((model / graph_file(graph, FP16)).is_file() for graph in GRAPH_FILES)
             precisions = f"{info.precision}{' and fp16' if half else ''}"
             findings.append(Finding("model", f"{model}: D = {info.dim}, layer {info.layer}, {precisions}"))
+            findings += [Finding("precision", warning, NOTE) for warning in info.warnings]
         except MkcError as error:
             findings.append(Finding("model", str(error), FAULT))
     if bank is not None:
@@ -589,7 +590,7 @@ def _artifacts(device: str | None, model: Path | None, bank: Path | None) -> lis
             findings.append(Finding("bank", f"{bank}: {len(opened)} models, D = {opened.info.dim}"))
         except MkcError as error:
             findings.append(Finding("bank", str(error), FAULT))
-    if model is not None and device is not None and all(finding.status == OK for finding in findings):
+    if model is not None and device is not None and all(finding.status != FAULT for finding in findings):
         findings.append(_trial(device, model, bank))
     return findings
 

@@ -139,6 +139,7 @@ class Scheduler:
         self.chosen: list[str] = []
         self.admit: Callable[[dict[str, object]], None] = lambda _: None
         self._number = 0
+        self._load_notes: set[str] = set()
         self._any_outcome = False
         self._stopping = False
         self._clock = Clock()
@@ -275,6 +276,10 @@ class Scheduler:
                 self.chosen.append(worker.chosen)
         elif kind == "note":
             self.notes.append(content[0])
+        elif kind == "load note":
+            if content[0] not in self._load_notes:  # all workers load the same
+                self._load_notes.add(content[0])
+                self.notes.append(content[0])
         elif kind == "start":
             worker.started = content[0]
         elif kind == "fatal":

@@ -169,16 +169,27 @@ class _Begun:
 
 
 class _Notes(logging.Handler):
-    """Sends what the engine has to say to the scheduler."""
+    """Sends what the engine has to say to the scheduler, as messages of one kind."""
 
-    def __init__(self, send: Callable[[str, str], None]) -> None:
+    def __init__(self, send: Callable[[str, str], None], kind: str) -> None:
         super().__init__(logging.WARNING)
         self.send = send
+        self.kind = kind
 
     def emit(self, record: logging.LogRecord) -> None:
         if hasattr(record, "peak"):  # of one recording: outcomes have it, and the run counts them
             return
-        self.send("note", one_line(record.getMessage()))
+        self.send(self.kind, one_line(record.getMessage()))
+
+
+@contextlib.contextmanager
+def _noting(send: Callable[[str, str], None], kind: str) -> Iterator[None]:
+    notes, logger = _Notes(send, kind), logging.getLogger("mkc_fast")
+    logger.addHandler(notes)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
 
 
 class Worker:
@@ -194,15 +205,16 @@ class Worker:
         self.writers = ThreadPoolExecutor(config.host_threads, "write")
         module, _, name = config.factory.partition(":")
         begin = time.perf_counter()
-        self.anonymizer: Anonymizer = getattr(importlib.import_module(module), name).load(
-            config.model,
-            config.bank,
-            config.device,
-            threads=config.threads,
-            max_window_s=config.max_window_s,
-            provider=config.provider,
-            precision=config.precision,
-        )
+        with _noting(self.send, "load note"):
+            self.anonymizer: Anonymizer = getattr(importlib.import_module(module), name).load(
+                config.model,
+                config.bank,
+                config.device,
+                threads=config.threads,
+                max_window_s=config.max_window_s,
+                provider=config.provider,
+                precision=config.precision,
+            )
         self.load_s = time.perf_counter() - begin
 
     def send(self, kind: str, *content: object) -> None:
@@ -215,12 +227,8 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to stop."""
-        notes, logger = _Notes(self.send), logging.getLogger("mkc_fast")
-        logger.addHandler(notes)
-        try:
+        with _noting(self.send, "note"):
             self._work()
-        finally:
-            logger.removeHandler(notes)
 
     def _work(self) -> None:
         threading.Thread(target=self._receive, daemon=True).start()

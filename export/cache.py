@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from mkc_fast import ArtifactError, MkcError, OutputError, __version__
+from mkc_fast import ArtifactError, InexactError, MkcError, OutputError, __version__
 from mkc_fast.engine.artifacts import BANK_FORMAT, MODEL_FORMAT, open_bank, read_model_info
 from mkc_fast.engine.digests import digests, verify
 from mkc_fast.engine.files import discard, locked
@@ -36,6 +36,7 @@ def cached_model(
 
     Raises:
         CheckpointError: As ``export_model``.
+        InexactError: As ``export_model``; a model that was exported with ``allow_inexact`` can be given instead.
         OutputError: The cache folder cannot be written.
         MkcError: torch, which exporting needs, is not installed.
     """
@@ -52,7 +53,10 @@ def cached_model(
             raise MkcError(
                 f"converting checkpoints needs {error.name}: pip install 'mkc-fast[export]', or give --model and --bank"
             ) from None
-        export_model(wavlm_ckpt, ckpt, path, hifi_config, layer, progress=progress)
+        try:
+            export_model(wavlm_ckpt, ckpt, path, hifi_config, layer, progress=progress)
+        except InexactError as error:
+            raise InexactError(f"{error}, then give it with --model") from None
 
     _made(path, cache, lambda: read_model_info(path).files, make)
     return path

@@ -56,6 +56,15 @@ class WavLMConfig:
     num_buckets: int
     max_distance: int
 
+    def check_layer(self, path: Path, layer: int) -> None:
+        """Check that there is such a layer.
+
+        Raises:
+            CheckpointError: There is not.
+        """
+        if not 1 <= layer <= self.num_layers:
+            raise CheckpointError(f"{path}: has layers 1 to {self.num_layers}, so there is no layer {layer}")
+
     @property
     def hop(self) -> int:
         """Samples from one frame to the next."""

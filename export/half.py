@@ -429,8 +429,8 @@ def rounding_shown(model: ModelProto) -> ModelProto:
     return shown
 
 
-def measured_peaks(model: ModelProto, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, float]:
-    """The largest magnitude of every float value of a float32 graph on these inputs, by name.
+def measured_peaks(model: ModelProto, *inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, float]:
+    """The largest magnitude of every float value of a float32 graph on any of these inputs, by name.
 
     Masks are values, too: measure on utterances without padding.
     """
@@ -444,8 +444,9 @@ def measured_peaks(model: ModelProto, inputs: Mapping[str, NDArray[np.generic]])
         measuring.graph.node.append(helper.make_node("ReduceMax", [f"{name}:abs"], [f"{name}:peak"], keepdims=0))
     del measuring.graph.output[:]
     measuring.graph.output.extend(helper.make_tensor_value_info(f"{name}:peak", FLOAT, []) for name in names)
-    found = open_session(measuring).run(None, dict(inputs))
-    return {name: float(peak) for name, peak in zip(names, found, strict=True)}
+    session = open_session(measuring)
+    found = np.max([session.run(None, dict(each)) for each in inputs], axis=0)  # NaN where one is
+    return dict(zip(names, found.tolist(), strict=True))
 
 
 def open_session(model: ModelProto | Path) -> ort.InferenceSession:

@@ -26,8 +26,7 @@ class WavLM(nn.Module):
     def __init__(self, path: Path, checkpoint: WavLMCheckpoint, layer: int) -> None:
         super().__init__()
         config, read = checkpoint.config, WeightReader(path, checkpoint.weights)
-        if not 1 <= layer <= config.num_layers:
-            raise CheckpointError(f"{path}: has layers 1 to {config.num_layers}, so there is no layer {layer}")
+        config.check_layer(path, layer)
         self.config = config
         in_channels = (1, *(channels for channels, _, _ in config.conv_layers))
         self.convs = nn.ModuleList(

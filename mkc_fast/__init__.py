@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "DeviceError",
     "DeviceMemoryError",
+    "InexactError",
     "ListError",
     "LostDeviceError",
     "MkcError",
@@ -55,6 +56,10 @@ class ArgumentError(MkcError, ValueError):
 
 class CheckpointError(MkcError):
     """A published checkpoint is missing, damaged, hostile or not of the expected form."""
+
+
+class InexactError(CheckpointError):
+    """A graph made of a checkpoint is further from float64 than PyTorch's own float32 explains."""
 
 
 class ArtifactError(MkcError):
