@@ -1,17 +1,23 @@
-"""The docs are true: tables are those of the results, links lead somewhere, numbers are generated."""
+"""The docs are true: tables are those of the results, options exist, links lead somewhere, numbers are generated."""
 
 from __future__ import annotations
 
 import re
 
+import click
 import pytest
+import typer
 
 from benchmarks.measured import DOCS, RESULTS, ROOT, TABLES, rewritten, shown, table_names, value_at, without_tables
 from benchmarks.measured import WITHOUT_LINKS as NO_LINKS
+from mkc_fast.cli import app as program
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 GENERATED = [doc for doc in DOCS if table_names((ROOT / doc).read_text())]
+_OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(?:#[^)]*)?\)")
+# Programs whose options appear on the pages, too.
+_OTHERS = frozenset({"--rehearse", "--write", "--all-files", "--strict"})
 
 
 @pytest.mark.parametrize("doc", GENERATED)
@@ -31,13 +37,21 @@ def test_a_changed_value_is_noticed() -> None:
 
 
 def test_every_table_is_shown() -> None:
-    assert {name for doc in DOCS for name in table_names((ROOT / doc).read_text())} >= TABLES.keys() - {"summary"}
+    assert {name for doc in DOCS for name in table_names((ROOT / doc).read_text())} == TABLES.keys()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md" or page in GENERATED])
+@pytest.mark.parametrize("page", PAGES)
 def test_speeds_are_written_by_the_generator_only(page: str) -> None:
     by_hand = without_tables((ROOT / page).read_text())
     assert not re.search(r"\d[\d.,]*\s+RTFx|RTFx\s+\d|\d\s+times as fast", by_hand)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_that_is_named_exists(page: str) -> None:
+    known = _options(typer.main.get_command(_commands())) | _OTHERS
+    named = set(_OPTION.findall((ROOT / page).read_text()))
+    named -= set(_OPTION.findall(" ".join(re.findall(r"(?:pip|pytest|git|find) .*", (ROOT / page).read_text()))))
+    assert {option.replace("_", "-") for option in named} <= known
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -45,6 +59,18 @@ def test_links_lead_to_files(page: str) -> None:
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     for target in _LINK.findall(text):
         assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links {target}"
+
+
+def test_the_readme_is_short_and_works_without_the_repository() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    assert not _LINK.search(text), "an index page shows it without the files that it links"
+
+
+def test_pre_commit_runs_the_ruff_of_the_constraints() -> None:
+    version = re.search(r"^ruff==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert version
+    assert f"rev: v{version[1]} " in (ROOT / ".pre-commit-config.yaml").read_text()
 
 
 def test_every_row_names_its_processor() -> None:
@@ -78,3 +104,15 @@ def test_items_are_found_by_their_values() -> None:
 def test_every_result_file_of_a_table_is_there() -> None:
     for table in TABLES.values():
         assert all((RESULTS / row.file).is_file() for row in table.rows)
+
+
+def _commands() -> typer.Typer:
+    program._add_commands()
+    return program.app
+
+
+def _options(command: click.Command) -> set[str]:
+    found = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    for sub in getattr(command, "commands", {}).values():
+        found |= _options(sub)
+    return found | {"--help"}
