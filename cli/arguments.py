@@ -1,4 +1,4 @@
-"""Accepts the command lines that people have: underscores in option names, several values after one option."""
+"""Accepts the command lines of the research scripts: underscores in option names, several values after one option."""
 
 from __future__ import annotations
 

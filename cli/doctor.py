@@ -1,4 +1,4 @@
-"""``mkc-fast doctor``: what this machine would run a model with, and what mends what does not work."""
+"""``mkc-fast doctor``: what this machine would run a model with, and how to repair what does not work."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _show(report: Report) -> None:
         if mend:
             commands.setdefault(mend, []).append(topic)
     if commands:
-        console.print("\nwhat would mend it")
+        console.print("\nhow to repair it")
     for mend, topics in commands.items():
         console.print(f"  {', '.join(topics)}: {mend}", soft_wrap=True)
     console.print(f"\ninference {'works' if report.ok else 'does not work'} on {report.device}", soft_wrap=True)

@@ -121,7 +121,7 @@ def _left(status: Status) -> float | None:
 
 
 def _troubles(summary: Summary) -> list[str]:
-    """What became of workers, where anything did."""
+    """Workers that were replaced or lost, if any."""
     replaced, lost = summary.replaced_workers, summary.lost_workers
     return [
         *([f"{replaced} worker{'s' * (replaced > 1)} died and replaced"] if replaced else []),

@@ -131,7 +131,7 @@ class _Utterance:
 class Anonymizer:
     """Anonymizes speech with one exported model and one bank of k-means models (method: arXiv 2508.07086).
 
-    An object is for one thread at a time. As a context manager it lets go of its sessions at the end of the block.
+    An object is for one thread at a time. As a context manager it closes its sessions at the end of the block.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Anonymizer:
         self.close()
 
     def close(self) -> None:
-        """Let go of the sessions and of the device's memory; every use after that is an ``MkcError``."""
+        """Close the sessions and free the device's memory; every use after that is an ``MkcError``."""
         self._closed = True
         for name in ("_sessions", "_lookup", "_device_pass", "bank"):
             self.__dict__.pop(name, None)
@@ -345,7 +345,7 @@ class Anonymizer:
 
         Raises:
             BankError: The shape or type is another, or values are not finite.
-            StageError: What comes of them is not finite.
+            StageError: The result is not finite.
         """
         checked = self._check_features(quantized)
         with self._verified():
@@ -358,7 +358,7 @@ class Anonymizer:
 
         Raises:
             BankError: The shape or type is another, or values are not finite.
-            StageError: What comes of them is not finite.
+            StageError: The result is not finite.
         """
         checked = self._check_features(restored)
         with self._verified():
@@ -437,14 +437,14 @@ class Anonymizer:
         entries: ArrayLike | None = None,
         pad: bool = False,
     ) -> Result:
-        """Anonymize a recording of any format, rate and channel count, and write what comes of it.
+        """Anonymize a recording of any format, rate and channel count, and write the result.
 
         The result is held in memory: 0.23 GB an hour. ``mkc-fast infer`` (``run_corpus``) holds no long recording.
 
         Args:
             path: The recording.
-            out: Where the output goes, 16-bit WAV or FLAC by its ending, at the model's rate. It appears whole or not
-                at all, and replaces what is there. Default: it is not written.
+            out: Where the output goes, 16-bit WAV or FLAC by its ending, at the model's rate. It is written
+                atomically, and replaces what is there. Default: it is not written.
             mode: As for ``anonymize``.
             stride: As for ``anonymize``.
             seed: As for ``anonymize``.
@@ -664,7 +664,7 @@ class Anonymizer:
         return self._on_device(self._device_pass, checked)
 
     def _on_device(self, device: DevicePass, utterances: list[_Utterance], *, shrink: bool = False) -> _Part:
-        """Begin utterances on the device, in halves where it has too little memory for all of them."""
+        """Begin utterances on the device; a batch that needs too much memory is split into halves."""
         padded_s = len(utterances) * max(len(each.waveform) for each in utterances) / self.info.sample_rate
         if len(utterances) == 1 or padded_s <= self._padded_s_limit:
             try:
@@ -679,7 +679,7 @@ class Anonymizer:
                     return self._on_device(device, utterances, shrink=True)
                 self._padded_s_limit, shrink = padded_s / 2, True
                 logger.warning(
-                    "%s: too little memory for %d utterances (%.0f s, padded) at once, going on with half of that: %s",
+                    "%s: too little memory for %d utterances (%.0f s, padded) at once, going on with halves: %s",
                     self.device,
                     len(utterances),
                     padded_s,

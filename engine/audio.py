@@ -480,7 +480,7 @@ def written_waveform(path: Path, sample_rate: int) -> Iterator[WaveformWriter]:
 
 
 def write_waveform(path: Path, waveform: NDArray[np.float32], sample_rate: int) -> int:
-    """Write (S,) float32 in [-1, 1] as 16-bit PCM, WAV or FLAC by the name's ending; it appears whole or not at all.
+    """Write (S,) float32 in [-1, 1] as 16-bit PCM, WAV or FLAC by the name's ending; written atomically.
 
     Returns:
         The file's size in bytes.

@@ -1,8 +1,9 @@
 """The whole pass on a CUDA device, without a copy between the stages and without waiting for it.
 
-A batch goes up once, through page-locked memory on a stream of its own; WavLM, the look-up, the conformer and the
-vocoder read and write each other's buffers on one stream that CuPy and ONNX Runtime share; samples and cluster ids come
-down once, on a third stream. So while one batch is computed, the next can go up and the last come down.
+A batch is copied to the device once, through page-locked memory on a stream of its own. WavLM, the look-up, the
+conformer and the vocoder read and write each other's buffers on one stream that CuPy and ONNX Runtime share. Samples
+and cluster ids are copied back once, on a third stream. So while one batch is computed, the next one and the results of
+the last one can be copied.
 
 No GPU has run this yet. Every copy, launch, event and run of it runs in the tests, over stand-ins for CuPy and CUDA
 that delay and reorder what streams leave open, with ONNX Runtime's CPU provider bound to the same buffers.

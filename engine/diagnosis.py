@@ -1,4 +1,4 @@
-"""Finds out what this machine can run a model with, and what would mend what it cannot.
+"""Finds out what this machine can run a model with, and how to repair what does not work.
 
 Facts are gathered by ``Probes``, verdicts on them are pure functions: a test can tell of any machine.
 """
@@ -134,7 +134,7 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why something cannot be used, and the command that mends it (None where no command does)."""
+    """Why something cannot be used, and the command that repairs it (None where no command does)."""
 
     reason: str
     mend: str | None = None
@@ -362,7 +362,7 @@ class Finding:
         topic: What was looked at.
         found: What was there.
         status: ``ok``; ``note``: worth knowing; ``fault``: inference does not work, or cannot be trusted.
-        mend: The command that mends it, None where none is needed or none does.
+        mend: The command that repairs it, None where none is needed or none does.
     """
 
     topic: str
@@ -373,7 +373,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a provider would be used, and why, or why not and what would mend that."""
+    """Whether a provider would be used, and why, or why not and how to repair that."""
 
     provider: str
     used: bool

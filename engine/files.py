@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all: written under a temporary name, then renamed."""
+"""Files and directories that are written atomically: under a temporary name, then renamed."""
 
 from __future__ import annotations
 

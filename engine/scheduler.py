@@ -125,7 +125,7 @@ class Scheduler:
         Args:
             configs: One for each worker.
             timeout_s: A worker that is silent for longer than this, beyond what the length of its work and its own
-                pace explain, is killed, and what befalls one that died befalls it; 0 waits for ever.
+                pace explain, is killed, and treated like one that died; 0 waits for ever.
         """
         self.configs = list(configs)
         self.timeout_s = timeout_s
@@ -372,7 +372,7 @@ def _cause(code: int) -> str:
     if code == EXIT_LOST_DEVICE:
         return "the device was lost"
     if code == -signal.SIGKILL:
-        return "killed, perhaps for want of memory"
+        return "killed, perhaps because memory ran out"
     if code < 0:
         return f"signal {-code}, {signal.strsignal(-code)}"
     return f"exit code {code}"

@@ -155,7 +155,7 @@ def check_provider(provider: str, index: int) -> GpuFacts:
     """Check that nothing keeps a provider from a CUDA device, as far as can be known before a graph is opened.
 
     Raises:
-        DeviceError: Something does: why, and the command that mends it.
+        DeviceError: Something does: why, and the command that repairs it.
     """
     facts = gather_gpu_facts((provider,))
     hindrance = obstacle(facts, provider, index)

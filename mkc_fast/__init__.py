@@ -87,7 +87,7 @@ class OutputError(MkcError):
 
 
 class WriteError(OutputError):
-    """An output could not be written during a run, for want of space as a rule; what was written before is whole."""
+    """An output could not be written during a run, mostly because the disk is full; earlier outputs are complete."""
 
 
 class StoppedError(MkcError):

@@ -1,4 +1,4 @@
-"""The diagnosis: what a machine can run a model with, why not with more, and the command that mends it."""
+"""The diagnosis: what a machine can run a model with, why not with more, and the command that repairs it."""
 
 from __future__ import annotations
 

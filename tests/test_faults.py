@@ -1021,7 +1021,7 @@ def test_what_killed_runs_left_is_removed_in_data_directories_too(
 @pytest.mark.parametrize(
     ("reluctant", "words"),
     [
-        ("DiesLoading", "workers die while they load the models (killed, perhaps for want of memory)"),
+        ("DiesLoading", "workers die while they load the models (killed, perhaps because memory ran out)"),
         ("ExitsLoading", "workers die while they load the models (exit code 7)"),
         ("FailsLoading", "a worker cannot start: RuntimeError: a library is missing"),
         ("Missing", "a worker cannot start: AttributeError: "),
