@@ -14,7 +14,7 @@ __all__ = ["main", "program"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line and return its exit code, as the README lists them.
+    """Run a command line and return its exit code, as docs/errors.md lists them.
 
     Args:
         arguments: In place of ``sys.argv[1:]``.
