@@ -25,9 +25,11 @@ This was noise, not speech: the weights are random. For speech, get the publishe
 owners and carry their own terms; read those first.
   WavLM-Large (Microsoft; this copy by the authors of kNN-VC)
     https://github.com/bshall/knn-vc/releases/download/v0.1/WavLM-Large.pt
+    license: https://github.com/microsoft/UniSpeech/blob/main/LICENSE
   conformer + vocoder, and k-means models (the authors of arXiv 2508.07086), on Google Drive
     https://drive.google.com/file/d/1E9NDTnsQp73bHu1Xn8-aTdPDqq1w0K5x
     https://drive.google.com/file/d/1pQx_nFZ-Y7v7B_NCGAheAyJ9UNzhyNda
+    license of their code: https://creativecommons.org/licenses/by-nc/4.0/
 Then:
   mkc-fast export --wavlm-ckpt WavLM-Large.pt --ckpt CONFORMER.pth --out model/
   mkc-fast bank build --kmeans-scp kmeans.scp --out bank/
