@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import nn
 
-from mkc_fast import CheckpointError, InexactError
+from mkc_fast import ArtifactError, CheckpointError, InexactError
 from mkc_fast.engine.artifacts import (
     CHECK_LEFT_OUT,
     CHECK_PASSED,
@@ -198,7 +198,7 @@ def export_model(
             vocoder_reach=reach_frames(voice.hifigan),
             sources={"wavlm": sha256_of(wavlm_path), "ckpt": sha256_of(voice_path)},
         )
-        check_info(voice_path, info)
+        _check_facts(voice_path, info)
         # One after the other, each built, written, checked and let go before the next: memory is that of the largest.
         work = _Work(directory, info, say, allow_inexact)
         say(f"WavLM, layers 1 to {layer} of {wavlm.config.num_layers}")
@@ -233,6 +233,14 @@ def export_model(
             say(f"{file}: preparing it for this CPU")
             prepared_graph(out_path / file, default_cache())
     return info
+
+
+def _check_facts(path: Path, info: ModelInfo) -> None:
+    """Check before the work that ``model.json`` can say what the checkpoints do; the layer is checked with WavLM's."""
+    try:
+        check_info(path, dataclasses.replace(info, layer=1))
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _wavlm_graph(module: WavLM) -> _Graph:

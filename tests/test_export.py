@@ -176,6 +176,17 @@ def test_layers_that_are_not_there_are_refused(layer: int, tmp_path: Path, check
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("rate", [999, 384_001])
+def test_a_sample_rate_that_no_speech_has_is_refused_before_the_work(
+    rate: int, tmp_path: Path, checkpoints: Checkpoints
+) -> None:
+    write_voice(tmp_path / "voice.pth", {"hifi_config": {"sampling_rate": rate}})
+    lines: list[str] = []
+    with pytest.raises(CheckpointError, match=f"sample_rate is {rate}; expected a whole number from 1000 to 384000"):
+        export_model(checkpoints.wavlm, tmp_path / "voice.pth", tmp_path / "model", progress=lines.append)
+    assert lines == ["reading checkpoints"]
+
+
 def test_checkpoints_of_different_dimensions_are_refused(tmp_path: Path, checkpoints: Checkpoints) -> None:
     write_voice(tmp_path / "wide.pth", {"feature_dim": 128})
     with pytest.raises(CheckpointError, match="128 dimensions"):
