@@ -12,7 +12,8 @@ import soundfile
 
 from mkc_fast import ArgumentError, AudioError
 from mkc_fast.cli import main
-from mkc_fast.engine.audio import check_waveform, read_waveform
+from mkc_fast.engine.audio import check_waveform, read_utterance, read_waveform
+from mkc_fast.engine.lists import Utterance
 from tests.conftest import Artifacts
 
 
@@ -114,3 +115,35 @@ def test_a_run_says_it_once_and_counts(
     shown = capsys.readouterr()
     assert shown.err.count("peaks at") == 1
     assert json.loads(shown.out)["loud"] == 4
+
+
+def test_padded_outputs_of_a_run_are_as_long_as_their_recordings(
+    artifacts: Artifacts, clip: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "u1.wav", clip[:20001], 16000)
+    soundfile.write(tmp_path / "u2.wav", np.resize(clip, 3 * 20001), 48000)
+    (tmp_path / "a.scp").write_text(f"{tmp_path}/u1.wav\n{tmp_path}/u2.wav\n")
+    arguments = ["infer", "--model", artifacts.model, "--bank", artifacts.bank, "--gpus", "cpu", "--seed", "1",
+                 "--audio-scp", tmp_path / "a.scp", "--output-dir", tmp_path / "out"]  # fmt: skip
+    assert main([*map(str, arguments), "--pad"]) == 0
+    for name in ("u1", "u2"):
+        written, _ = soundfile.read(tmp_path / "out" / f"{name}.wav")
+        assert len(written) == 20001
+        assert not written[-80:].any()
+    capsys.readouterr()
+    assert main(list(map(str, arguments))) == 2, "the folder holds padded outputs"
+    assert "outputs of pad True, asked for is False" in capsys.readouterr().err
+
+
+def test_a_command_that_says_nothing_is_quoted_as_such() -> None:
+    for command, words in (("exit 3", r"exit code 3 \(it printed no reason\)"), ("echo no >&2; exit 4", r"4 \(no\)")):
+        with pytest.raises(AudioError, match=words):
+            read_utterance(Utterance("u", Path("command"), command=command), 16000, 400)
+
+
+def test_a_file_that_cannot_be_read_says_why() -> None:
+    memory = Path("/proc/self/mem")  # a regular file by its kind, which nobody reads from its beginning
+    if not memory.exists():
+        pytest.skip("there is no /proc")
+    with pytest.raises(AudioError, match=r"cannot be read \((Input/output error|Invalid argument)\)"):
+        read_waveform(memory, 16000)
