@@ -521,7 +521,7 @@ def test_the_one_recording_that_kills_workers_is_found(deadly: str, batch_second
     assert_whole(bench.out)
     assert {path.stem for path in bench.out.glob("*.wav")} == ids_of(bench.few) - {"u011"}
     # It is tried again, and the others are not.
-    ended = bench.infer("Echo")
+    ended = bench.infer("Echo", "--batch-seconds", batch_seconds)
     assert (ended.code, ended.summary["written"], ended.summary["present"]) == (0, 1, 23)
     assert_complete(bench.out, ids_of(bench.few))
 
