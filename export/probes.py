@@ -33,7 +33,8 @@ _NOISE = 0.1
 _NEARLY_SILENT = 1e-5
 # Features of WavLM models have a few channels that are tens of times as large as the others.
 _OUTLIERS = (10.0, 30.0, 60.0, 100.0)
-_LOUD_FEATURES = 10.0
+# The layer norms before it fix how loud features are; more would saturate the waveform, and little could be compared.
+_LOUD_FEATURES = 3.0
 # The stand-in for a bank: entries, and the share of the frames that are first centroids of an entry.
 _ENTRIES, _SHARE = 4, 0.4
 
