@@ -284,6 +284,13 @@ def test_importing_and_help_load_nothing_heavy(what: str) -> None:
     assert run.stdout.splitlines()[-1] == "set()"
 
 
+def test_help_loads_few_modules() -> None:
+    # Time to answer is time to import. Typer and Rich need some 340 modules; NumPy alone would add 130.
+    script = "import sys; from mkc_fast.cli import main; main(['--help']); print(len(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(run.stdout.splitlines()[-1]) < 420
+
+
 def test_the_engine_never_loads_torch(artifacts: Artifacts) -> None:
     script = (
         "import sys; from mkc_fast import Anonymizer; import numpy as np;"

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,9 +119,8 @@ def test_todays_command_runs_with_only_the_name_changed(
     assert len(list((tmp_path / "out").glob("*.wav"))) == 3
     made = sorted(path.name for path in (tmp_path / "cache").glob("*-*"))
     assert [name.split("-")[0] for name in made] == ["bank", "model"]
-    begin = time.perf_counter()
-    assert main(command.format(out=tmp_path / "again").split()) == 0  # converted once
-    assert time.perf_counter() - begin < 10
+    monkeypatch.setattr("mkc_fast.export.cache.discard", lambda *_: pytest.fail("converted twice"))
+    assert main(command.format(out=tmp_path / "again").split()) == 0
     # One bank serves every subset; more than there are is said once, with both numbers, and the manifest has the rest.
     capsys.readouterr()
     few = command.format(out=tmp_path / "few").replace("--kmeans_num 100", "--kmeans_num 3 --seed 7").split()
@@ -362,10 +357,8 @@ def test_export_and_bank_commands(checkpoints: Checkpoints, tmp_path: Path, caps
     assert "already there" in errors_of(capsys)[0]
 
 
-def test_demo_runs_in_under_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begin = time.perf_counter()
+def test_demo_runs_the_whole_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    assert time.perf_counter() - begin < 60
     shown = capsys.readouterr().out
     for words in ("weights are random", "noise, not speech", "WavLM-Large.pt", "1E9NDTnsQp73bHu1Xn8", "1pQx_nFZ",
                   "2508.07086", "mkc-fast export", "mkc-fast bank build", "mkc-fast infer"):  # fmt: skip
@@ -385,18 +378,6 @@ def test_the_demo_leaves_other_peoples_folders_alone(tmp_path: Path, capsys: pyt
     (tmp_path / "model").mkdir()
     assert main(["demo", "--out", str(tmp_path)]) == 2
     assert "something else" in errors_of(capsys)[0]
-
-
-def test_help_answers_at_once() -> None:
-    program = shutil.which("mkc-fast", path=str(Path(sys.executable).parent))
-    if program is None:
-        pytest.skip("the program is not installed beside this interpreter")
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        subprocess.run([program, "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.4  # the least of five: a busy machine adds, never takes away
 
 
 @pytest.mark.parametrize(
