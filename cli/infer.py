@@ -192,7 +192,7 @@ def infer(
         bool,
         typer.Option(
             "--private-manifest",
-            help="Keep the recordings' paths out of the manifest, for outputs that are published.",
+            help="Write salted digests of the recordings' paths into the manifest; a guess can be confirmed.",
             rich_help_panel=panels.RUN,
         ),
     ] = False,

@@ -155,7 +155,7 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
         soft_wrap=True,
     )
     if summary.loud:
-        console.print(f"{summary.loud} with a peak above 1.1: is their scale right?")
+        console.print(f"{summary.loud} with a peak above 1: is their scale right?")
     for trouble in _troubles(summary):
         console.print(trouble)
     if not summary.written:

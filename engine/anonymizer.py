@@ -368,14 +368,19 @@ class Anonymizer:
         """A random subset of the bank's entries, for ``entries`` of ``anonymize``: (min(N, kmeans_num),) int64.
 
         With a seed it is what ``mkc-fast infer --kmeans-num --seed`` draws; without one it comes from the operating
-        system's entropy. More than there are draws all.
+        system's entropy. More than there are draws all, with a warning in the log ``mkc_fast``.
 
         Raises:
             BankError: ``kmeans_num`` is not a whole number from 1 up.
             ArgumentError: The seed is not a whole number of at most 256 bits.
         """
         check_seed(seed)
-        return draw_entries(len(self.bank), kmeans_num, seed)
+        drawn = draw_entries(len(self.bank), kmeans_num, seed)
+        if kmeans_num > len(drawn):
+            logger.warning(
+                "kmeans_num is %d, the bank has %d k-means models: all of them are used", kmeans_num, len(drawn)
+            )
+        return drawn
 
     def anonymize(
         self,
@@ -393,7 +398,7 @@ class Anonymizer:
         """Anonymize one utterance.
 
         Args:
-            waveform: (S,) float in [-1, 1] or int16, which is scaled by 1/32768, at the model's rate. A peak above 1.1
+            waveform: (S,) float in [-1, 1] or int16, which is scaled by 1/32768, at the model's rate. A peak above 1
                 is warned of in the log ``mkc_fast``, one above 8 refused.
             mode: ``"audio"`` draws one bank entry for the whole utterance, ``"frame"`` one every ``stride`` frames.
             stride: Frames that share a draw.

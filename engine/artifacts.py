@@ -42,7 +42,7 @@ _BANK_NAMES = re.compile(r"bank\.json|centroids\.npy|half_norms\.npy|\..+\.\d+\.
 # The field of both JSON files that has the digest of all others.
 _DIGEST = "digest"
 # Facts of a model that every graph of it has in its metadata.
-GRAPH_FACTS = ("sample_rate", "hop", "min_samples", "dim", "layer")
+GRAPH_FACTS = ("sample_rate", "hop", "min_samples", "dim", "layer", "conformer_layers", "vocoder_reach")
 # Fields that say something of the files, not of what is computed.
 _NOT_IDENTITY = frozenset({"files", "checks", "warnings", "format_version"})
 # Threads that compute digests of an artifact's files.

@@ -18,7 +18,7 @@ import soxr
 from mkc_fast import ArgumentError, AudioError, WriteError
 from mkc_fast.engine.batching import DEFAULT_WINDOW_S
 from mkc_fast.engine.files import whole_file
-from mkc_fast.engine.headers import HEAD_BYTES, claimed_bytes, length_s
+from mkc_fast.engine.headers import HEAD_BYTES, claimed_bytes, is_cut_ogg, length_s
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ _UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a stream that does not say
 # What soundfile raises: TypeError for headerless files (.raw), OverflowError for positions past 64 bits.
 _NOT_READABLE = (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 _NOT_FINITE = "holds samples that are not finite"
-# Resampling and lossy decoders leave honest recordings with peaks a little above full scale.
-LOUD_PEAK = 1.1
+# Full scale. Resampling and lossy decoders take loud recordings a little past it, too: the warning is one line a run.
+LOUD_PEAK = 1.0
 # Nothing honest is so loud; 16-bit values taken for samples are, as soon as anybody speaks.
 MAX_PEAK = 8.0
 _SCALE = 32768
@@ -265,11 +265,13 @@ class _Encoded:
                     file.seek(offset)
                     return file.read(count)
 
-                claimed = claimed_bytes(read)
+                claimed, cut = claimed_bytes(read), is_cut_ogg(read, size)
         except OSError as error:
             raise AudioError(f"{self.shown}: cannot be read ({error.strerror})") from None
         if claimed is not None and claimed > size:
             raise AudioError(f"{self.shown}: truncated: its header claims {claimed} bytes, {size} are there")
+        if cut:
+            raise AudioError(f"{self.shown}: truncated: its last Ogg page is cut, or is not marked as the last")
 
     def _opened(self) -> BinaryIO:
         return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")

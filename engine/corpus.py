@@ -108,7 +108,7 @@ class Summary:
         written: Of them, written by this run.
         present: Of them, written by an earlier run.
         failed: Id and error of each that failed.
-        loud: Of those written, recordings with a peak above 1.1, whose scale may be wrong.
+        loud: Of those written, recordings with a peak above 1, whose scale may be wrong.
         audio_s: Seconds of audio written by this run.
         wall_s: Seconds from the first worker's start to the end.
         start_up_s: Of them, until headers were read and the first worker was ready.

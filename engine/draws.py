@@ -57,6 +57,14 @@ def check_seed(seed: object) -> None:
         raise ArgumentError(f"seed is {_shown(seed)}; expected one of at most {_MAX_SEED_BITS} bits")
 
 
+def _encoded(key: str) -> bytes:
+    """A key as bytes: what was not UTF-8 as the bytes that it was, other lone surrogates as three bytes each."""
+    try:
+        return key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return key.encode("utf-8", "surrogatepass")
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
@@ -93,7 +101,7 @@ def draw_bank_ids(
     shared = max(1, frames if mode == "audio" else min(int(stride), frames))
     groups = np.arange(frames) // shared
     count = int(groups[-1]) + 1 if frames else 0
-    key = f"mkc-fast draw 1\0{seed}\0{utterance_id}".encode("utf-8", "surrogateescape")
+    key = _encoded(f"mkc-fast draw 1\0{seed}\0{utterance_id}")
     words = np.frombuffer(hashlib.shake_256(key).digest(8 * count), "<u8")
     high, low = words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)
     number = np.uint64(entries)
@@ -121,7 +129,7 @@ def draw_entries(num_entries: int, kmeans_num: object, seed: int | str | None) -
     """
     if isinstance(kmeans_num, bool) or not isinstance(kmeans_num, (int, np.integer)) or kmeans_num < 1:
         raise BankError(f"kmeans_num is {kmeans_num!r}; expected a whole number from 1 up")
-    key = f"mkc-fast subset 1\0{fresh_seed() if seed is None else seed}".encode("utf-8", "surrogateescape")
+    key = _encoded(f"mkc-fast subset 1\0{fresh_seed() if seed is None else seed}")
     numbers = np.frombuffer(hashlib.shake_256(key).digest(8 * num_entries), "<u8")
     return np.sort(np.argsort(numbers, kind="stable")[: int(kmeans_num)]).astype(np.int64)
 

@@ -23,6 +23,8 @@ _UNKNOWN_SIZE = 0xFFFFFFFF
 # What SoX writes into a pipe, in whole frames.
 _SOX_UNKNOWN_SIZE = 0x7FFFF000
 _MAX_CHUNKS = 10_000
+# A page of Ogg: 27 bytes, of which the last counts its segments, then a byte for the length of each, then these.
+_OGG, _OGG_HEAD, _MOST_OGG_PAGE, _OGG_LAST = b"OggS", 27, 27 + 255 + 255 * 255, 4
 _Order = Literal["little", "big"]
 # W64 names its chunks by GUIDs; those of libsndfile and Sound Forge begin with the four letters.
 _W64_RIFF, _W64_WAVE = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00", b"wave\xf3\xac\xd3\x11"
@@ -114,6 +116,26 @@ def claimed_bytes(read: Read) -> int | None:
     except (IndexError, ValueError):
         pass
     return None
+
+
+def is_cut_ogg(read: Read, size: int) -> bool:
+    """Whether an Ogg file ends before its stream: its last page is not whole, or not marked as the last (RFC 3533).
+
+    Args:
+        read: Up to so many bytes of the file, from an offset on.
+        size: Of the file, in bytes.
+
+    Returns:
+        False for files of other formats.
+    """
+    if read(0, 4) != _OGG:
+        return False
+    tail = read(max(0, size - 2 * _MOST_OGG_PAGE), 2 * _MOST_OGG_PAGE)
+    page = tail[max(0, tail.rfind(_OGG)) :]
+    if len(page) < _OGG_HEAD or len(page) < _OGG_HEAD + page[26]:
+        return True
+    lengths = page[_OGG_HEAD : _OGG_HEAD + page[26]]
+    return len(page) < _OGG_HEAD + len(lengths) + sum(lengths) or not page[5] & _OGG_LAST
 
 
 def _end(chunks: Iterator[tuple[bytes, int, int]], wanted: bytes, unknown: tuple[int, ...]) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 from mkc_fast import CheckpointError
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, bank_contents, write_info
 from mkc_fast.engine.digests import remember
-from mkc_fast.engine.draws import draw_entries
+from mkc_fast.engine.draws import check_seed, draw_entries
 from mkc_fast.engine.files import whole_directory
 from mkc_fast.engine.lists import read_named_paths
 from mkc_fast.engine.providers import default_cache
@@ -69,11 +69,13 @@ def build_bank(
 
     Raises:
         BankError: ``kmeans_num`` is below 1.
+        ArgumentError: The seed is not a whole number of at most 256 bits.
         ListError: The list is unreadable or empty, or a name is there twice.
         CheckpointError: A model is missing, damaged, hostile, not finite, or of another D than the first.
         OutputError: ``out`` cannot be written.
     """
     models = read_named_paths(Path(kmeans_scp))
+    check_seed(seed)
     if kmeans_num is not None:
         drawn = draw_entries(len(models), kmeans_num, seed)
         if kmeans_num > len(models):

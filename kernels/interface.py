@@ -25,6 +25,9 @@ class Lookup(ABC):
         centroids: (N, K, D) float32.
         half_norms: (N, K) float64, half the squared norm of each centroid; +inf on rows past an entry's own K.
         num_clusters: K of each of the N entries.
+
+    Raises:
+        BankError: Half norms are not finite, or negative, where an entry has clusters, or are finite where it has none.
     """
 
     def __init__(
@@ -33,7 +36,11 @@ class Lookup(ABC):
         self.centroids = centroids
         self.half_norms = half_norms
         self.num_clusters = np.asarray(num_clusters, np.int64)
-        self.num_entries, _, self.dim = centroids.shape
+        self.num_entries, clusters, self.dim = centroids.shape
+        used = np.arange(clusters) < self.num_clusters[:, None]
+        wrong = np.flatnonzero((~((half_norms >= 0) & (np.isfinite(half_norms) == used))).any(axis=1))
+        if wrong.size:
+            raise BankError(f"half_norms of entry {wrong[0]} do not fit its centroids; build the bank again")
 
     def assign(self, features: ArrayLike, bank_ids: ArrayLike) -> NDArray[np.int32]:
         """The nearest centroid of each frame inside that frame's bank entry.

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mkc_fast import ArtifactError, BankError, CheckpointError, ListError
+from mkc_fast import ArtifactError, BankError, CheckpointError, ListError, MkcError
 from mkc_fast.engine.artifacts import BankInfo, FileFacts, open_bank, write_info
 from mkc_fast.engine.draws import draw_entries
 from mkc_fast.export import build_bank
-from mkc_fast.export.random_checkpoints import write_kmeans
+from mkc_fast.export.random_checkpoints import Checkpoints, write_kmeans
 from tests.conftest import signed
 
 
@@ -151,3 +151,10 @@ print(resident() - before)
     # What is not read costs neither memory nor time.
     megabytes = float(run.stdout)
     assert megabytes < 10 * 4.2 + 60  # ten entries of 4.2 MB, and what NumPy's product allocates
+
+
+@pytest.mark.parametrize("seed", [pytest.param(10**5000, id="huge"), "q", 1.5])
+def test_a_seed_that_is_none_is_refused(seed: object, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    with pytest.raises(MkcError, match="seed is"):
+        build_bank(checkpoints.kmeans_scp, tmp_path / "bank", 2, seed)  # type: ignore[arg-type]
+    assert not (tmp_path / "bank").exists()

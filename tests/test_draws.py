@@ -104,3 +104,9 @@ def test_sizes_below_one_are_refused(number: object) -> None:
 def test_entries_that_do_not_fit_the_bank_are_refused(entries: object) -> None:
     with pytest.raises(BankError, match="entries"):
         check_entries(entries, 6)  # type: ignore[arg-type]
+
+
+def test_ids_with_half_a_surrogate_pair_have_draws_of_their_own() -> None:
+    ids = ["\ud800", "\udfff", "\udc80", "u"]
+    draws = [draw_bank_ids(8, 1000, mode="frame", stride=1, seed=1, utterance_id=each).tolist() for each in ids]
+    assert len({tuple(each) for each in draws}) == len(ids)

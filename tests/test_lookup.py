@@ -167,7 +167,9 @@ def test_what_does_not_fit_is_refused_by_name(
 
 
 def test_cluster_ids_past_an_entrys_own_k_are_refused(make: MakeLookup) -> None:
-    lookup = make(np.zeros((2, 5, 4), np.float32), np.zeros((2, 5)), [5, 3])
+    half_norms = np.zeros((2, 5))
+    half_norms[1, 3:] = np.inf
+    lookup = make(np.zeros((2, 5, 4), np.float32), half_norms, [5, 3])
     lookup.lookup([0, 1], [4, 2])
     with pytest.raises(BankError, match="clusters 0 to 2"):
         lookup.lookup([0, 1], [4, 3])
@@ -178,3 +180,16 @@ def test_cluster_ids_past_an_entrys_own_k_are_refused(make: MakeLookup) -> None:
 def test_an_unknown_back_end_is_refused() -> None:
     with pytest.raises(DeviceError, match="abacus"):
         make_lookup(np.zeros((1, 1, 4), np.float32), np.zeros((1, 1)), [1], backend="abacus")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf"), float("inf"), -1.0])
+def test_half_norms_that_fit_no_centroid_are_refused(wrong: float) -> None:
+    rng = np.random.default_rng(0)
+    centroids = rng.standard_normal((2, 4, 3), np.float32)
+    half_norms = (centroids.astype(np.float64) ** 2).sum(axis=2) / 2
+    half_norms[1, 2] = wrong
+    with pytest.raises(BankError, match="half_norms of entry 1"):
+        make_lookup(centroids, half_norms, [4, 4])
+    half_norms[1, 2:] = 0.5  # finite past the entry's own clusters
+    with pytest.raises(BankError, match="half_norms of entry 1"):
+        make_lookup(centroids, half_norms, [4, 2])

@@ -36,7 +36,7 @@ def test_float_files_in_16_bit_units_are_refused(clip: np.ndarray, tmp_path: Pat
         read_waveform(tmp_path / "a.wav", 16000)
 
 
-@pytest.mark.parametrize(("peak", "warned"), [(0.5, 0), (1.0, 0), (1.09, 0), (1.2, 1), (-3.0, 1), (8.0, 1)])
+@pytest.mark.parametrize(("peak", "warned"), [(0.5, 0), (1.0, 0), (1.05, 1), (1.2, 1), (-3.0, 1), (8.0, 1)])
 def test_a_peak_above_full_scale_is_one_warning(
     peak: float, warned: int, artifacts: Artifacts, clip: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:

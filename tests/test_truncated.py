@@ -156,3 +156,18 @@ def test_a_header_that_lies_costs_nothing(tmp_path: Path) -> None:
 
     assert claimed_bytes(counted) is None
     assert len(read) <= 10_001
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("left", [-1, 0.97, 0.5, "the last page"])
+def test_an_ogg_file_that_ends_before_its_last_page_is_refused(
+    subtype: str, left: float | str, tmp_path: Path, clip: np.ndarray
+) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, clip[:48000], 16000, subtype, format="OGG")
+    whole = path.read_bytes()
+    assert len(read_waveform(path, 16000)) > 40000
+    end = whole.rfind(b"OggS") if isinstance(left, str) else int(left * len(whole)) if left > 0 else int(left)
+    path.write_bytes(whole[:end])
+    with pytest.raises(AudioError, match="truncated"):
+        read_waveform(path, 16000)
