@@ -368,11 +368,21 @@ def test_residual_blocks_give_the_same_bits_however_they_are_cut(bits: int) -> N
     assert np.array_equal(blocks.run(np.concatenate([x, x])), np.concatenate([whole, whole]))
 
 
-def test_a_row_has_the_same_bits_in_any_company(bits: int) -> None:
-    x, w, b = normal(1, 700, 600), pack(normal(600, 200, scale=0.04)), normal(200)
+@pytest.mark.parametrize(("depth", "columns"), [(600, 200), (100, 200), (100, 300)])
+def test_a_row_has_the_same_bits_in_any_company(bits: int, depth: int, columns: int) -> None:
+    """Whether its input is packed beforehand or not."""
+    x, w, b = normal(1, 700, depth), pack(normal(depth, columns, scale=0.04)), normal(columns)
     whole = convolution(x, w, b, threads=1)
     for first, last in ((0, 700), (0, 1), (699, 700), (100, 131), (13, 500)):
         assert np.array_equal(convolution(x[:, first:last], w, b), whole[:, first:last])
+
+
+def test_a_window_has_the_same_bits_near_the_ends_of_the_input(bits: int) -> None:
+    """Windows of a block that reaches past the ends are packed; others are read where they lie."""
+    x, w, b = normal(1, 400, 40), pack_convolution(normal(48, 40, 5, scale=0.07)), normal(48)
+    whole = convolution(x, w, b, kernel=5, left=2, right=2)
+    assert np.array_equal(convolution(x[:, 7:393], w, b, kernel=5), whole[:, 9:391])
+    assert np.array_equal(convolution(x[:, 120:260], w, b, kernel=5, left=2, right=2)[:, 2:-2], whole[:, 122:258])
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ inline ort::Status* attend(const Attention& a, const Threads& threads) {
         // 16 more than a multiple of 32, so that rows do not fall on the same lines of the cache.
         const long columns = key_panels * kPanel, stride = columns + 16;
         float* scores = scores_memory.floats((count + kRows) * stride);
+        float shares[kQueries];  // what a query's weights, which are not normalized, are multiplied by
         float* queries = query_memory.floats((count + kRows) * a.width);
         for (long i = 0; i < count; i++)
             std::memcpy(queries + i * a.width,
@@ -88,21 +89,23 @@ inline ort::Status* attend(const Attention& a, const Threads& threads) {
                 weight.store(row + k);
                 total = total + weight;
             }
-            const Vector share = Vector::all(1.0f / sum(total));
-            for (long k = 0; k < columns; k += Vector::kWidth) (Vector::load(row + k) * share).store(row + k);
+            shares[i] = 1.0f / sum(total);
         }
         float* mixed = mixed_memory.floats((count + kRows) * kPanel);
         for (long panel = 0; panel < value_panels; panel++) {
-            for (int sub = 0; sub < kPanel; sub += kSub)
+            const long wide = a.width - panel * kPanel < kPanel ? a.width - panel * kPanel : kPanel;
+            for (int sub = 0; sub < wide; sub += kSub)
                 for (long i = 0; i < count; i += kRows) {
                     float* at = mixed + i * kPanel + sub;
-                    tile_of<false>(
-                        static_cast<int>(count - i < kRows ? count - i : kRows), scores + i * stride, stride,
+                    const float* part = shares + i;
+                    tile_of_width<false>(
+                        wide - sub, static_cast<int>(count - i < kRows ? count - i : kRows), scores + i * stride, stride,
                         values + panel * a.frames * kPanel + sub, static_cast<int>(a.frames),
                         [](int, int) { return Vector::zero(); },
-                        [=](int r, int j, Vector sum) { sum.store(at + r * kPanel + j * Vector::kWidth); });
+                        [=](int r, int j, Vector sum) {
+                            (sum * Vector::all(part[r])).store(at + r * kPanel + j * Vector::kWidth);
+                        });
                 }
-            const long wide = a.width - panel * kPanel < kPanel ? a.width - panel * kPanel : kPanel;
             for (long i = 0; i < count; i++)
                 std::memcpy(a.output + ((entry * a.frames + first + i) * a.heads + head) * a.width + panel * kPanel,
                             mixed + i * kPanel, wide * sizeof(float));

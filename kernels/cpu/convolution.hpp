@@ -3,29 +3,38 @@
 constexpr long kDepth = 256;      // 256 x 32 weights stay in the first-level cache while the rows pass by
 constexpr long kBlockRows = 126;  // 9 register tiles of 14 rows, 21 of 6
 constexpr long kBlockPanels = 16;
+constexpr long kFewPanels = 8, kShort = 512;
 
 // Rows [first, last) of a batch entry, as `tile` wants them: p by p, kRows together.
+//
+// Stores whole vectors, up to kWidth - kRows floats past the end.
 inline void pack_rows(const Convolution& c, const float* entry, long first, long last, float* packed) {
     const long depth = c.kernel * c.channels, length = c.frames * c.channels;
+    const Vector leak = Vector::all(c.slope);
     for (long row = first; row < last; row += kRows) {
         const long count = last - row < kRows ? last - row : kRows;
-        for (long p0 = 0; p0 < depth; p0 += 16) {
-            const long width = depth - p0 < 16 ? depth - p0 : 16;
-            float block[kRows][16] = {};
-            for (long i = 0; i < count; i++) {
+        for (long p0 = 0; p0 < depth; p0 += Vector::kWidth) {
+            const long width = depth - p0 < Vector::kWidth ? depth - p0 : Vector::kWidth;
+            Vector block[Vector::kWidth];
+            for (long i = 0; i < Vector::kWidth; i++) {
                 const long start = ((row + i) * c.stride - c.left) * c.channels + p0;
-                if (start >= 0 && start + width <= length && width == 16) {
-                    std::memcpy(block[i], entry + start, sizeof block[i]);
+                if (i >= count) {
+                    block[i] = Vector::zero();
+                } else if (start >= 0 && start + Vector::kWidth <= length) {
+                    block[i] = Vector::load(entry + start);
                 } else {
+                    alignas(64) float part[Vector::kWidth] = {};
                     for (long p = 0; p < width; p++)
-                        if (start + p >= 0 && start + p < length) block[i][p] = entry[start + p];
+                        if (start + p >= 0 && start + p < length) part[p] = entry[start + p];
+                    block[i] = Vector::load(part);
                 }
+                if (c.slope != 1.0f) block[i] = leaky(block[i], leak);
             }
-            if (c.slope != 1.0f)
-                for (auto& values : block)
-                    for (float& value : values) value = value > 0 ? value : value * c.slope;
-            for (long p = 0; p < width; p++)
-                for (long i = 0; i < kRows; i++) *packed++ = block[i][p];
+            turn(block);
+            for (long p = 0; p < width; p++) {
+                block[p].store(packed);
+                packed += kRows;
+            }
         }
     }
 }
@@ -89,8 +98,18 @@ inline void finish_row(const Convolution& c, const float* sums, long entry, long
 inline void convolve_block(const Convolution& c, long entry, long first, long last, long panel, long panel_end) {
     static thread_local Scratch packed_memory, sums_memory;
     const long depth = c.kernel * c.channels, tiles = (last - first + kRows - 1) / kRows;
-    float* packed = packed_memory.floats(tiles * kRows * depth);
-    pack_rows(c, c.input + entry * c.frames * c.channels, first, last, packed);
+    const float* input = c.input + entry * c.frames * c.channels;
+    // Few panels do not make up for packing, unless long rows would fall on the same lines of the cache. The sums are the
+    // same either way, in the same order.
+    const bool inside = first * c.stride >= c.left && (last - 1) * c.stride - c.left + c.kernel <= c.frames;
+    const bool pack = !inside || c.slope != 1.0f || panel_end - panel > kFewPanels || depth > kShort;
+    const long step = c.stride * c.channels;
+    const float* rows = input + first * step - c.left * c.channels;
+    float* packed = nullptr;
+    if (pack) {
+        packed = packed_memory.floats(tiles * kRows * depth + Vector::kWidth);
+        pack_rows(c, input, first, last, packed);
+    }
     float* sums = sums_memory.floats(tiles * kBlockPanels * kRows * kPanel);
     for (long from = panel; from < panel_end; from += kBlockPanels) {
         const long to = from + kBlockPanels < panel_end ? from + kBlockPanels : panel_end;
@@ -101,12 +120,19 @@ inline void convolve_block(const Convolution& c, long entry, long first, long la
                     const float* weights = c.weights + (p * depth + begin) * kPanel + sub;
                     for (long t = 0; t < tiles; t++) {
                         float* at = sums + ((p - from) * tiles + t) * kRows * kPanel + sub;
-                        tile<kRows, true>(
-                            packed + t * kRows * depth + begin * kRows, 0, weights, count,
-                            [&](int i, int j) {
-                                return begin ? Vector::load(at + i * kPanel + j * Vector::kWidth) : Vector::zero();
-                            },
-                            [&](int i, int j, Vector sum) { sum.store(at + i * kPanel + j * Vector::kWidth); });
+                        const auto start = [=](int i, int j) {
+                            return begin ? Vector::load(at + i * kPanel + j * Vector::kWidth) : Vector::zero();
+                        };
+                        const auto finish = [=](int i, int j, Vector sum) {
+                            sum.store(at + i * kPanel + j * Vector::kWidth);
+                        };
+                        const long left = last - first - t * kRows;
+                        const int height = static_cast<int>(left < kRows ? left : kRows);
+                        if (pack)
+                            tile_of<true>(height, packed + t * kRows * depth + begin * kRows, 0, weights, count, start,
+                                          finish);
+                        else
+                            tile_of<false>(height, rows + t * kRows * step + begin, step, weights, count, start, finish);
                     }
                 }
             }
@@ -178,9 +204,13 @@ inline ort::Status* convolve(const Convolution& c, const Threads& threads) {
             const long first = block * rows, last = first + rows < c.rows ? first + rows : c.rows;
             if (first < last) convolve_group(c, entry, first, last, group);
         });
-    // Few rows are shared out by columns, so that no core is idle.
+    // Few rows are shared out by columns, so that no core is idle; each task packs its rows anew.
     long splits = 1;
-    while (c.batch * blocks * splits < 2 * Threads::cores() && splits * 2 <= panels) splits *= 2;
+    const auto uneven = [&](long tasks) {
+        const long cores = Threads::cores();
+        return tasks < cores || (tasks < 2 * cores && tasks % cores != 0);
+    };
+    while (uneven(c.batch * blocks * splits) && splits * 2 <= panels) splits *= 2;
     const long wide = (panels + splits - 1) / splits;
     return threads.run(c.batch * blocks * splits, [&](long task) {
         const long split = task % splits, block = task / splits % blocks, entry = task / splits / blocks;

@@ -50,3 +50,13 @@ inline void tile_of(int count, const float* a, long stride, const float* b, int 
         tile_of<packed, vectors, rows - 1>(count, a, stride, b, depth, start, finish);
     }
 }
+
+// The same where a panel may end after one vector of columns: `wide` are left.
+template <bool packed, class Start, class Finish>
+inline void tile_of_width(long wide, int count, const float* a, long stride, const float* b, int depth, Start start,
+                          Finish finish) {
+    if (wide <= Vector::kWidth)
+        tile_of<packed, 1>(count, a, stride, b, depth, start, finish);
+    else
+        tile_of<packed>(count, a, stride, b, depth, start, finish);
+}

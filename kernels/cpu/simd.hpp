@@ -31,6 +31,33 @@ inline float sum(Vector a) { return _mm512_reduce_add_ps(a.v); }
 inline float highest(Vector a) { return _mm512_reduce_max_ps(a.v); }
 // In a register from here on: compilers rather load a value again for each use.
 inline void hold(Vector& a) { __asm__("" : "+v"(a.v)); }
+// Transposes a block: first four rows and four columns at a time, then quarters of vectors.
+inline void turn(Vector (&rows)[16]) {
+    __m512 part[4][4];  // [k][j]: columns j, 4 + j, 8 + j and 12 + j of rows 4k to 4k + 3
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        const Vector* r = rows + 4 * k;
+        const __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(r[0].v, r[1].v));
+        const __m512d high = _mm512_castps_pd(_mm512_unpackhi_ps(r[0].v, r[1].v));
+        const __m512d next_low = _mm512_castps_pd(_mm512_unpacklo_ps(r[2].v, r[3].v));
+        const __m512d next_high = _mm512_castps_pd(_mm512_unpackhi_ps(r[2].v, r[3].v));
+        part[k][0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, next_low));
+        part[k][1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, next_low));
+        part[k][2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, next_high));
+        part[k][3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, next_high));
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        const __m512 even = _mm512_shuffle_f32x4(part[0][j], part[1][j], 0x88);
+        const __m512 even_next = _mm512_shuffle_f32x4(part[2][j], part[3][j], 0x88);
+        const __m512 odd = _mm512_shuffle_f32x4(part[0][j], part[1][j], 0xdd);
+        const __m512 odd_next = _mm512_shuffle_f32x4(part[2][j], part[3][j], 0xdd);
+        rows[j].v = _mm512_shuffle_f32x4(even, even_next, 0x88);
+        rows[4 + j].v = _mm512_shuffle_f32x4(odd, odd_next, 0x88);
+        rows[8 + j].v = _mm512_shuffle_f32x4(even, even_next, 0xdd);
+        rows[12 + j].v = _mm512_shuffle_f32x4(odd, odd_next, 0xdd);
+    }
+}
 
 #else
 
@@ -69,6 +96,26 @@ inline float highest(Vector a) {
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
 inline void hold(Vector& a) { __asm__("" : "+x"(a.v)); }
+inline void turn(Vector (&rows)[8]) {
+    __m256 part[2][4];  // [k][j]: columns j and 4 + j of rows 4k to 4k + 3
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+        const Vector* r = rows + 4 * k;
+        const __m256d low = _mm256_castps_pd(_mm256_unpacklo_ps(r[0].v, r[1].v));
+        const __m256d high = _mm256_castps_pd(_mm256_unpackhi_ps(r[0].v, r[1].v));
+        const __m256d next_low = _mm256_castps_pd(_mm256_unpacklo_ps(r[2].v, r[3].v));
+        const __m256d next_high = _mm256_castps_pd(_mm256_unpackhi_ps(r[2].v, r[3].v));
+        part[k][0] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, next_low));
+        part[k][1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, next_low));
+        part[k][2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high, next_high));
+        part[k][3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high, next_high));
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        rows[j].v = _mm256_permute2f128_ps(part[0][j], part[1][j], 0x20);
+        rows[4 + j].v = _mm256_permute2f128_ps(part[0][j], part[1][j], 0x31);
+    }
+}
 
 #endif
 

@@ -174,16 +174,10 @@ inline void convolve_span(const Step& step, const Span& input, long first, long 
                         float* out = products + (p * d + residue) * count * kPanel + sub;
                         for (long s = 0; s < count; s += kRows) {
                             float* at = out + s * kPanel;
-                            const int rows = static_cast<int>(count - s < kRows ? count - s : kRows);
-                            const auto start = [](int, int) { return Vector::zero(); };
-                            const auto finish = [=](int i, int j, Vector sum) {
-                                sum.store(at + i * kPanel + j * Vector::kWidth);
-                            };
-                            const int inputs = static_cast<int>(depth);
-                            if (wide - sub < kSub)
-                                tile_of<false, 1>(rows, a + s * pitch, pitch, weights, inputs, start, finish);
-                            else
-                                tile_of<false>(rows, a + s * pitch, pitch, weights, inputs, start, finish);
+                            tile_of_width<false>(
+                                wide - sub, static_cast<int>(count - s < kRows ? count - s : kRows), a + s * pitch, pitch,
+                                weights, static_cast<int>(depth), [](int, int) { return Vector::zero(); },
+                                [=](int i, int j, Vector sum) { sum.store(at + i * kPanel + j * Vector::kWidth); });
                         }
                     }
                 }
