@@ -421,7 +421,7 @@ def test_ctrl_c_ends_a_bank_that_is_being_read(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", SLOW, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"reading\n"
+        assert process.stdout.readline().startswith(b"reading")  # threads may print into one line
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=25)[1]
     finally:
