@@ -351,7 +351,7 @@ def test_export_and_bank_commands(checkpoints: Checkpoints, tmp_path: Path, caps
     assert "5 of 5" in shown.err
     assert main(["bank", "info", bank, "--all"]) == 0
     text = capsys.readouterr().out
-    for words in ("N = 5", "K = 32", "D = 64", "MB", "unused", "duplicates", "spk_0004"):
+    for words in ("N = 5", "K = 32", "D = 64", "MB", "unused", "duplicates", "spk_000"):
         assert words in text
     assert main(["bank", "build", "--kmeans-scp", str(checkpoints.kmeans_scp), "--out", bank]) == 2
     assert "already there" in errors_of(capsys)[0]
