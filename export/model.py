@@ -125,7 +125,10 @@ class _Work:
             self.checks[file] = dataclasses.replace(check, status=CHECK_LEFT_OUT)
             for path in (self.directory / file, self.directory / f"{file.removesuffix('.onnx')}.bin"):
                 path.unlink(missing_ok=True)
-            self.say(f"{numbers(file, check)}; it is left out, and another form of this graph runs instead")
+            self.say(
+                f"{numbers(file, check)}; it is left out, and another form of this graph runs instead; "
+                "--allow-inexact keeps it"
+            )
         else:
             raise InexactError(f"{numbers(file, check)}; to write it all the same: 'mkc-fast export --allow-inexact'")
 

@@ -45,7 +45,7 @@ class Probe:
 
     Attributes:
         kind: What they are, in one or two words.
-        level: "ordinary", "quiet", "loud" or "outliers": rounding errors of one level are of one size.
+        level: "ordinary", "quiet" or "loud", as outlier channels are: rounding errors of one level are of one size.
         rows: Utterances: waveforms (S,) or features (T, D), float32.
         of_pass: Whether these are inputs that speech causes; the others are there to find defects.
     """
@@ -102,7 +102,7 @@ def feature_probes(rows: Sequence[NDArray[np.float32]]) -> list[Probe]:
         Probe("noise", "ordinary", tuple(noise), of_pass=False),
         Probe("quiet features", "quiet", tuple(row * np.float32(_QUIET) for row in short), of_pass=False),
         Probe("loud features", "loud", tuple(row * np.float32(_LOUD_FEATURES) for row in short), of_pass=False),
-        Probe("outlier channels", "outliers", tuple(row * gain for row in short), of_pass=False),
+        Probe("outlier channels", "loud", tuple(row * gain for row in short), of_pass=False),
     ]
 
 
