@@ -23,7 +23,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from common import write_result
 from onnx import TensorProto, helper, numpy_helper
 
@@ -32,6 +31,7 @@ from mkc_fast.engine.native import DOMAIN, native_file, native_library, register
 from mkc_fast.engine.windows import pieces
 from mkc_fast.export.native import DIRECT, WINOGRAD, blocks_operator
 from mkc_fast.export.packing import PANEL, pack_convolution, pack_winograd
+from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Callable

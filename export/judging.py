@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    import onnxruntime as ort
     from numpy.typing import NDArray
 
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.export.probes import Probe
+    from mkc_fast.onnx_runtime import ort
 
     Run = Callable[[NDArray[np.float32], Sequence[int]], NDArray[np.float32]]
 
