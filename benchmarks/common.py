@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mkc_fast.engine.bench_records import context, write_record
+from mkc_fast.benchmarks.records import context, write_record
 
 __all__ = ["RESULTS", "context", "program", "run_timed", "write_result"]
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import write_result
 
+from mkc_fast.benchmarks.common import write_result
 from mkc_fast.engine.artifacts import read_model_info
-from mkc_fast.engine.sessions import open_sessions
+from mkc_fast.engine.sessions.opening import open_sessions
 
 CASES = {1: 4, 3: 4}  # seconds of an utterance: how many at once
 

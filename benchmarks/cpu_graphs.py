@@ -21,21 +21,22 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import write_result
 
+from mkc_fast.benchmarks.common import write_result
 from mkc_fast.engine.artifacts import (
     CONFORMER_FILE,
     CPU_VOCODER_FILE,
     PIECE_REACH,
     VOCODER_FILE,
     WAVLM_FILE,
+    native_file,
     read_model_info,
 )
-from mkc_fast.engine.cpu_sessions import CPU_GRAPH_FILES, configured
-from mkc_fast.engine.native import native_file, native_library, register
-from mkc_fast.engine.prepared import prepared_graph
-from mkc_fast.engine.providers import GRAPH_FILES, Plan, default_cache
-from mkc_fast.engine.windows import pieces
+from mkc_fast.engine.passes.windows import pieces
+from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES, configured
+from mkc_fast.engine.sessions.prepared import prepared_graph
+from mkc_fast.engine.sessions.providers import GRAPH_FILES, Plan, default_cache
+from mkc_fast.kernels.cpu.loader import native_library, register
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ HOLD = """
 import sys
 from pathlib import Path
 import numpy as np
-from mkc_fast.engine import cpu_sessions
+from mkc_fast.engine.sessions import cpu as cpu_sessions
 if sys.argv[3] != "native":
     cpu_sessions.native_library = lambda: None
-from mkc_fast.engine.sessions import open_sessions
+from mkc_fast.engine.sessions.opening import open_sessions
 sessions = open_sessions(Path(sys.argv[1]), "cpu")
 dim = int(sys.argv[2])
 sessions.conformer.run(None, {"features": np.zeros((1, 50, dim), np.float32), "lengths": np.array([50])})

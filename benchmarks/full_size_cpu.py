@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import program, run_timed, write_result
 
+from mkc_fast.benchmarks.common import program, run_timed, write_result
 from mkc_fast.engine.artifacts import BankInfo, FileFacts, write_info
-from mkc_fast.export.random_checkpoints import write_checkpoints
+from mkc_fast.export.checkpoints.random_weights import write_checkpoints
 
 ENTRIES, CLUSTERS, DIM = 1165, 1024, 1024
 OPEN_BANK = """

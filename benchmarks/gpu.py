@@ -31,13 +31,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import RESULTS, context
 
 from mkc_fast import Anonymizer
+from mkc_fast.benchmarks.common import RESULTS, context
 from mkc_fast.engine.artifacts import BankInfo, open_bank, read_model_info, write_info
-from mkc_fast.engine.audio import write_waveform
+from mkc_fast.engine.audio.read import write_waveform
 from mkc_fast.engine.devices import cuda_index, driver
-from mkc_fast.engine.providers import Tuning
+from mkc_fast.engine.sessions.providers import Tuning
 from mkc_fast.kernels import make_lookup
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ class Bench:
 def make_model(folder: Path, size: str) -> None:
     """Export random weights of a size, then the half-precision graphs; runs in a process of its own."""
     from mkc_fast.export import export_model
+    from mkc_fast.export.checkpoints.random_weights import write_voice, write_wavlm
     from mkc_fast.export.model import write_half_graphs
-    from mkc_fast.export.random_checkpoints import write_voice, write_wavlm
 
     if not (folder / "model").is_dir():
         write_wavlm(folder / "WavLM.pt", size=size)
@@ -534,9 +534,9 @@ def start_up(bench: Bench) -> dict[str, Any]:
 
 def files(bench: Bench) -> dict[str, Any]:
     """Files to files, as ``mkc-fast infer`` does it: one process on the device, and two."""
-    from mkc_fast.engine.corpus import Run, plan_folder, run_corpus
-    from mkc_fast.engine.lists import Utterance
-    from mkc_fast.engine.worker import Settings
+    from mkc_fast.engine.corpus.run import Run, plan_folder, run_corpus
+    from mkc_fast.engine.corpus.worker import Settings
+    from mkc_fast.engine.datasets.path_lists import Utterance
 
     sizes, source, listed = bench.sizes, bench.work / "files", []
     source.mkdir(exist_ok=True)

@@ -14,15 +14,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
-from common import write_result
-from precision import compare, speech_parser
 from rich.console import Console
 from rich.table import Table
 
 from mkc_fast import Anonymizer
+from mkc_fast.benchmarks.common import write_result
+from mkc_fast.benchmarks.precision import compare, speech_parser
 from mkc_fast.engine.artifacts import MODEL_FILE, read_model_info, write_info
-from mkc_fast.engine.audio import read_waveform
-from mkc_fast.export.int8 import INT8_GRAPHS, int8_file, write_int8_graphs
+from mkc_fast.engine.audio.read import read_waveform
+from mkc_fast.export.precision.int8 import INT8_GRAPHS, int8_file, write_int8_graphs
 
 
 def main() -> None:

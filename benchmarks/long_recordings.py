@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from common import program, run_timed, write_result
+
+from mkc_fast.benchmarks.common import program, run_timed, write_result
 
 FULL_SIZE_S, SMALL_S = 80.0, 7200.0
 WINDOW_S = 40.0  # the default of infer, said here so that the result names it

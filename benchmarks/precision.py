@@ -3,9 +3,9 @@
 python benchmarks/precision.py MODEL BANK SPEECH... [--weights random] [--seconds 30]
 
 Takes the half-precision graphs of MODEL, or makes them where it has none, and writes results/precision.json. It needs
-no GPU: each graph runs in a form that shows every rounding to float16 (``mkc_fast.export.half.rounding_shown``), since
-ONNX Runtime's CPU provider leaves most of them out; what that provider makes of the graphs is given beside it. It says
-nothing about speed.
+no GPU: each graph runs in a form that shows every rounding to float16
+(``mkc_fast.export.precision.half.rounding_shown``), since ONNX Runtime's CPU provider leaves most of them out; what
+that provider makes of the graphs is given beside it. It says nothing about speed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from common import write_result
 from rich.console import Console
 from rich.table import Table
 
 from mkc_fast import Anonymizer
+from mkc_fast.benchmarks.common import write_result
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, read_model_info, write_info
-from mkc_fast.engine.audio import read_waveform
-from mkc_fast.export.half import half_file, rounding_shown, save_graph
+from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export.model import write_half_graphs
+from mkc_fast.export.precision.half import half_file, rounding_shown, save_graph
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -39,15 +39,15 @@ import numpy as np
 import psutil
 import soundfile
 import soxr
-from common import program, run_timed, write_result
 
+from mkc_fast.benchmarks.common import program, run_timed, write_result
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, VOCODER_FILE, ModelInfo, read_model_info
-from mkc_fast.engine.audio import check_waveform, duration_s, read_waveform, write_waveform
-from mkc_fast.engine.batching import default_batch_s, group_by_length
-from mkc_fast.engine.corpus import Run, plan_folder, run_corpus
-from mkc_fast.engine.lists import Utterance, read_audio_list
-from mkc_fast.engine.windows import exact_windows
-from mkc_fast.engine.worker import AHEAD, Settings
+from mkc_fast.engine.audio.read import check_waveform, duration_s, read_waveform, write_waveform
+from mkc_fast.engine.corpus.batching import default_batch_s, group_by_length
+from mkc_fast.engine.corpus.run import Run, plan_folder, run_corpus
+from mkc_fast.engine.corpus.worker import AHEAD, Settings
+from mkc_fast.engine.datasets.path_lists import Utterance, read_audio_list
+from mkc_fast.engine.passes.windows import exact_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mkc_fast.engine.anonymizer import Anonymizer
-    from mkc_fast.engine.corpus import Status
+    from mkc_fast.engine.corpus.run import Status
     from mkc_fast.onnx_runtime import ort
 
 SEED = 7

@@ -23,14 +23,14 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import write_result
 from onnx import TensorProto, helper, numpy_helper
 
-from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, PIECE_REACH, VOCODER_FILE
-from mkc_fast.engine.native import DOMAIN, native_file, native_library, register
-from mkc_fast.engine.windows import pieces
-from mkc_fast.export.native import DIRECT, WINOGRAD, blocks_operator
-from mkc_fast.export.packing import PANEL, pack_convolution, pack_winograd
+from mkc_fast.benchmarks.common import write_result
+from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, PIECE_REACH, VOCODER_FILE, native_file
+from mkc_fast.engine.passes.windows import pieces
+from mkc_fast.export.graphs.native import DIRECT, WINOGRAD, blocks_operator
+from mkc_fast.export.graphs.packing import PANEL, pack_convolution, pack_winograd
+from mkc_fast.kernels.cpu.loader import DOMAIN, native_library, register
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def opened(nodes: list[Any], weights: dict[str, np.ndarray], shape: list[Any], t
 
 
 def standard(case: Case, weights: list[list[np.ndarray]], rank: int) -> Any:
-    """The blocks as ``mkc_fast.export.hifigan`` (rank 1) and ``hifigan_cpu`` (rank 2) have them."""
+    """The blocks as ``mkc_fast.export.networks.hifigan`` (rank 1) and ``hifigan_cpu`` (rank 2) have them."""
     nodes: list[Any] = []
     kept: dict[str, np.ndarray] = {"bias": np.full(case.width, 0.1, np.float32)}
 
@@ -243,7 +243,7 @@ def native(case: Case, weights: list[list[np.ndarray]], operator: str) -> Any:
 def measured_vocoder(channels: int, budget_s: float) -> list[dict[str, Any]]:
     """A whole vocoder, exported as any other, with a conformer and WavLM of the small size beside it."""
     from mkc_fast.export import export_model
-    from mkc_fast.export.random_checkpoints import write_voice, write_wavlm
+    from mkc_fast.export.checkpoints.random_weights import write_voice, write_wavlm
 
     found = []
     with tempfile.TemporaryDirectory() as folder:

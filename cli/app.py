@@ -7,8 +7,9 @@ import sys
 
 import typer
 
-from mkc_fast import MkcError, StoppedError, WriteError, __version__
+from mkc_fast import __version__
 from mkc_fast.cli.arguments import normalized
+from mkc_fast.errors import MkcError, StoppedError, WriteError
 from mkc_fast.text import one_line
 
 EXIT_BROKEN_PIPE = 1

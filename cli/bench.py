@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mkc_fast import MkcError
 from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Precision, Provider
 from mkc_fast.cli.infer import Mode
 from mkc_fast.cli.show import console, errors, steps
+from mkc_fast.errors import MkcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mkc_fast.engine.bench_target import Target
-    from mkc_fast.engine.bench_throughput import OneByOne
+    from mkc_fast.benchmarks.target import Target
+    from mkc_fast.benchmarks.throughput import OneByOne
 
 ModelOption = Annotated[
     Path | None, typer.Option(help="Exported model (with --bank), instead of --size.", rich_help_panel=panels.ARTIFACTS)
@@ -99,7 +99,7 @@ class _Setup:
 
     def speech(self, recording: Path | None) -> NDArray[np.float32]:
         """The recording, or the clip that comes with the package, at the model's rate."""
-        from mkc_fast.engine.audio import read_waveform
+        from mkc_fast.engine.audio.read import read_waveform
 
         rate = self.target.info.sample_rate
         if recording is not None:
@@ -120,9 +120,9 @@ def _set_up(
     cache_dir: Path | None,
     given: dict[str, Path | None] | None = None,
 ) -> _Setup:
-    from mkc_fast.engine.bench_target import Target
+    from mkc_fast.benchmarks.target import Target
     from mkc_fast.engine.devices import cuda_index
-    from mkc_fast.engine.providers import default_cache
+    from mkc_fast.engine.sessions.providers import default_cache
 
     cuda_index(device)
     if (model is None) != (bank is None):
@@ -132,7 +132,7 @@ def _set_up(
         raise MkcError("--wavlm-ckpt, --ckpt and --kmeans-scp go together, and with --model and --bank")
     weights = "given"
     if model is None or bank is None:
-        from mkc_fast.export.bench_artifacts import random_artifacts
+        from mkc_fast.benchmarks.random_artifacts import random_artifacts
 
         with steps() as show:
             made = random_artifacts(size, cache_dir or default_cache(), entries, show)
@@ -143,7 +143,7 @@ def _set_up(
 
 
 def _finish(record: dict[str, Any], out: Path | None, as_json: bool, table: Callable[[dict[str, Any]], None]) -> None:
-    from mkc_fast.engine.bench_records import write_record
+    from mkc_fast.benchmarks.records import write_record
 
     if out is not None:
         write_record(out, record)
@@ -183,7 +183,7 @@ def latency(
     cache_dir: CacheOption = None,
 ) -> None:
     """One utterance at a time: p50, p95 and p99 by length and stage, first call and warm, and start-up."""
-    from mkc_fast.engine.bench_latency import bench_latency
+    from mkc_fast.benchmarks.latency import bench_latency
 
     lengths_s = _numbers("--lengths", lengths)
     setup = _set_up(model, bank, size, entries, device, provider, precision, threads, cache_dir)
@@ -243,7 +243,7 @@ def throughput(
     cache_dir: CacheOption = None,
 ) -> None:
     """RTFx on a corpus with LibriSpeech's lengths, by batch and workers; with --baseline beside today's practice."""
-    from mkc_fast.engine.bench_throughput import MODES, bench_throughput
+    from mkc_fast.benchmarks.throughput import MODES, bench_throughput
 
     named = [mode.strip() for mode in modes.split(",")]
     chosen = [mode for name in named for mode in MODES if mode == name]
@@ -292,8 +292,8 @@ def lookup(
     cache_dir: CacheOption = None,
 ) -> None:
     """Frames a second of the nearest-centroid look-up, beside scikit-learn, PyTorch and FAISS where they are here."""
-    from mkc_fast.engine.bench_lookup import bench_lookup
-    from mkc_fast.export.rivals import find_rivals
+    from mkc_fast.benchmarks.lookup import bench_lookup
+    from mkc_fast.benchmarks.rivals import find_rivals
 
     grid = [
         [int(number) for number in _numbers(name, text, least=1)]
@@ -341,7 +341,7 @@ def load(
     cache_dir: CacheOption = None,
 ) -> None:
     """Time and memory until a bank is ready, beside unpickling its models in every process."""
-    from mkc_fast.engine.bench_load import bench_load
+    from mkc_fast.benchmarks.load import bench_load
 
     counts = [int(count) for count in _numbers("--banks", banks, least=1)]
     given = {"wavlm_ckpt": wavlm_ckpt, "ckpt": ckpt, "kmeans_scp": kmeans_scp}
@@ -377,7 +377,7 @@ def report(
 ) -> None:
     """Turn results into one self-contained page and its pictures."""
     try:
-        from mkc_fast.engine.bench_report import write_report
+        from mkc_fast.benchmarks.report import write_report
     except ImportError as error:
         raise MkcError(f"the report needs {error.name}: pip install 'mkc-fast[bench]'") from None
 
@@ -415,7 +415,7 @@ def _practice(setup: _Setup, device: str) -> tuple[Callable[[], OneByOne], dict[
     """A function that loads the baseline, and PyTorch's own matrix product, for the machine's ceiling."""
     if setup.checkpoints is None:
         raise MkcError("--baseline with --model and --bank also needs --wavlm-ckpt, --ckpt and --kmeans-scp")
-    from mkc_fast.export.baseline import Baseline, product
+    from mkc_fast.benchmarks.baseline.pipeline import Baseline, product
 
     checkpoints, threads = setup.checkpoints, setup.target.used_threads
 
@@ -434,8 +434,8 @@ def _practice(setup: _Setup, device: str) -> tuple[Callable[[], OneByOne], dict[
 
 def _checked_kmeans(kmeans_scp: Path) -> list[Path]:
     """The models of a list, each passed by the strict reader, since the practice will unpickle them."""
-    from mkc_fast.engine.lists import read_named_paths
-    from mkc_fast.export.kmeans import read_kmeans
+    from mkc_fast.engine.datasets.path_lists import read_named_paths
+    from mkc_fast.export.checkpoints.kmeans import read_kmeans
 
     paths = [path for _, path in read_named_paths(kmeans_scp)]
     for path in paths:

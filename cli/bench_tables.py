@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from mkc_fast.benchmarks.records import short
 from mkc_fast.cli.show import console, counted
-from mkc_fast.engine.bench_records import short
 
 
 def _table(*columns: str, left: int = 1) -> Table:

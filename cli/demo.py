@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mkc_fast import MkcError, OutputError
 from mkc_fast.cli import panels
 from mkc_fast.cli.export import load_exporter
 from mkc_fast.cli.show import console, steps
+from mkc_fast.errors import MkcError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,9 +55,9 @@ def demo(
     export_model = load_exporter()
     from mkc_fast import Anonymizer
     from mkc_fast.cli.picture import draw
-    from mkc_fast.engine.audio import read_waveform, write_waveform
+    from mkc_fast.engine.audio.read import read_waveform, write_waveform
     from mkc_fast.export import build_bank
-    from mkc_fast.export.random_checkpoints import write_checkpoints
+    from mkc_fast.export.checkpoints.random_weights import write_checkpoints
 
     begin = time.perf_counter()
     rows: list[tuple[str, str, float]] = []

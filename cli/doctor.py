@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mkc_fast import MkcError
 from mkc_fast.cli import panels
 from mkc_fast.cli.show import console
+from mkc_fast.errors import MkcError
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
-    from mkc_fast.engine.diagnosis import Report
+    from mkc_fast.engine.sessions.support import Report
 
 EXIT_BROKEN = 1  # inference would not work
 EXIT_DAMAGED = 2  # with --verify: an artifact is not as it was made
@@ -53,7 +53,7 @@ def doctor(
     ] = False,
 ) -> int:
     """Show whether inference works here, with what, and what to install where it does not."""
-    from mkc_fast.engine.diagnosis import examine
+    from mkc_fast.engine.sessions.support import examine
 
     if directories and not verify:
         raise MkcError(f"{directories[0]}: directories are given with --verify; else give --model and --bank")
@@ -80,7 +80,7 @@ def doctor(
 def _verified(directories: list[Path]) -> list[dict[str, str | bool]]:
     """Of each artifact whether every file is as it was made, and what was found."""
     from mkc_fast.engine.digests import verify_whole
-    from mkc_fast.engine.providers import default_cache
+    from mkc_fast.engine.sessions.providers import default_cache
 
     if not directories:
         raise MkcError("--verify: give the directories of models and banks")

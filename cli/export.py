@@ -86,10 +86,10 @@ def export(
     ] = Precision.auto,
 ) -> None:
     """Convert published checkpoints into ONNX graphs that run without torch."""
-    from mkc_fast import MkcError
+    from mkc_fast.errors import MkcError
 
     if warm:
-        from mkc_fast.engine.warm import check_warm
+        from mkc_fast.engine.sessions.tensorrt import check_warm
 
         check_warm(device, precision.value)  # before the work of exporting
     if wavlm_ckpt is not None and ckpt is not None:
@@ -165,7 +165,7 @@ def _show(info: ModelInfo) -> None:
 
 
 def _warm(model: Path, device: str, precision: str) -> None:
-    from mkc_fast.engine.warm import build_engines
+    from mkc_fast.engine.sessions.tensorrt import build_engines
 
     begin = time.perf_counter()
     with steps() as progress:
@@ -175,7 +175,7 @@ def _warm(model: Path, device: str, precision: str) -> None:
 
 def load_exporter() -> Callable[..., ModelInfo]:
     """``export_model``, or one line that says what to install."""
-    from mkc_fast import MkcError
+    from mkc_fast.errors import MkcError
 
     try:
         from mkc_fast.export.model import export_model

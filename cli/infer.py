@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mkc_fast import MkcError
 from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Precision, Provider
 from mkc_fast.cli.interrupts import Interrupted
 from mkc_fast.cli.show import counted, counting, shown_warnings, steps
+from mkc_fast.errors import MkcError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mkc_fast.engine.corpus import Folder
-    from mkc_fast.engine.data_directories import DataDirectory
-    from mkc_fast.engine.worker import Settings
+    from mkc_fast.engine.corpus.run import Folder
+    from mkc_fast.engine.corpus.worker import Settings
+    from mkc_fast.engine.datasets.kaldi import DataDirectory
 
 # Groups of options in the help.
 
@@ -209,10 +209,10 @@ def infer(
     Outputs have 16 kHz, and are 5 to 25 ms shorter than their recordings; --pad fills them up with silence.
     """
     from mkc_fast.cli.watch import watching
-    from mkc_fast.engine.corpus import Run, check_fit, run_corpus
-    from mkc_fast.engine.data_directories import finish_data_directory
+    from mkc_fast.engine.corpus.run import Run, check_fit, run_corpus
+    from mkc_fast.engine.corpus.worker import Settings
+    from mkc_fast.engine.datasets.kaldi import finish_data_directory
     from mkc_fast.engine.devices import cuda_device_names, cuda_index
-    from mkc_fast.engine.worker import Settings
 
     devices = gpus or ([f"cuda:{index}" for index in range(len(cuda_device_names()))] or ["cpu"])
     for device in devices:
@@ -297,9 +297,9 @@ def _folders(
     allow_commands: bool,
 ) -> tuple[list[Folder], list[DataDirectory]]:
     """What goes where, from a list or from data directories."""
-    from mkc_fast.engine.corpus import plan_folder
-    from mkc_fast.engine.data_directories import read_data_directory
-    from mkc_fast.engine.lists import read_audio_list
+    from mkc_fast.engine.corpus.run import plan_folder
+    from mkc_fast.engine.datasets.kaldi import read_data_directory
+    from mkc_fast.engine.datasets.path_lists import read_audio_list
 
     if data_dirs:
         if audio_scp is not None or output_dir is not None:

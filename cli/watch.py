@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from mkc_fast.engine.corpus import Folder, Status, Summary
+    from mkc_fast.engine.corpus.run import Folder, Status, Summary
 
 _SECONDS_BETWEEN_LINES = 30.0
 _SECONDS_OF_NOW = 30.0

@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from mkc_fast import (
-    ArgumentError,
-    ArtifactError,
-    AudioError,
-    BankError,
-    DeviceError,
-    DeviceMemoryError,
-    MkcError,
-    OutputError,
-)
 from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_info
-from mkc_fast.engine.audio import (
+from mkc_fast.engine.audio.read import (
     FORMATS,
     LOUD_PEAK,
     ForwardSamples,
@@ -34,7 +24,7 @@ from mkc_fast.engine.audio import (
     resampled,
     write_waveform,
 )
-from mkc_fast.engine.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length, parts_of
+from mkc_fast.engine.corpus.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length, parts_of
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.digests import Verification
 from mkc_fast.engine.draws import (
@@ -46,12 +36,9 @@ from mkc_fast.engine.draws import (
     fresh_seed,
     waveform_id,
 )
-from mkc_fast.engine.graph_facts import check_graphs, files_of
-from mkc_fast.engine.layout import BATCH_WINDOW_FRAMES, most_frames, window_frames
-from mkc_fast.engine.providers import CUDA, Buckets, Tuning, default_cache
-from mkc_fast.engine.sessions import Sessions, open_sessions
-from mkc_fast.engine.stages import STAGES, NotFiniteError, check_finite, check_shape
-from mkc_fast.engine.windows import (
+from mkc_fast.engine.passes.layout import BATCH_WINDOW_FRAMES, most_frames, window_frames
+from mkc_fast.engine.passes.stages import STAGES, NotFiniteError, check_finite, check_shape
+from mkc_fast.engine.passes.windows import (
     NUMPY_ROWS,
     Window,
     common_window,
@@ -60,6 +47,19 @@ from mkc_fast.engine.windows import (
     exact_windows,
     sample_range,
     window_groups,
+)
+from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
+from mkc_fast.engine.sessions.opening import Sessions, open_sessions
+from mkc_fast.engine.sessions.providers import CUDA, Buckets, Tuning, default_cache
+from mkc_fast.errors import (
+    ArgumentError,
+    ArtifactError,
+    AudioError,
+    BankError,
+    DeviceError,
+    DeviceMemoryError,
+    MkcError,
+    OutputError,
 )
 from mkc_fast.kernels import Lookup, make_lookup
 
@@ -70,8 +70,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
-    from mkc_fast.engine.device_pass import DevicePass, Pending
     from mkc_fast.engine.draws import Mode
+    from mkc_fast.engine.passes.device import DevicePass, Pending
 
 _T = TypeVar("_T")
 logger = logging.getLogger("mkc_fast")
@@ -256,8 +256,8 @@ class Anonymizer:
             check_graphs(model_path, info, sessions)
             verification.begin(model_path, files_of(model_path, info, sessions.files))
             return cls(info, opened, sessions, make_lookup(*arrays), device, max_window_s, verification)
-        from mkc_fast.engine.device_pass import DevicePass, Place
-        from mkc_fast.kernels.cupy_lookup import CupyLookup
+        from mkc_fast.engine.passes.device import DevicePass, Place
+        from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
 
         place = Place(index)
         stream = place.compute.ptr

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from mkc_fast import ArtifactError
-from mkc_fast.engine.files import Contents, open_regular, sha256_of, whole_file
+from mkc_fast.engine.atomic_files import Contents, open_regular, sha256_of, whole_file
+from mkc_fast.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,6 +89,11 @@ class GraphCheck:
     scale: float
     bound: float
     status: str
+
+
+def native_file(file: str) -> str:
+    """The native form of a graph's file: ``wavlm.onnx`` → ``wavlm.native.onnx``."""
+    return file.removesuffix(".onnx") + NATIVE_SUFFIX
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mkc_fast import DeviceError
+from mkc_fast.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,9 +15,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from mkc_fast import ArtifactError
 from mkc_fast.engine.artifacts import ModelInfo, read_info
-from mkc_fast.engine.files import cached_object, locked, sha256_of, whole_file
+from mkc_fast.engine.atomic_files import cached_object, locked, sha256_of, whole_file
+from mkc_fast.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

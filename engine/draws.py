@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mkc_fast import ArgumentError, BankError
+from mkc_fast.errors import ArgumentError, BankError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

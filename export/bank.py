@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast import CheckpointError
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, bank_contents, write_info
+from mkc_fast.engine.atomic_files import whole_directory
+from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.digests import remember
 from mkc_fast.engine.draws import check_seed, draw_entries
-from mkc_fast.engine.files import whole_directory
-from mkc_fast.engine.lists import read_named_paths
-from mkc_fast.engine.providers import default_cache
-from mkc_fast.export.kmeans import memory_needed, read_kmeans, read_kmeans_and_digest
-from mkc_fast.export.readers import reading
+from mkc_fast.engine.sessions.providers import default_cache
+from mkc_fast.errors import CheckpointError
+from mkc_fast.export.checkpoints.kmeans import memory_needed, read_kmeans, read_kmeans_and_digest
+from mkc_fast.export.checkpoints.readers import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mkc_fast.export.kmeans import KMeansModel
+    from mkc_fast.export.checkpoints.kmeans import KMeansModel
 
 logger = logging.getLogger("mkc_fast")
 

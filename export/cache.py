@@ -6,14 +6,15 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from mkc_fast import ArtifactError, InexactError, MkcError, OutputError, __version__
+from mkc_fast import __version__
 from mkc_fast.engine.artifacts import BANK_FORMAT, MODEL_FORMAT, open_bank, read_model_info
+from mkc_fast.engine.atomic_files import discard, locked
+from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.digests import digests, verify
-from mkc_fast.engine.files import discard, locked
-from mkc_fast.engine.lists import read_named_paths
-from mkc_fast.engine.native import NATIVE_FORMAT, native_library
-from mkc_fast.engine.providers import default_cache
+from mkc_fast.engine.sessions.providers import default_cache
+from mkc_fast.errors import ArtifactError, InexactError, MkcError, OutputError
 from mkc_fast.export.bank import build_bank
+from mkc_fast.kernels.cpu.loader import NATIVE_FORMAT, native_library
 
 __all__ = ["cached_bank", "cached_model", "default_cache"]
 

@@ -15,7 +15,6 @@ import onnx
 import torch
 from torch import nn
 
-from mkc_fast import ArtifactError, CheckpointError, InexactError
 from mkc_fast.engine.artifacts import (
     CHECK_LEFT_OUT,
     CHECK_PASSED,
@@ -29,17 +28,22 @@ from mkc_fast.engine.artifacts import (
     check_info,
     graph_metadata,
     model_contents,
+    native_file,
     write_info,
 )
-from mkc_fast.engine.cpu_sessions import CPU_GRAPH_FILES
+from mkc_fast.engine.atomic_files import sha256_of, whole_directory
 from mkc_fast.engine.digests import remember
-from mkc_fast.engine.files import sha256_of, whole_directory
-from mkc_fast.engine.native import native_file, native_library, register
-from mkc_fast.engine.prepared import prepared_graph
-from mkc_fast.engine.providers import GRAPH_FILES, default_cache
-from mkc_fast.export.checkpoints import load_voice, load_wavlm
-from mkc_fast.export.conformer import Conformer
-from mkc_fast.export.half import (
+from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES
+from mkc_fast.engine.sessions.prepared import prepared_graph
+from mkc_fast.engine.sessions.providers import GRAPH_FILES, default_cache
+from mkc_fast.errors import ArtifactError, CheckpointError, InexactError
+from mkc_fast.export.checkpoints.torch_files import load_voice, load_wavlm
+from mkc_fast.export.graphs.native import write_conformer, write_hifigan, write_wavlm
+from mkc_fast.export.networks.conformer import Conformer
+from mkc_fast.export.networks.hifigan import HifiGan, reach_frames
+from mkc_fast.export.networks.hifigan_cpu import CpuHifiGan, fits, piece_reach
+from mkc_fast.export.networks.wavlm import WavLM
+from mkc_fast.export.precision.half import (
     MAX_EMBEDDED_BYTES,
     POLICIES,
     half_file,
@@ -49,10 +53,8 @@ from mkc_fast.export.half import (
     save_graph,
     to_half,
 )
-from mkc_fast.export.hifigan import HifiGan, reach_frames
-from mkc_fast.export.hifigan_cpu import CpuHifiGan, fits, piece_reach
-from mkc_fast.export.int8 import write_int8_graphs
-from mkc_fast.export.judging import (
+from mkc_fast.export.precision.int8 import write_int8_graphs
+from mkc_fast.export.precision.judging import (
     example,
     graph_references,
     judged,
@@ -64,9 +66,8 @@ from mkc_fast.export.judging import (
     references,
     runner,
 )
-from mkc_fast.export.native import write_conformer, write_hifigan, write_wavlm
-from mkc_fast.export.probes import feature_probes, quantized, waveform_probes
-from mkc_fast.export.wavlm import WavLM
+from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes
+from mkc_fast.kernels.cpu.loader import native_library, register
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mkc_fast.engine.artifacts import GraphCheck
-    from mkc_fast.export.judging import Reference
+    from mkc_fast.export.precision.judging import Reference
 
 # 20 has Gelu and LayerNormalization as operators of their own, and TensorRT 10 reads it.
 OPSET = 20

@@ -1,15 +1,15 @@
 """Nearest centroids in a stack of k-means models: one interface, a back end for each kind of device.
 
-``cpu/`` is something else: operators of the graphs for CPUs, in C++ (see ``mkc_fast.engine.native``).
+``cpu/`` is something else: operators of the graphs for CPUs, in C++ (see ``mkc_fast.kernels.cpu.loader``).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mkc_fast import DeviceError
-from mkc_fast.kernels.interface import Lookup
-from mkc_fast.kernels.numpy_lookup import NumpyLookup
+from mkc_fast.errors import DeviceError
+from mkc_fast.kernels.lookup.interface import Lookup
+from mkc_fast.kernels.lookup.numpy_lookup import NumpyLookup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ def make_lookup(
     if backend == "numpy":
         return NumpyLookup(centroids, half_norms, num_clusters)
     if backend == "cupy":
-        from mkc_fast.kernels.cupy_lookup import CupyLookup
+        from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
 
         return CupyLookup(centroids, half_norms, num_clusters, device)
     raise DeviceError(f"no look-up back end {backend!r}; there are: numpy, cupy")

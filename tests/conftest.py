@@ -14,9 +14,9 @@ import pytest
 
 from mkc_fast import Anonymizer
 from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE
-from mkc_fast.engine.audio import read_waveform
+from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export import build_bank, export_model
-from mkc_fast.export.random_checkpoints import Checkpoints, write_checkpoints
+from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_checkpoints
 
 DATA = Path(__file__).resolve().parent / "data"
 GOLDEN = DATA / "golden"

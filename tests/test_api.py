@@ -20,7 +20,7 @@ from mkc_fast import (
     MkcError,
     OutputError,
 )
-from mkc_fast.engine.audio import read_waveform, to_pcm16
+from mkc_fast.engine.audio.read import read_waveform, to_pcm16
 from tests.conftest import Artifacts, signed
 
 
@@ -295,7 +295,7 @@ def test_the_engine_never_loads_torch(artifacts: Artifacts) -> None:
     script = (
         "import sys; from mkc_fast import Anonymizer; import numpy as np;"
         "a = Anonymizer.load(sys.argv[1], sys.argv[2]); a.anonymize(np.zeros(4000, np.float32));"
-        "import mkc_fast.engine.corpus; print({'torch', 'mkc_fast.export', 'onnx'} & set(sys.modules))"
+        "import mkc_fast.engine.corpus.run; print({'torch', 'mkc_fast.export', 'onnx'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", script, str(artifacts.model), str(artifacts.bank)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from mkc_fast import AudioError, OutputError
-from mkc_fast.engine.audio import read_waveform, to_pcm16, write_waveform
+from mkc_fast.engine.audio.read import read_waveform, to_pcm16, write_waveform
 
 
 def tone(rate: int, seconds: float = 0.5, channels: int = 1) -> np.ndarray:

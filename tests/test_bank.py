@@ -14,7 +14,7 @@ from mkc_fast import ArtifactError, BankError, CheckpointError, ListError, MkcEr
 from mkc_fast.engine.artifacts import BankInfo, FileFacts, open_bank, write_info
 from mkc_fast.engine.draws import draw_entries
 from mkc_fast.export import build_bank
-from mkc_fast.export.random_checkpoints import Checkpoints, write_kmeans
+from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_kmeans
 from tests.conftest import signed
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from mkc_fast import CheckpointError
-from mkc_fast.engine.audio import read_waveform
-from mkc_fast.export.baseline_modules import EagerWavLM
-from mkc_fast.export.checkpoints import load_wavlm
-from mkc_fast.export.random_checkpoints import Checkpoints, write_wavlm
-from mkc_fast.export.wavlm import WavLM
+from mkc_fast.benchmarks.baseline.modules import EagerWavLM
+from mkc_fast.engine.audio.read import read_waveform
+from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_wavlm
+from mkc_fast.export.checkpoints.torch_files import load_wavlm
+from mkc_fast.export.networks.wavlm import WavLM
 from tests.conftest import RECORDINGS, Artifacts
 
 pytest.importorskip("sklearn", reason="the baseline needs scikit-learn")
-from mkc_fast.export.baseline import Baseline
+from mkc_fast.benchmarks.baseline.pipeline import Baseline
 
 TOLERANCE = 1e-4  # float32 rounding over the depth of these networks, as in test_golden
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from mkc_fast import ArtifactError, MkcError
+from mkc_fast.benchmarks.ceilings import best_of, floors, measure_ceilings
+from mkc_fast.benchmarks.child import run_children
+from mkc_fast.benchmarks.records import context, read_record, short, write_record
+from mkc_fast.benchmarks.target import Target
+from mkc_fast.benchmarks.timing import Budget, in_turn, ratios, spread, summary
+from mkc_fast.benchmarks.utterances import LONGEST_S, MEAN_S, SHORTEST_S, draw_lengths, quantiles
 from mkc_fast.cli import main
-from mkc_fast.engine.bench_ceilings import best_of, floors, measure_ceilings
-from mkc_fast.engine.bench_child import run_children
-from mkc_fast.engine.bench_corpus import LONGEST_S, MEAN_S, SHORTEST_S, draw_lengths, quantiles
-from mkc_fast.engine.bench_records import context, read_record, short, write_record
-from mkc_fast.engine.bench_target import Target
-from mkc_fast.engine.bench_timing import Budget, in_turn, ratios, spread, summary
-from mkc_fast.export.random_checkpoints import Checkpoints
+from mkc_fast.export.checkpoints.random_weights import Checkpoints
 from tests.conftest import Artifacts
 
 pytest.importorskip("sklearn", reason="the practice needs scikit-learn")
@@ -130,12 +130,12 @@ def test_a_record_says_where_it_is_from_and_hides_folders(tmp_path: Path, monkey
 
 def test_a_failing_child_is_one_line() -> None:
     with pytest.raises(MkcError, match="a process of the benchmark failed"):
-        run_children("mkc_fast.engine.bench_ready", [{"what": "bank", "bank": "/nowhere", "frames": 1}])
+        run_children("mkc_fast.benchmarks.engine_ready", [{"what": "bank", "bank": "/nowhere", "frames": 1}])
 
 
 def test_a_child_s_memory_is_read_while_it_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "holder.py").write_text(
-        "import numpy as np; from mkc_fast.engine.bench_child import serve; "
+        "import numpy as np; from mkc_fast.benchmarks.child import serve; "
         "serve(lambda arguments: ({'n': arguments['n']}, np.ones(arguments['n'] * 10**6, np.uint8)))"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -248,7 +248,7 @@ def test_random_weights_are_made_once(
     tmp_path: Path, artifacts: Artifacts, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mkc_fast.export.model as exporter
-    from mkc_fast.export.bench_artifacts import random_artifacts
+    from mkc_fast.benchmarks.random_artifacts import random_artifacts
 
     made: list[Path] = []
 
@@ -343,8 +343,8 @@ def test_bench_help_and_the_engine_s_benches_load_no_torch() -> None:
     script = (
         "import sys; from mkc_fast.cli import main; main(['--help']); main(['bench', '--help']); "
         "heavy = {'torch', 'onnxruntime', 'cupy', 'sklearn', 'matplotlib'} & set(sys.modules); "
-        "import mkc_fast.engine.bench_latency, mkc_fast.engine.bench_throughput, mkc_fast.engine.bench_lookup; "
-        "import mkc_fast.engine.bench_load; "
+        "import mkc_fast.benchmarks.latency, mkc_fast.benchmarks.throughput, mkc_fast.benchmarks.lookup; "
+        "import mkc_fast.benchmarks.load; "
         "print('LOADED', heavy, {'torch', 'mkc_fast.export', 'sklearn'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -13,9 +13,9 @@ import soundfile
 from mkc_fast import __version__
 from mkc_fast.cli import main
 from mkc_fast.cli.arguments import normalized
-from mkc_fast.engine.cpu_sessions import operators_used
 from mkc_fast.engine.devices import cuda_device_names
-from mkc_fast.export.random_checkpoints import Checkpoints
+from mkc_fast.engine.sessions.cpu import operators_used
+from mkc_fast.export.checkpoints.random_weights import Checkpoints
 from tests.conftest import RECORDINGS, Artifacts
 
 
@@ -84,7 +84,7 @@ def test_engines_that_cannot_be_built_are_one_line_before_any_work(
 
 
 def test_infer_writes_what_the_api_gives(artifacts: Artifacts, corpus: Path, tmp_path: Path) -> None:
-    from mkc_fast.engine.audio import read_waveform, to_pcm16
+    from mkc_fast.engine.audio.read import read_waveform, to_pcm16
 
     assert infer(artifacts, corpus, tmp_path / "out", "--mode", "audio", "--seed", "5", "--format", "flac") == 0
     waveform = read_waveform(corpus.parent / "audio" / "one.wav", 16000)
@@ -137,7 +137,7 @@ def test_todays_command_runs_with_only_the_name_changed(
 def test_a_subset_of_a_bank_is_the_bank_of_that_subset(
     artifacts: Artifacts, checkpoints: Checkpoints, corpus: Path, tmp_path: Path
 ) -> None:
-    from mkc_fast.engine.audio import read_waveform, to_pcm16
+    from mkc_fast.engine.audio.read import read_waveform, to_pcm16
 
     given = ["--kmeans-num", "3", "--seed", "7"]
     assert infer(artifacts, corpus, tmp_path / "subset", *given) == 0

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from mkc_fast import BankError, DeviceError
-from mkc_fast.kernels import NumpyLookup, launches, make_lookup
-from mkc_fast.kernels.launches import Device, DeviceBank, Plan, assign, gather, make_plan
-from mkc_fast.kernels.residency import SlotCache
+from mkc_fast.kernels import NumpyLookup, make_lookup
+from mkc_fast.kernels.lookup import launches
+from mkc_fast.kernels.lookup.launches import Device, DeviceBank, Plan, assign, gather, make_plan
+from mkc_fast.kernels.lookup.residency import SlotCache
 from tests.cuda_shim import shim
 from tests.cuda_shim.fake_cupy import FakeCupy
 from tests.cuda_shim.shim import ShimLauncher

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mkc_fast import ListError, OutputError
-from mkc_fast.engine import data_directories
-from mkc_fast.engine.data_directories import DataDirectory, finish_data_directory, read_data_directory
+from mkc_fast.engine.datasets import kaldi as data_directories
+from mkc_fast.engine.datasets.kaldi import DataDirectory, finish_data_directory, read_data_directory
 
 LISTS = {
     "utt2spk": "u1 s1\nu2 s1\nu3 s2\n",  # u3 is not in wav.scp

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mkc_fast import Anonymizer, BankError, DeviceError, DeviceMemoryError, LostDeviceError
-from mkc_fast.engine.layout import lay_out
-from mkc_fast.engine.providers import Buckets, Tuning
-from mkc_fast.engine.windows import NUMPY_ROWS
-from mkc_fast.kernels.device_rows import DeviceRows
+from mkc_fast.engine.passes.layout import lay_out
+from mkc_fast.engine.passes.windows import NUMPY_ROWS
+from mkc_fast.engine.sessions.providers import Buckets, Tuning
+from mkc_fast.kernels.cuda.rows import DeviceRows
 from tests.conftest import Artifacts
 from tests.cuda_shim import fake_gpu
 from tests.cuda_shim.fake_gpu import FakeGpu

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from mkc_fast.engine import worker as module
+from mkc_fast.engine.corpus import worker as module
+from mkc_fast.engine.corpus.scheduler import share_out
+from mkc_fast.engine.corpus.worker import AHEAD, AHEAD_ON_GPU, EXIT_LOST_DEVICE, Settings, Task, Worker, WorkerConfig
+from mkc_fast.engine.datasets.path_lists import Utterance
 from mkc_fast.engine.devices import cores
-from mkc_fast.engine.lists import Utterance
-from mkc_fast.engine.scheduler import share_out
-from mkc_fast.engine.worker import AHEAD, AHEAD_ON_GPU, EXIT_LOST_DEVICE, Settings, Task, Worker, WorkerConfig
 from tests.conftest import Artifacts
 from tests.cuda_shim import fake_gpu
 from tests.cuda_shim.fake_gpu import FakeGpu

@@ -24,10 +24,10 @@ from mkc_fast.engine.artifacts import (
     open_bank,
     read_model_info,
 )
+from mkc_fast.engine.atomic_files import sha256_of
 from mkc_fast.engine.digests import Verification, digests, remember, verify
-from mkc_fast.engine.files import sha256_of
 from mkc_fast.export import build_bank
-from mkc_fast.export.random_checkpoints import write_kmeans
+from mkc_fast.export.checkpoints.random_weights import write_kmeans
 from tests.conftest import Artifacts, signed
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

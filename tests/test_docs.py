@@ -8,8 +8,8 @@ import click
 import pytest
 import typer
 
-from benchmarks.measured import DOCS, RESULTS, ROOT, TABLES, rewritten, shown, table_names, value_at, without_tables
-from benchmarks.measured import WITHOUT_LINKS as NO_LINKS
+from mkc_fast.benchmarks.measured import DOCS, RESULTS, ROOT, TABLES, rewritten, shown, table_names, value_at, without_tables
+from mkc_fast.benchmarks.measured import WITHOUT_LINKS as NO_LINKS
 from mkc_fast.cli import app as program
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

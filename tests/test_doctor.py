@@ -19,7 +19,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mkc_fast import DeviceError
 from mkc_fast.cli import main
-from mkc_fast.engine import diagnosis
 from mkc_fast.engine.artifacts import (
     CENTROIDS_FILE,
     CONFORMER_FILE,
@@ -31,9 +30,11 @@ from mkc_fast.engine.artifacts import (
     graph_metadata,
     write_info,
 )
-from mkc_fast.engine.cpu_sessions import operators_used
 from mkc_fast.engine.devices import Driver, Gpu, read_driver
-from mkc_fast.engine.diagnosis import (
+from mkc_fast.engine.sessions import support as diagnosis
+from mkc_fast.engine.sessions.cpu import operators_used
+from mkc_fast.engine.sessions.providers import GRAPH_FILES, ORT_NAMES
+from mkc_fast.engine.sessions.support import (
     Finding,
     Host,
     Library,
@@ -47,7 +48,6 @@ from mkc_fast.engine.diagnosis import (
     needed_libraries,
     obstacle,
 )
-from mkc_fast.engine.providers import GRAPH_FILES, ORT_NAMES
 from tests.conftest import signed
 
 TRT, CUDA, CPU = ORT_NAMES["tensorrt"], ORT_NAMES["cuda"], ORT_NAMES["cpu"]

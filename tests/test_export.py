@@ -14,11 +14,11 @@ from mkc_fast import Anonymizer, CheckpointError, OutputError
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.export import build_bank, export_model
 from mkc_fast.export import model as module
-from mkc_fast.export.checkpoints import load_voice, load_wavlm, parse_conv_layers
-from mkc_fast.export.conformer import Conformer
-from mkc_fast.export.hifigan import HifiGan, reach_frames
-from mkc_fast.export.random_checkpoints import Checkpoints, write_voice, write_wavlm
-from mkc_fast.export.wavlm import WavLM
+from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_voice, write_wavlm
+from mkc_fast.export.checkpoints.torch_files import load_voice, load_wavlm, parse_conv_layers
+from mkc_fast.export.networks.conformer import Conformer
+from mkc_fast.export.networks.hifigan import HifiGan, reach_frames
+from mkc_fast.export.networks.wavlm import WavLM
 from tests.conftest import Artifacts
 
 GRAPHS = ("wavlm.onnx", "conformer.onnx", "vocoder.onnx")
@@ -194,7 +194,7 @@ def test_checkpoints_of_different_dimensions_are_refused(tmp_path: Path, checkpo
 
 
 def test_model_json_says_what_was_exported(artifacts: Artifacts, checkpoints: Checkpoints) -> None:
-    from mkc_fast.engine.files import sha256_of
+    from mkc_fast.engine.atomic_files import sha256_of
 
     info = read_model_info(artifacts.model)
     assert (info.sample_rate, info.hop, info.min_samples, info.dim, info.precision) == (16000, 320, 400, 64, "fp32")

@@ -25,12 +25,15 @@ import soundfile
 
 from mkc_fast import OutputError, WriteError, __version__
 from mkc_fast.cli import main
-from mkc_fast.engine import corpus, devices, patience, scheduler
-from mkc_fast.engine.audio import to_pcm16
+from mkc_fast.engine import devices
+from mkc_fast.engine.audio.read import to_pcm16
+from mkc_fast.engine.corpus import run as corpus
+from mkc_fast.engine.corpus import scheduler
+from mkc_fast.engine.corpus import watchdog as patience
+from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
+from mkc_fast.engine.corpus.worker import Outcome, Settings, Task
+from mkc_fast.engine.datasets.path_lists import Utterance, read_audio_list
 from mkc_fast.engine.draws import draw_entries
-from mkc_fast.engine.lists import Utterance, read_audio_list
-from mkc_fast.engine.manifest import MANIFEST_FILE
-from mkc_fast.engine.worker import Outcome, Settings, Task
 from tests.conftest import Artifacts, signed
 
 # What a slow machine may take for what takes a fraction of a second.
@@ -48,7 +51,7 @@ from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from mkc_fast.engine import worker
+from mkc_fast.engine.corpus import worker
 
 Result = namedtuple("Result", "waveform bank_ids stage_seconds")
 
@@ -350,7 +353,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(arguments: list[str], stand_in: str | None = None) -> subprocess.Popen[str]:
         change = f"c.Run = partial(c.Run, factory='stand_ins:{stand_in}'); " if stand_in else ""
         program = (
-            "import sys; from functools import partial; import mkc_fast.engine.corpus as c; "
+            "import sys; from functools import partial; import mkc_fast.engine.corpus.run as c; "
             f"from mkc_fast.cli import main; {change}sys.exit(main())"
         )
         process = subprocess.Popen(

@@ -8,8 +8,8 @@ import joblib
 import numpy as np
 import pytest
 
-from mkc_fast.engine.audio import read_waveform
-from mkc_fast.engine.lists import read_named_paths
+from mkc_fast.engine.audio.read import read_waveform
+from mkc_fast.engine.datasets.path_lists import read_named_paths
 from tests.conftest import RECORDINGS, Artifacts
 
 # Float32 rounding over the depth of these networks; the references are well conditioned (their README says 1e-5).

@@ -25,11 +25,11 @@ import pytest
 import torch
 
 from mkc_fast import CheckpointError
-from mkc_fast.export.checkpoints import load_torch
-from mkc_fast.export.kmeans import memory_needed, read_kmeans
-from mkc_fast.export.pickles import Stopped
-from mkc_fast.export.random_checkpoints import write_kmeans
-from mkc_fast.export.readers import MEMORY_BYTES, reading
+from mkc_fast.export.checkpoints.kmeans import memory_needed, read_kmeans
+from mkc_fast.export.checkpoints.pickles import Stopped
+from mkc_fast.export.checkpoints.random_weights import write_kmeans
+from mkc_fast.export.checkpoints.readers import MEMORY_BYTES, reading
+from mkc_fast.export.checkpoints.torch_files import load_torch
 from tests.test_hostile_checkpoints import MB, P, integer, kmeans_array, peak_bytes, refused, save, string, zipped
 
 joblib = pytest.importorskip("joblib")
@@ -402,7 +402,7 @@ def test_an_error_stops_the_other_readers() -> None:
 SLOW = """
 import sys, time
 from mkc_fast.cli import main
-from mkc_fast.export.pickles import StrictUnpickler
+from mkc_fast.export.checkpoints.pickles import StrictUnpickler
 spend = StrictUnpickler.spend
 def slowly(self, steps):
     print("reading", flush=True)

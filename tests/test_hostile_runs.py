@@ -13,13 +13,13 @@ import soundfile
 
 from mkc_fast import AudioError, ListError, OutputError
 from mkc_fast.cli import main
-from mkc_fast.engine import corpus
-from mkc_fast.engine.audio import duration_s, read_waveform
-from mkc_fast.engine.corpus import check_recordings, plan_folder
-from mkc_fast.engine.headers import HEAD_BYTES, length_s
-from mkc_fast.engine.lists import Utterance
-from mkc_fast.engine.manifest import MANIFEST_FILE
-from mkc_fast.engine.worker import Settings
+from mkc_fast.engine.audio.headers import HEAD_BYTES, length_s
+from mkc_fast.engine.audio.read import duration_s, read_waveform
+from mkc_fast.engine.corpus import run as corpus
+from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
+from mkc_fast.engine.corpus.run import check_recordings, plan_folder
+from mkc_fast.engine.corpus.worker import Settings
+from mkc_fast.engine.datasets.path_lists import Utterance
 from tests.conftest import Artifacts
 
 

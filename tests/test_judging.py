@@ -32,20 +32,24 @@ from mkc_fast.engine.artifacts import (
     WAVLM_FILE,
     GraphCheck,
     identity,
+    native_file,
     read_model_info,
     write_info,
 )
-from mkc_fast.engine.diagnosis import examine
-from mkc_fast.engine.native import native_file, native_library
-from mkc_fast.export import export_model, judging
+from mkc_fast.engine.sessions.support import examine
+from mkc_fast.export import export_model
 from mkc_fast.export import model as exporter
 from mkc_fast.export.cache import cached_model
-from mkc_fast.export.checkpoints import load_voice, load_wavlm
-from mkc_fast.export.conformer import Conformer
-from mkc_fast.export.half import half_file, open_session
-from mkc_fast.export.hifigan import HifiGan
-from mkc_fast.export.int8 import int8_file
-from mkc_fast.export.judging import (
+from mkc_fast.export.checkpoints.random_weights import Checkpoints
+from mkc_fast.export.checkpoints.torch_files import load_voice, load_wavlm
+from mkc_fast.export.graphs.native import write_hifigan
+from mkc_fast.export.networks.conformer import Conformer
+from mkc_fast.export.networks.hifigan import HifiGan
+from mkc_fast.export.networks.wavlm import WavLM
+from mkc_fast.export.precision import judging
+from mkc_fast.export.precision.half import half_file, open_session
+from mkc_fast.export.precision.int8 import int8_file
+from mkc_fast.export.precision.judging import (
     Reference,
     judged,
     judged_rms,
@@ -55,14 +59,12 @@ from mkc_fast.export.judging import (
     references,
     runner,
 )
-from mkc_fast.export.native import write_hifigan
-from mkc_fast.export.probes import feature_probes, quantized, waveform_probes
-from mkc_fast.export.random_checkpoints import Checkpoints
-from mkc_fast.export.wavlm import WavLM
+from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes
+from mkc_fast.kernels.cpu.loader import native_library
 from tests.conftest import Artifacts, signed
 
 if TYPE_CHECKING:
-    from mkc_fast.export.judging import Run
+    from mkc_fast.export.precision.judging import Run
 
 FILES = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
 needs_native = pytest.mark.skipif(native_library() is None, reason="the native operators are not built here")
@@ -386,7 +388,7 @@ def test_graphs_of_lower_precision_past_their_tolerance_are_refused_or_warned_of
     option: str, file: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mkc_fast.export.model._HALF_TOLERANCE", 1e-9)
-    monkeypatch.setattr("mkc_fast.export.int8._TOLERANCE", 1e-9)
+    monkeypatch.setattr("mkc_fast.export.precision.int8._TOLERANCE", 1e-9)
     with pytest.raises(InexactError, match=rf"{file}: RMS error .* against float64 on .*PyTorch's float32 has"):
         export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "m", **{option: True})
     assert list(tmp_path.iterdir()) == []

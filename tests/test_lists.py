@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from mkc_fast import ListError
-from mkc_fast.engine.corpus import plan_folder
-from mkc_fast.engine.lists import Utterance, check_name, read_audio_list, read_named_paths
-from mkc_fast.engine.worker import Settings
+from mkc_fast.engine.corpus.run import plan_folder
+from mkc_fast.engine.corpus.worker import Settings
+from mkc_fast.engine.datasets.path_lists import Utterance, check_name, read_audio_list, read_named_paths
 from tests.conftest import Artifacts
 
 Reader = Callable[[Path], list[Any]]
@@ -251,7 +251,7 @@ def test_lines_that_begin_with_a_number_sign_are_comments(folder: Path, text: st
 
 def read_standard_input(text: bytes, *, cwd: Path) -> subprocess.CompletedProcess[str]:
     code = (
-        "from pathlib import Path; from mkc_fast.engine.lists import read_audio_list\n"
+        "from pathlib import Path; from mkc_fast.engine.datasets.path_lists import read_audio_list\n"
         "print([(u.id, str(u.path)) for u in read_audio_list(Path('-'))])"
     )
     result = subprocess.run(

@@ -112,7 +112,7 @@ def test_more_frames_than_one_product_takes(make: MakeLookup) -> None:
 @pytest.mark.parametrize("held", [8, 3])
 @pytest.mark.parametrize("frames", [1, 50, 3000, 20_000])
 def test_a_gpu_gives_the_ids_of_numpy_at_full_size(frames: int, held: int) -> None:
-    from mkc_fast.kernels.cupy_lookup import CupyLookup
+    from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
 
     rng = np.random.default_rng(frames)
     centroids = rng.standard_normal((8, 1024, 1024), np.float32)

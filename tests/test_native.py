@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from mkc_fast import Anonymizer, ArtifactError
-from mkc_fast.engine import cpu_sessions, native
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
-from mkc_fast.engine.cpu_sessions import operators_used
-from mkc_fast.engine.native import DOMAIN, native_file, native_library
-from mkc_fast.export.native import DIRECT, WINOGRAD, blocks_operator
-from mkc_fast.export.packing import (
+from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, native_file
+from mkc_fast.engine.sessions import cpu as cpu_sessions
+from mkc_fast.engine.sessions.cpu import operators_used
+from mkc_fast.export.graphs.native import DIRECT, WINOGRAD, blocks_operator
+from mkc_fast.export.graphs.packing import (
     OUTPUTS,
     PANEL,
     evaluation,
@@ -36,6 +35,8 @@ from mkc_fast.export.packing import (
     pack_transposed,
     pack_winograd,
 )
+from mkc_fast.kernels.cpu import loader as native
+from mkc_fast.kernels.cpu.loader import DOMAIN, native_library
 from tests.conftest import Artifacts, signed
 
 if native_library() is None:
@@ -604,7 +605,7 @@ def test_sizes_of_empty_tensors_cost_nothing() -> None:
 
 def test_a_library_that_does_not_load_is_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "_cpu.so").write_bytes(b"not a library")
-    monkeypatch.setattr("mkc_fast.kernels.__path__", [str(tmp_path)])
+    monkeypatch.setattr("mkc_fast.kernels.cpu.__path__", [str(tmp_path)])
     native_library.cache_clear()
     try:
         assert native_library() is None

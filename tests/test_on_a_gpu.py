@@ -12,8 +12,8 @@ import pytest
 
 from mkc_fast import Anonymizer, DeviceError, StageError
 from mkc_fast.engine.devices import cuda_device_names
-from mkc_fast.engine.providers import Buckets, Tuning
-from mkc_fast.engine.warm import build_engines
+from mkc_fast.engine.sessions.providers import Buckets, Tuning
+from mkc_fast.engine.sessions.tensorrt import build_engines
 from tests.conftest import Artifacts, signed
 from tests.test_device_pass import assert_equal, utterances
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mkc_fast.engine import patience, scheduler
-from mkc_fast.engine.audio import COMMAND_TIMEOUT_S
-from mkc_fast.engine.lists import Utterance
-from mkc_fast.engine.patience import Clock, Silence, is_stopped
-from mkc_fast.engine.worker import Settings, Task, WorkerConfig
+from mkc_fast.engine.audio.read import COMMAND_TIMEOUT_S
+from mkc_fast.engine.corpus import scheduler
+from mkc_fast.engine.corpus import watchdog as patience
+from mkc_fast.engine.corpus.watchdog import Clock, Silence, is_stopped
+from mkc_fast.engine.corpus.worker import Settings, Task, WorkerConfig
+from mkc_fast.engine.datasets.path_lists import Utterance
 
 
 def task(audio_s: float, command: str | None = None) -> Task:

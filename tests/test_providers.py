@@ -23,11 +23,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from mkc_fast import ArtifactError, DeviceError
-from mkc_fast.engine import devices, sessions, warm
+from mkc_fast.engine import devices
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, write_info
 from mkc_fast.engine.devices import Driver, Gpu, cores
-from mkc_fast.engine.diagnosis import GpuFacts, Library, Runtime
-from mkc_fast.engine.providers import (
+from mkc_fast.engine.passes.windows import exact_windows
+from mkc_fast.engine.sessions import opening as sessions
+from mkc_fast.engine.sessions import tensorrt as warm
+from mkc_fast.engine.sessions.opening import open_sessions
+from mkc_fast.engine.sessions.providers import (
     GPU_AUTO_PRECISION,
     GRAPH_FILES,
     ORT_NAMES,
@@ -47,8 +50,7 @@ from mkc_fast.engine.providers import (
     session_settings,
     tensorrt_options,
 )
-from mkc_fast.engine.sessions import open_sessions
-from mkc_fast.engine.windows import exact_windows
+from mkc_fast.engine.sessions.support import GpuFacts, Library, Runtime
 from tests.conftest import signed
 
 INFO = ModelInfo(16000, 320, 400, 1024, 6, "fp32", 12, 15, {})

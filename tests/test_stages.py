@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from mkc_fast import Anonymizer, ArtifactError, StageError
-from mkc_fast.engine import worker as module
 from mkc_fast.engine.artifacts import CENTROIDS_FILE
-from mkc_fast.engine.audio import to_pcm16
-from mkc_fast.engine.lists import Utterance
-from mkc_fast.engine.worker import Outcome, Settings, Task, Worker, WorkerConfig
+from mkc_fast.engine.audio.read import to_pcm16
+from mkc_fast.engine.corpus import worker as module
+from mkc_fast.engine.corpus.worker import Outcome, Settings, Task, Worker, WorkerConfig
+from mkc_fast.engine.datasets.path_lists import Utterance
 from tests.conftest import Artifacts, signed
 from tests.cuda_shim import fake_gpu
 

@@ -14,10 +14,17 @@ import pytest
 import soundfile
 
 from mkc_fast import Anonymizer, AudioError, StageError, WriteError
-from mkc_fast.engine import worker as module
-from mkc_fast.engine.audio import Recording, read_utterance, read_waveform, to_pcm16, write_waveform, written_waveform
-from mkc_fast.engine.lists import Utterance
-from mkc_fast.engine.worker import Settings, Task, Worker, WorkerConfig
+from mkc_fast.engine.audio.read import (
+    Recording,
+    read_utterance,
+    read_waveform,
+    to_pcm16,
+    write_waveform,
+    written_waveform,
+)
+from mkc_fast.engine.corpus import worker as module
+from mkc_fast.engine.corpus.worker import Settings, Task, Worker, WorkerConfig
+from mkc_fast.engine.datasets.path_lists import Utterance
 from tests.conftest import Artifacts
 from tests.cuda_shim import fake_gpu
 from tests.test_stages import on_host, one_value
@@ -217,7 +224,7 @@ def test_blocks_are_written_as_the_whole_is(suffix: str, tmp_path: Path) -> None
 def test_a_full_disk_is_one_line(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that takes nothing, under the temporary name."""
     (tmp_path / "temporary").symlink_to("/dev/full")
-    monkeypatch.setattr("mkc_fast.engine.files._temporary", lambda path, pid: tmp_path / "temporary")
+    monkeypatch.setattr("mkc_fast.engine.atomic_files._temporary", lambda path, pid: tmp_path / "temporary")
     with pytest.raises(WriteError, match=rf"a\.{suffix}: cannot be written \(No space left on device\)"):
         write_waveform(tmp_path / f"a.{suffix}", np.zeros(700_000, np.float32), RATE)
     assert not list(tmp_path.iterdir())

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mkc_fast.export.checkpoints import load_wavlm
-from mkc_fast.export.random_checkpoints import write_wavlm
-from mkc_fast.export.wavlm import WavLM, relative_buckets
+from mkc_fast.export.checkpoints.random_weights import write_wavlm
+from mkc_fast.export.checkpoints.torch_files import load_wavlm
+from mkc_fast.export.networks.wavlm import WavLM, relative_buckets
 
 transformers = pytest.importorskip("transformers")
 

@@ -16,11 +16,11 @@ import pytest
 
 from mkc_fast import MkcError, OutputError
 from mkc_fast.cli import main
-from mkc_fast.engine import files as files_module
+from mkc_fast.engine import atomic_files as files_module
 from mkc_fast.engine.artifacts import BANK_FILE, CENTROIDS_FILE, HALF_NORMS_FILE, bank_contents, open_bank
-from mkc_fast.engine.files import Contents, whole_directory
+from mkc_fast.engine.atomic_files import Contents, whole_directory
 from mkc_fast.export import build_bank, export_model
-from mkc_fast.export.random_checkpoints import Checkpoints, write_kmeans
+from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_kmeans
 from tests.conftest import Artifacts
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

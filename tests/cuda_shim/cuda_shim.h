@@ -1,4 +1,4 @@
-// As much of CUDA as kernels/nearest.cu needs, in C++, to run its kernels on a CPU: every thread of a block is a fiber.
+// As much of CUDA as kernels/lookup/nearest.cu needs, in C++, to run its kernels on a CPU: every thread of a block is a fiber.
 //
 // It is stricter than a GPU: barriers and shuffles must be reached by all threads of the block or warp (what diverges is
 // an error, not a hang), dynamic shared memory starts as NaN, and asynchronous copies arrive as late, or as early, as

@@ -1,4 +1,4 @@
-"""As much of CuPy as kernels/ and engine/device_pass.py use, over the CUDA stand-in: for a machine without a GPU.
+"""As much of CuPy as kernels/ and engine/passes/device.py use, over the CUDA stand-in: for a machine without a GPU.
 
 Everything that CuPy queues on a stream is put off until somebody waits, and then done in an order that the streams and
 events allow, chosen by ``schedule``: 0 prefers the stream made first, 1 the one made last, others mix them. A missing

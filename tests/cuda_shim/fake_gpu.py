@@ -13,10 +13,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mkc_fast.engine import anonymizer, devices, sessions
+from mkc_fast.engine import anonymizer, devices
 from mkc_fast.engine.devices import Driver, Gpu
-from mkc_fast.engine.providers import CUDA, GRAPH_FILES, Tuning
-from mkc_fast.engine.sessions import Sessions, open_sessions
+from mkc_fast.engine.sessions import opening as sessions
+from mkc_fast.engine.sessions.opening import Sessions, open_sessions
+from mkc_fast.engine.sessions.providers import CUDA, GRAPH_FILES, Tuning
 from tests.cuda_shim import shim
 from tests.cuda_shim.fake_cupy import FakeCupy
 

@@ -1,4 +1,4 @@
-// kernels/nearest.cu and kernels/rows.cu as a library for a CPU. KERNELS, from the command line, lists them: KERNEL(plan_all) KERNEL(...)
+// kernels/lookup/nearest.cu and kernels/cuda/rows.cu as a library for a CPU. KERNELS, from the command line, lists them: KERNEL(plan_all) KERNEL(...)
 #include "cuda_shim.h"
 
 #include "nearest.cu"

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).resolve().parent
-SOURCE = HERE.parents[1] / "kernels" / "nearest.cu"
-SOURCES = (SOURCE, SOURCE.with_name("rows.cu"))
+SOURCE = HERE.parents[1] / "kernels" / "lookup" / "nearest.cu"
+SOURCES = (SOURCE, HERE.parents[1] / "kernels" / "cuda" / "rows.cu")
 # What a parameter of this C++ type takes; void pointers take any array.
 DTYPES = {"f": np.float32, "d": np.float64, "i": np.int32, "6float4": np.float32, "4int4": np.int32}
 # Around every scratch array, so that writes past its ends show.
@@ -44,7 +44,8 @@ def library() -> ctypes.CDLL:
     kernels = " ".join(f"KERNEL({name})" for name in kernel_names())
     subprocess.run(
         [compiler, "-O2", "-std=c++20", "-shared", "-fPIC", "-march=native", "-ffp-contract=off", "-U_FORTIFY_SOURCE",
-         "-Wno-unknown-pragmas", f"-I{SOURCE.parent}", f"-DKERNELS={kernels}", HERE / "kernels.cpp", "-o", target],
+         "-Wno-unknown-pragmas", *(f"-I{source.parent}" for source in SOURCES), f"-DKERNELS={kernels}",
+         HERE / "kernels.cpp", "-o", target],
         check=True,
     )  # fmt: skip
     loaded = ctypes.CDLL(str(target))

@@ -1,0 +1,1 @@
+"""Every measurement of mkc-fast, the baseline that it is compared with, and the report."""

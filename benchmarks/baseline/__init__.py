@@ -1,0 +1,1 @@
+"""The baseline: PyTorch modules and scikit-learn, one utterance at a time."""

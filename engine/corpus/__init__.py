@@ -1,0 +1,1 @@
+"""Anonymizes many recordings over worker processes."""

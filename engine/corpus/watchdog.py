@@ -1,0 +1,91 @@
+"""Tells a worker that hangs from one that is slow, stopped or asleep with the whole machine."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkc_fast.engine.audio.read import COMMAND_TIMEOUT_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mkc_fast.engine.corpus.worker import Task
+
+DEFAULT_TIMEOUT_S = 900.0
+# Clocks run on while a machine sleeps or a debugger holds this process; no step of time counts for more than this.
+_LONGEST_STEP_S = 1.0
+_LOOK_EVERY_S = 0.5
+# Loading has no length to go by, and may build kernels or engines for the device.
+_LOADING = 2.0
+# So many times as long as its own pace a worker may take; before it has one, so much of the timeout a second of audio
+# (with 900 s, 45 s a second: a hundredth of what full size reaches on two cores).
+_SLACK = 20.0
+_UNMEASURED = 1 / 20
+_LONGEST_AUDIO_S = 24 * 3600.0  # readers refuse more, but a header or a segment may claim it
+
+
+@dataclass
+class Silence:
+    """How long a worker with work has reported nothing, time in which it could not run left out, and its pace.
+
+    Attributes:
+        silent_s: Seconds since it last reported anything.
+        worked_s: Seconds in which it had work, until its last report.
+        audio_s: Seconds of audio that it has finished.
+    """
+
+    silent_s: float = 0.0
+    worked_s: float = 0.0
+    audio_s: float = 0.0
+
+    def heard(self, audio_s: float = 0.0) -> None:
+        """The worker has reported something, or so much audio finished."""
+        # Only now: if its silence counted for its pace, the limit would grow as fast as the silence.
+        self.worked_s += self.silent_s
+        self.silent_s = 0.0
+        self.audio_s += audio_s
+
+    def limit_s(self, timeout_s: float, loading: bool, tasks: Iterable[Task]) -> float:
+        """How long it may be silent with these tasks before it, none of which it has reported."""
+        if loading:
+            return _LOADING * timeout_s
+        pace = _SLACK * self.worked_s / self.audio_s if self.audio_s else _UNMEASURED * timeout_s
+        limit_s = timeout_s
+        for task in tasks:
+            limit_s += min(task.audio_s, _LONGEST_AUDIO_S) * pace
+            if task.utterance.command is not None:
+                limit_s += COMMAND_TIMEOUT_S
+        return limit_s
+
+
+class Clock:
+    """Counts time in small steps, so that time in which this process was stopped or asleep hardly counts."""
+
+    def __init__(self) -> None:
+        self._looked_at = time.perf_counter()
+
+    def step_s(self) -> float | None:
+        """Seconds since the last step, at most one; None if it is too early for another."""
+        elapsed = time.perf_counter() - self._looked_at
+        if elapsed < _LOOK_EVERY_S:
+            return None
+        self._looked_at += elapsed
+        return min(elapsed, _LONGEST_STEP_S)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped (SIGSTOP, a debugger) and not continued."""
+    try:
+        # The state stands behind the name, which is in parentheses and may hold any.
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+    except OSError:
+        asked = ["ps", "-o", "state=", "-p", str(pid)]
+        try:
+            state = subprocess.run(asked, capture_output=True, check=False).stdout.strip()[:1]  # noqa: S603
+        except OSError:
+            return False
+    return state in (b"T", b"t")

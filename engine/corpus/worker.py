@@ -1,0 +1,501 @@
+"""A worker process: loads the models once, then decodes, anonymizes and writes batches until it is told to stop.
+
+Decoding of the next batch and writing of the last one go on in threads while the device works on the current one. A GPU
+is given the next batch before the current one's results are asked for, so that it never waits for this process. What is
+in flight is bounded by the parent, which never sends more than ``WorkerConfig.ahead`` batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from mkc_fast import __version__
+from mkc_fast.engine.audio.read import Recording, peak_of, read_utterance, write_waveform, written_waveform
+from mkc_fast.errors import ArtifactError, LostDeviceError, MkcError, WriteError
+from mkc_fast.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mkc_fast.engine.anonymizer import Anonymizer, PendingBatch, Result, StreamedResult
+    from mkc_fast.engine.datasets.path_lists import Utterance
+    from mkc_fast.engine.draws import Mode
+
+_T = TypeVar("_T")
+# One batch on the device, one being decoded.
+AHEAD = 2
+# On a GPU one more waits behind the one that is computed.
+AHEAD_ON_GPU = 3
+# The exit code of a worker whose device is lost, so that no other can be meant.
+EXIT_LOST_DEVICE = 71
+_LOOK_ROUND_S = 0.5
+# A longer recording is decoded, computed and written window by window; of shorter ones all samples are held, 38 MB.
+_MOST_HELD_S = 600
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How recordings are anonymized, as in ``Anonymizer.anonymize``.
+
+    Attributes:
+        mode: ``audio`` or ``frame``.
+        stride: Frames that share a draw.
+        seed: Of the draws; None draws from the system's entropy.
+        format: Of the outputs, ``wav`` or ``flac``.
+        record_draws: Report the bank entry of each frame, for the manifest.
+        pad: Fill each output's end with silence, up to the length of its recording.
+    """
+
+    mode: Mode = "frame"
+    stride: int = 1
+    seed: int | None = None
+    format: str = "wav"
+    record_draws: bool = False
+    pad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An utterance to anonymize and where it goes.
+
+    Attributes:
+        index: Its number in the run.
+        utterance: The recording.
+        folder: Where its anonymized form goes.
+        suffix: Of the output's name, which begins with the utterance's id.
+        audio_s: Seconds of it, as far as its header tells; 0 if not known.
+    """
+
+    index: int
+    utterance: Utterance
+    folder: Path
+    suffix: str = ".wav"
+    audio_s: float = 0.0
+
+    @property
+    def output(self) -> Path:
+        """Where its anonymized form goes."""
+        return self.folder / (self.utterance.id + self.suffix)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: written, or an error of one line; and what the worker runs, as the scheduler knows it."""
+
+    index: int
+    error: str | None = None
+    audio_s: float = 0.0
+    frames: int = 0
+    size_bytes: int = 0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    bank_ids: list[int] | None = None
+    ran: dict[str, object] = field(default_factory=dict)
+    peak: float = 0.0  # of the recording's samples
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker needs to start.
+
+    Attributes:
+        model: Exported model.
+        bank: Bank.
+        device: ``cpu`` or ``cuda:<number>``.
+        threads: Threads of one operator on the CPU, None for one a core.
+        host_threads: Threads that decode, and as many that write.
+        max_window_s: As in ``Anonymizer.load``.
+        settings: How recordings are anonymized.
+        provider: As in ``Anonymizer.load``.
+        precision: As in ``Anonymizer.load``.
+        factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
+        ahead: Batches that it is sent before it has reported the first.
+        blas_threads: Of NumPy's products in the look-up; None leaves it to their library.
+        entries: Of the bank, those that frames draw from; None draws from all.
+    """
+
+    model: Path
+    bank: Path
+    device: str
+    threads: int | None
+    host_threads: int
+    max_window_s: float
+    settings: Settings
+    provider: str = "auto"
+    precision: str = "auto"
+    factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
+    ahead: int = AHEAD
+    blas_threads: int | None = None
+    entries: tuple[int, ...] | None = None
+
+
+@dataclass
+class _Batch:
+    number: int
+    tasks: list[Task]
+    waveforms: list[Future[tuple[NDArray[np.float32] | Recording, float]]]
+
+
+@dataclass
+class _Begun:
+    """A batch that is computed: what of it was read, and what is to come of it (None if it could not begin).
+
+    Attributes:
+        number: Of the batch.
+        read: Of each utterance that is held, its samples and the seconds it took to read them.
+        long: The same of recordings that are not held; they are computed when the others are finished.
+        pending: What comes of those that are held.
+    """
+
+    number: int
+    read: list[tuple[Task, NDArray[np.float32], float]]
+    long: list[tuple[Task, Recording, float]]
+    pending: PendingBatch | None
+
+
+class _Notes(logging.Handler):
+    """Sends what the engine has to say to the scheduler, as messages of one kind."""
+
+    def __init__(self, send: Callable[[str, str], None], kind: str) -> None:
+        super().__init__(logging.WARNING)
+        self.send = send
+        self.kind = kind
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "peak"):  # of one recording: outcomes have it, and the run counts them
+            return
+        self.send(self.kind, one_line(record.getMessage()))
+
+
+@contextlib.contextmanager
+def _noting(send: Callable[[str, str], None], kind: str) -> Iterator[None]:
+    notes, logger = _Notes(send, kind), logging.getLogger("mkc_fast")
+    logger.addHandler(notes)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+
+
+class Worker:
+    """The worker's side of a connection to the scheduler."""
+
+    def __init__(self, connection: Connection, config: WorkerConfig) -> None:
+        self.connection = connection
+        self.config = config
+        self.sending = threading.Lock()
+        self.incoming: queue.Queue[_Batch | None] = queue.Queue()
+        self._ended = False
+        self.readers = ThreadPoolExecutor(config.host_threads, "read")
+        self.writers = ThreadPoolExecutor(config.host_threads, "write")
+        module, _, name = config.factory.partition(":")
+        begin = time.perf_counter()
+        with _noting(self.send, "load note"):
+            self.anonymizer: Anonymizer = getattr(importlib.import_module(module), name).load(
+                config.model,
+                config.bank,
+                config.device,
+                threads=config.threads,
+                max_window_s=config.max_window_s,
+                provider=config.provider,
+                precision=config.precision,
+            )
+        self.load_s = time.perf_counter() - begin
+
+    def send(self, kind: str, *content: object) -> None:
+        """Send a message to the scheduler, or leave with it."""
+        with self.sending:
+            try:
+                self.connection.send((kind, *content))
+            except OSError:
+                _leave()
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        with _noting(self.send, "note"):
+            self._work()
+
+    def _work(self) -> None:
+        threading.Thread(target=self._receive, daemon=True).start()
+        ran = {"package": __version__, **getattr(self.anonymizer, "ran", {})}
+        self.send("ready", self.load_s, getattr(self.anonymizer, "chosen", ""), ran)
+        writing: deque[list[Future[None]]] = deque()
+        computing: _Begun | None = None
+        while (batch := self._next(waiting=computing is None)) is not None or computing is not None:
+            begun = None if batch is None else self._begin(batch, alone=computing is None)
+            if computing is not None:
+                writing.append(self._finish(computing))
+            if begun is not None:
+                if computing is not None:
+                    self.send("start", begun.number)  # of several on the device, the oldest is the one to blame
+                if begun.pending is None or begun.pending.done:
+                    writing.append(self._finish(begun))
+                    begun = None
+            computing = begun
+            while len(writing) > 1:
+                wait(writing.popleft())
+        while writing:
+            wait(writing.popleft())
+
+    def _next(self, *, waiting: bool) -> _Batch | None:
+        """The next batch, None at the end, or when there is none yet and nothing to wait for it."""
+        if self._ended:
+            return None
+        try:
+            batch = self.incoming.get(block=waiting)
+        except queue.Empty:
+            return None
+        self._ended = batch is None
+        return batch
+
+    def _receive(self) -> None:
+        """Take batches and begin to decode them at once; leave with the scheduler."""
+        while True:
+            try:
+                message = self.connection.recv()
+            except (EOFError, OSError):
+                _leave()  # the scheduler is gone, and nobody would hear of anything more
+                return
+            if message is None:
+                self.incoming.put(None)
+                return
+            number, tasks = message
+            self.incoming.put(_Batch(number, tasks, [self.readers.submit(self._read, task) for task in tasks]))
+
+    def _read(self, task: Task) -> tuple[NDArray[np.float32] | Recording, float]:
+        begin = time.perf_counter()
+        info = self.anonymizer.info
+        most = _MOST_HELD_S * info.sample_rate if hasattr(self.anonymizer, "anonymize_recording") else None
+        waveform = read_utterance(task.utterance, info.sample_rate, info.min_samples, most)
+        return waveform, time.perf_counter() - begin
+
+    def _begin(self, batch: _Batch, *, alone: bool) -> _Begun:
+        """Begin to compute a batch; on a GPU, without waiting for what is before it."""
+        read: list[tuple[Task, NDArray[np.float32], float]] = []
+        long: list[tuple[Task, Recording, float]] = []
+        for task, future in zip(batch.tasks, batch.waveforms, strict=True):
+            try:
+                waveform, read_s = future.result()
+                if isinstance(waveform, Recording):
+                    long.append((task, waveform, read_s))
+                else:
+                    read.append((task, waveform, read_s))
+            except MkcError as error:
+                self.send("outcome", batch.number, Outcome(task.index, error=str(error)))
+            except Exception as error:  # a decoder's own failure is this recording's, not the run's
+                self.send("outcome", batch.number, Outcome(task.index, error=_one_line(task, error)))
+        if alone:
+            self.send("start", batch.number)
+        submit = getattr(self.anonymizer, "submit_batch", None)
+        if submit is None or not read:
+            return _Begun(batch.number, read, long, None)
+        try:
+            return _Begun(batch.number, read, long, self._batch(submit, read))
+        except LostDeviceError as error:
+            self._leave(error)
+        except Exception:  # whichever utterance is at fault is found when it is finished
+            return _Begun(batch.number, read, long, None)
+
+    def _finish(self, begun: _Begun) -> list[Future[None]]:
+        """Wait for a batch's results and begin to write them."""
+        futures = []
+        for (task, waveform, read_s), result in zip(begun.read, self._results(begun), strict=True):
+            if isinstance(result, str):
+                self.send("outcome", begun.number, Outcome(task.index, error=result))
+            else:
+                futures.append(self.writers.submit(self._write, begun.number, task, waveform, read_s, result))
+        for item in begun.long:
+            self._stream(begun.number, *item)
+        return futures
+
+    def _results(self, begun: _Begun) -> list[Result | str]:
+        """The results of a batch; if it fails as a whole, of each utterance alone, or its error."""
+        try:
+            if begun.pending is not None:
+                return list(begun.pending.result())
+            if len(begun.read) > 1:
+                return list(self._batch(self.anonymizer.anonymize_batch, begun.read))
+        except LostDeviceError as error:
+            self._leave(error)
+        except ArtifactError as error:
+            self._end_run(error)
+        except Exception:  # noqa: S110 - whichever utterance is at fault is found below
+            pass
+        results: list[Result | str] = []
+        for task, waveform, read_s in begun.read:
+            try:
+                results += self._batch(self.anonymizer.anonymize_batch, [(task, waveform, read_s)])
+            except LostDeviceError as error:
+                self._leave(error)
+            except ArtifactError as error:
+                self._end_run(error)
+            except MkcError as error:
+                results.append(f"{task.utterance.path}: {error}")
+            except Exception as error:
+                results.append(_one_line(task, error))
+        return results
+
+    def _leave(self, error: LostDeviceError) -> NoReturn:
+        """Die with the device: a process whose device is lost can do nothing more; another one may."""
+        self.send("note", str(error))
+        os._exit(EXIT_LOST_DEVICE)
+
+    def _end_run(self, error: MkcError) -> NoReturn:
+        """Tell the scheduler what no recording is to blame for, and wait for it to end this process."""
+        self.send("fatal", type(error).__name__, str(error))
+        while True:
+            time.sleep(_LOOK_ROUND_S)
+
+    def _batch(self, run: Callable[..., _T], read: list[tuple[Task, NDArray[np.float32], float]]) -> _T:
+        settings = self.config.settings
+        waveforms, ids = [waveform for _, waveform, _ in read], [task.utterance.id for task, _, _ in read]
+        # The scheduler has chosen what runs together: all of it does.
+        options = {"batch_s": float("inf"), **self._options()}
+        return run(waveforms, settings.mode, settings.stride, settings.seed, ids, **options)
+
+    def _options(self) -> dict[str, Any]:
+        """What every call is given besides; stand-ins for the anonymizer need not know what is not asked for."""
+        entries, pad = self.config.entries, self.config.settings.pad
+        return {**({} if entries is None else {"entries": entries}), **({"pad": True} if pad else {})}
+
+    def _stream(self, number: int, task: Task, recording: Recording, read_s: float) -> None:
+        """Anonymize a recording that is not held, and write it while it is computed."""
+        settings, write_s = self.config.settings, 0.0
+        try:
+            with written_waveform(task.output, self.anonymizer.info.sample_rate) as writer:
+
+                def write(block: NDArray[np.float32]) -> None:
+                    nonlocal write_s
+                    begin = time.perf_counter()
+                    writer.write(block)
+                    write_s += time.perf_counter() - begin
+
+                result = self.anonymizer.anonymize_recording(
+                    recording,
+                    write,
+                    settings.mode,
+                    settings.stride,
+                    settings.seed,
+                    utterance_id=task.utterance.id,
+                    **self._options(),
+                )
+        except LostDeviceError as error:
+            self._leave(error)
+        except ArtifactError as error:
+            self._end_run(error)
+        except WriteError as error:
+            self.send("fatal", type(error).__name__, str(error))
+        except MkcError as error:
+            self.send("outcome", number, Outcome(task.index, error=f"{task.utterance.path}: {error}"))
+        except Exception as error:
+            self.send("outcome", number, Outcome(task.index, error=_one_line(task, error)))
+        else:
+            self._report(number, task, recording, result, read_s, write_s, writer.size_bytes)
+
+    def _write(self, number: int, task: Task, waveform: NDArray[np.float32], read_s: float, result: Result) -> None:
+        begin = time.perf_counter()
+        rate = self.anonymizer.info.sample_rate
+        try:
+            size = write_waveform(task.output, result.waveform, rate)
+        except WriteError as error:
+            self.send("fatal", type(error).__name__, str(error))  # from here: the device may have nothing more to do
+            return
+        except Exception as error:
+            self.send("outcome", number, Outcome(task.index, error=_one_line(task, error)))
+            return
+        self._report(number, task, waveform, result, read_s, time.perf_counter() - begin, size)
+
+    def _report(
+        self,
+        number: int,
+        task: Task,
+        waveform: NDArray[np.float32] | Recording,
+        result: Result | StreamedResult,
+        read_s: float,
+        write_s: float,
+        size_bytes: int,
+    ) -> None:
+        """Say that an utterance is written."""
+        outcome = Outcome(
+            task.index,
+            None,
+            len(waveform) / self.anonymizer.info.sample_rate,
+            len(result.bank_ids),
+            size_bytes,
+            {"read": read_s, **result.stage_seconds, "write": write_s},
+            result.bank_ids.tolist() if self.config.settings.record_draws else None,
+            peak=peak_of(waveform),
+        )
+        self.send("outcome", number, outcome)
+
+
+def _leave() -> None:
+    """End this process and, where it leads a group of its own, the commands that it has begun."""
+    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _one_line(task: Task, error: Exception) -> str:
+    return f"{task.utterance.path}: {type(error).__name__}: {_short(error)}"
+
+
+def _short(error: Exception) -> str:
+    return one_line(str(error), 200)
+
+
+def main() -> None:
+    """Serve the scheduler at the socket whose number is the first argument, and leave."""
+    # A terminal's Ctrl-C goes to the whole group; the scheduler decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    try:
+        config: WorkerConfig = connection.recv()
+    except (EOFError, OSError):
+        return  # the scheduler is gone
+    try:
+        with _leaving_with_scheduler(connection):
+            worker = Worker(connection, config)
+    except Exception as error:
+        known = isinstance(error, MkcError)
+        text = str(error) if known else f"a worker cannot start: {type(error).__name__}: {_short(error)}"
+        with contextlib.suppress(OSError):
+            connection.send(("fatal", type(error).__name__ if known else "MkcError", text))
+        return
+    worker.run()
+    os._exit(0)  # threads may still be decoding what nobody will ask for
+
+
+@contextlib.contextmanager
+def _leaving_with_scheduler(connection: Connection[Any, Any]) -> Iterator[None]:
+    """End this process if the scheduler ends during the block, in which it has nothing to send."""
+    over = threading.Event()
+
+    def look_round() -> None:
+        while not over.wait(_LOOK_ROUND_S):
+            if connection.poll():
+                _leave()
+
+    thread = threading.Thread(target=look_round, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

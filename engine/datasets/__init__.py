@@ -1,0 +1,1 @@
+"""What goes in and comes out: lists of recordings and Kaldi data directories."""

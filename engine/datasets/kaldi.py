@@ -1,0 +1,224 @@
+"""Kaldi data directories: read as utterances to anonymize, and given an anonymized sibling that evaluations read."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from array import array
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkc_fast.engine.atomic_files import whole_file
+from mkc_fast.engine.datasets.path_lists import Places, Utterance, check_name, read_lines
+from mkc_fast.errors import ListError, OutputError
+from mkc_fast.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# wav.scp is written anew; the others tell of the original recordings, and segments would cut the new ones twice.
+_NOT_COPIED = frozenset(
+    {"wav.scp", "segments", "reco2file_and_channel", "reco2dur", "utt2num_frames", "manifest.jsonl"}
+)
+# Original speech and features of it (feats.scp, cmvn.scp, vad.scp, raw_mfcc.1.ark): they would undo the anonymization.
+_ORIGINAL_SPEECH = frozenset(
+    {".scp", ".ark", ".wav", ".flac", ".sph", ".wv1", ".wv2", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".au"}
+)
+
+
+@dataclass(frozen=True)
+class DataDirectory:
+    """A Kaldi data directory to anonymize.
+
+    Attributes:
+        path: The directory, as it was given.
+        out: Its anonymized sibling: same parent, its name + suffix; relative where ``path`` is.
+        utterances: Its segments, or the recordings of its ``wav.scp`` where it has no ``segments``; in their order.
+    """
+
+    path: Path
+    out: Path
+    utterances: list[Utterance]
+
+
+def read_data_directory(path: Path, suffix: str, *, allow_commands: bool = False) -> DataDirectory:
+    """Read ``wav.scp`` (``id path`` or ``id command |``) and, if there, ``segments`` of a Kaldi data directory.
+
+    A line of ``segments`` is ``utt-id recording-id start end``, in seconds; an end of -1 is the recording's end.
+    Blank lines are skipped, and so are comments, lines that begin with ``#`` (blanks before it do not count). Relative
+    paths in ``wav.scp`` are against the working directory, else against the directory. Nothing is written.
+
+    Args:
+        path: The directory.
+        suffix: What its name gets to name the anonymized sibling.
+        allow_commands: Admit recordings that are a command's output; the commands are not run here.
+
+    Raises:
+        ListError: A list is missing, unreadable, empty or contradictory, an utterance id cannot name a file, a
+            recording is a command, or the suffix is empty or leads out of the parent directory.
+        OutputError: The sibling is the directory itself, not a directory, or holds ``segments`` already.
+    """
+    segments = path / "segments"
+    # A dangling link is an error: without its segments, a directory means other utterances.
+    segmented = segments.exists() or segments.is_symlink()
+    recordings = _read_recordings(path / "wav.scp", allow_commands, names_files=not segmented)
+    utterances = _read_segments(segments, recordings) if segmented else list(recordings.values())
+    return DataDirectory(path, _sibling(path, suffix), utterances)
+
+
+def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path]) -> None:
+    """Make ``directory.out`` a data directory of the recordings written: ``wav.scp``, and copies of the other files.
+
+    Copied byte for byte are the directory's regular files (what links lead to, too): ``utt2spk``, ``spk2utt``,
+    ``spk2gender``, ``text``, ``trials``, ``enrolls``, and ``utt2dur``, although durations change by under 25 ms. They
+    list every utterance, those that could not be written included. Not copied:
+
+    - ``segments``, ``reco2file_and_channel``, ``reco2dur``: every utterance is now a recording of its own;
+    - ``feats.scp``, ``cmvn.scp``, ``vad.scp``, every other ``.scp`` and ``.ark``, and ``utt2num_frames``: they describe
+      the original speech, and features of it in the anonymized directory would be wrong and a leak;
+    - audio, which is the original speech; sub-directories; hidden files; ``manifest.jsonl``.
+
+    Each file appears whole, ``wav.scp`` last. What else is in ``directory.out`` stays.
+
+    Args:
+        directory: What was read.
+        written: The recording of each utterance id, its path as ``wav.scp`` is to show it. Ids that are not the
+            directory's are ignored.
+
+    Raises:
+        OutputError: A file cannot be copied or written.
+    """
+    out = directory.out
+    try:
+        out.mkdir(exist_ok=True)
+        sources = [source for source in sorted(directory.path.iterdir()) if _is_copied(source)]
+    except OSError as error:
+        raise OutputError(f"{error.filename or out}: cannot be read or written ({error.strerror})") from None
+    # A recording may lie among the lists without an ending that tells; few names match, so few files are looked at.
+    names = {source.name for source in sources}
+    originals = [u.path for u in directory.utterances if u.command is None and os.path.basename(u.file) in names]  # noqa: PTH119
+    for source in sources:
+        if not any(original.exists() and original.samefile(source) for original in originals):
+            _copy(source, out / source.name)
+    lines = [f"{u.id} {written[u.id]}\n" for u in directory.utterances if u.id in written]
+    try:
+        with whole_file(out / "wav.scp") as temporary:
+            temporary.write_bytes("".join(lines).encode())
+    except OSError as error:
+        raise OutputError(f"{out / 'wav.scp'}: cannot be written ({error.strerror})") from None
+
+
+def _read_recordings(scp: Path, allow_commands: bool, *, names_files: bool) -> dict[str, Utterance]:
+    """The recordings of a ``wav.scp`` by id, which are names of outputs too where there are no ``segments``.
+
+    Not ``read_audio_list``: here every line has an id, and where ``segments`` name the files it may hold slashes.
+    """
+    recordings: dict[str, Utterance] = {}
+    lines = array("L")
+    places = Places(scp)
+    for number, line in read_lines(scp):
+        name, _, target = line.partition(" ")
+        where = f"{scp}, line {number}"
+        command = target[:-1].strip() if target.endswith("|") else None
+        if not target or command == "":
+            raise ListError(f"{where}: expected 'utt-id path', found '{printable(line)}'")
+        if command is not None and not allow_commands:
+            raise ListError(f"{where}: a command, which is run only with --allow-commands: '{printable(line)}'")
+        if name in recordings:
+            raise ListError(
+                f"{where}: the id '{printable(name)}' is on line {_line_of(name, recordings, lines)} already"
+            )
+        if names_files:
+            check_name(name, str(scp), number)
+        file = printable(command) if command is not None else places.resolve(target)
+        recordings[name] = Utterance(name, file, command=command)
+        lines.append(number)
+    if not recordings:
+        raise ListError(f"{scp}: the list is empty")
+    return recordings
+
+
+def _read_segments(segments: Path, recordings: Mapping[str, Utterance]) -> list[Utterance]:
+    utterances: dict[str, Utterance] = {}
+    lines = array("L")
+    for number, line in read_lines(segments):
+        where = f"{segments}, line {number}"
+        fields = line.split()
+        if len(fields) != 4:
+            raise ListError(f"{where}: expected 'utt-id recording-id start end', found '{printable(line)}'")
+        name, recording, begin, end = fields
+        check_name(name, where)
+        if name in utterances:
+            raise ListError(
+                f"{where}: the id '{printable(name)}' is on line {_line_of(name, utterances, lines)} already"
+            )
+        if recording not in recordings:
+            raise ListError(f"{where}: the recording '{printable(recording)}' is not in wav.scp")
+        begin_s, end_s = _bounds(begin, end, where)
+        utterances[name] = replace(recordings[recording], id=name, begin_s=begin_s, end_s=end_s)
+        lines.append(number)
+    if not utterances:
+        raise ListError(f"{segments}: the list is empty")
+    return list(utterances.values())
+
+
+def _line_of(name: str, read: Mapping[str, Utterance], lines: Sequence[int]) -> int:
+    """The number of the line that an id was on."""
+    return lines[list(read).index(name)]
+
+
+def _bounds(begin: str, end: str, where: str) -> tuple[float, float | None]:
+    """A segment's bounds in seconds; None is the recording's end, for which Kaldi writes -1."""
+    try:
+        begin_s, end_s = float(begin), float(end)
+    except ValueError:
+        raise ListError(f"{where}: '{printable(begin)}' to '{printable(end)}' are not two numbers of seconds") from None
+    to_the_end = end_s == -1
+    if not (0 <= begin_s < math.inf and (to_the_end or begin_s < end_s < math.inf)):
+        raise ListError(
+            f"{where}: from {printable(begin)} s to {printable(end)} s is no segment; expected 0 <= start < end"
+        )
+    return begin_s, None if to_the_end else end_s
+
+
+def _sibling(path: Path, suffix: str) -> Path:
+    """The directory's name + suffix beside it, checked to be a place where its anonymized form can go."""
+    if not suffix:
+        raise ListError(f"{path}: the suffix of its anonymized directory is empty")
+    try:
+        # "." and ".." have no name of their own; the one that they stand for is beside "./.." and "../..".
+        named = path.name not in {"", ".."}
+        name = path.name if named else path.resolve().name
+        out = (path.parent if named else path / "..") / (name + suffix)
+        if not name:
+            raise ListError(f"{path}: has no name that could get the suffix {suffix!r}")
+        if not str(out).isprintable():
+            raise ListError(
+                f"{printable(str(out), 300)}: wav.scp cannot hold a path with control characters or not in UTF-8"
+            )
+        check_name(name + suffix, f"{path} with the suffix {suffix!r}")
+        if out.exists() and out.samefile(path):
+            raise OutputError(f"{out}: is {path} itself; choose another suffix")
+        if out.exists() and not out.is_dir():
+            raise OutputError(f"{out}: not a directory")
+        if (out / "segments").exists():
+            raise OutputError(f"{out / 'segments'}: would cut the anonymized recordings again; remove it")
+    except OSError as error:
+        raise OutputError(f"{path}: its sibling cannot be written ({error.strerror})") from None
+    return out
+
+
+def _is_copied(source: Path) -> bool:
+    name = source.name
+    unwanted = name.startswith(".") or name in _NOT_COPIED or source.suffix.lower() in _ORIGINAL_SPEECH
+    return not unwanted and source.is_file()
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with whole_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be copied from {source} ({error.strerror})") from None

@@ -1,0 +1,1 @@
+"""Opens the graphs as ONNX Runtime sessions: providers, forms for CPUs, and TensorRT's engines."""

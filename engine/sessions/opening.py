@@ -1,0 +1,311 @@
+"""Opens the exported graphs as ONNX Runtime sessions on a device, in a precision, and checks what they run on."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.atomic_files import discard, holds_regular_files, locked, whole_directory
+from mkc_fast.engine.corpus.ran import ran_on_cpu, ran_on_gpu
+from mkc_fast.engine.devices import cuda_index, driver
+from mkc_fast.engine.digests import digests
+from mkc_fast.engine.sessions.cpu import PiecedVocoder, Session, configured, cpu_graph, open_on_cpu, operators_used
+from mkc_fast.engine.sessions.providers import (
+    CPU,
+    FP16,
+    FP32,
+    GRAPH_FILES,
+    HEAVY_OPERATORS,
+    INT8,
+    ORT_NAMES,
+    TENSORRT,
+    TITLES,
+    Buckets,
+    EngineCache,
+    Plan,
+    Tuning,
+    candidates,
+    check_choice,
+    default_cache,
+    free_dimensions,
+    graph_file,
+    profile,
+    provider_list,
+    refusal,
+    resolve_precision,
+    tensorrt_options,
+)
+from mkc_fast.engine.sessions.support import NVINFER, gather_gpu_facts, obstacle
+from mkc_fast.errors import ArtifactError, DeviceError, OutputError
+from mkc_fast.onnx_runtime import ort
+from mkc_fast.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from mkc_fast.engine.artifacts import ModelInfo
+    from mkc_fast.engine.devices import Gpu
+    from mkc_fast.engine.sessions.support import GpuFacts
+
+# ONNX Runtime's errors that are about the file, wherever it was to run; they share no base but Exception.
+_FILE_ERRORS = {"NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel", "ModelLoaded"}
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The three graphs, ready to run.
+
+    Attributes:
+        wavlm: Waveforms → features.
+        conformer: Centroids → restored features.
+        vocoder: Restored features → waveforms.
+        provider: ``tensorrt``, ``cuda`` or ``cpu``: what every heavy operator runs on.
+        precision: ``fp32``, ``tf32``, ``fp16``, ``bf16`` or ``int8``.
+        chosen: One line: what was chosen, and why nothing faster.
+        buckets: The sizes that inputs must keep to; None where any will do.
+        placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
+        cuda_graph: Whether runs are recorded as CUDA graphs, so that they need the same addresses every time.
+        ran: What decides the last bits of what the graphs compute, for manifests.
+        files: The graphs' files, in the order of the stages; empty where the sessions come from none.
+    """
+
+    wavlm: Session
+    conformer: Session
+    vocoder: Session | PiecedVocoder
+    provider: str = CPU
+    precision: str = FP32
+    chosen: str = ""
+    buckets: Buckets | None = None
+    placement: dict[str, dict[str, int]] = field(default_factory=dict)
+    cuda_graph: bool = False
+    ran: dict[str, object] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+def open_sessions(
+    model: Path,
+    device: str,
+    threads: int | None = None,
+    *,
+    provider: str = "auto",
+    precision: str = "auto",
+    cache: Path | None = None,
+    stream: int | None = None,
+    tuning: Tuning | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Sessions:
+    """Open the graphs of ``model/`` on a device.
+
+    Args:
+        model: The directory.
+        device: ``cpu`` or ``cuda:<number>``.
+        threads: Threads of one operator on the CPU; default: one a core, and one where a GPU does the work.
+        provider: ``tensorrt``, ``cuda`` or ``cpu``, taken or refused but never replaced; ``auto``: the fastest that
+            the device can do. With TensorRT the sizes are ``buckets`` of what this returns, by default ``Buckets()``.
+        precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so), ``bf16`` (TensorRT alone), or ``int8`` (a
+            CPU alone, and needs graphs exported so); ``auto``:
+            fp32, or tf32 where TensorRT was asked for by name, since it has no fp32.
+        cache: Folder for TensorRT's engines, and for what a CPU prepares; default: the user's cache folder.
+        stream: Address of a CUDA stream to run on, such as CuPy's ``stream.ptr``; it must outlive the sessions.
+        tuning: Sizes and options that a benchmark may vary.
+        progress: Called with a line as each graph is opened; with TensorRT, an engine may be built for minutes.
+
+    Raises:
+        DeviceError: The device is not here, or cannot do what was asked for.
+        ArtifactError: A graph is damaged.
+        OutputError: The folder for TensorRT's engines cannot be written.
+    """
+    index = cuda_index(device)
+    check_choice(index, provider, precision, stream)
+    info, tuning = read_model_info(model), tuning or Tuning()
+    if tuning.cuda_graph and not tuning.fixed:
+        raise DeviceError("a CUDA graph is a recording of one shape: it needs fixed buckets")
+    if index is None:
+        plan = Plan(CPU, resolve_precision(provider, precision, None), threads=threads)
+        _check_files(model, plan.precision)
+        wavlm, conformer, vocoder = open_on_cpu(model, plan, cache or default_cache())
+        chosen = f"{TITLES[CPU]}, {plan.precision}, {operators_used(model, plan.precision)}: the device is cpu"
+        ran = ran_on_cpu(model, plan.precision, threads)
+        files = tuple(cpu_graph(model, graph, plan.precision) for graph in GRAPH_FILES)
+        return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen, ran=ran, files=files)
+    gpu = driver().gpus[index]
+    precision = resolve_precision(provider, precision, gpu)
+    _check_files(model, precision)
+    refused: list[str] = []
+    for name in candidates(index, provider):
+        plan = Plan(name, precision, index, threads, stream, tuning)
+        reason = refusal(name, precision, gpu)
+        if reason is None:
+            try:
+                return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused, progress)
+            except DeviceError as error:
+                reason = str(error)
+        if name == provider:
+            raise DeviceError(f"device {device}: provider {name}: {reason}")
+        refused.append(f"{TITLES[name]} not used: {reason}")
+    raise DeviceError(f"device {device}: {'; '.join(refused)}")
+
+
+def check_provider(provider: str, index: int) -> GpuFacts:
+    """Check that nothing keeps a provider from a CUDA device, as far as can be known before a graph is opened.
+
+    Raises:
+        DeviceError: Something does: why, and the command that repairs it.
+    """
+    facts = gather_gpu_facts((provider,))
+    hindrance = obstacle(facts, provider, index)
+    if hindrance:
+        raise DeviceError(f"{hindrance.reason}; {hindrance.mend}" if hindrance.mend else hindrance.reason)
+    return facts
+
+
+def _open_on_gpu(
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    gpu: Gpu,
+    cache: Path,
+    refused: list[str],
+    progress: Callable[[str], None],
+) -> Sessions:
+    facts = check_provider(plan.provider, gpu.index)
+    engines = None
+    if plan.provider == TENSORRT:
+        version = facts.library_version(NVINFER) or "unknown"
+        engines = EngineCache(cache, gpu.name, gpu.capability, version, ort.__version__)
+    chosen = f"{TITLES[plan.provider]}, {plan.precision}, on cuda:{gpu.index} ({gpu.name})"
+    opened = _open(model, info, plan, "; ".join([chosen, *refused]), engines, progress)
+    return replace(opened, ran=ran_on_gpu(plan, gpu, engines.tensorrt if engines is not None else None))
+
+
+def _open(
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    chosen: str,
+    cache: EngineCache | None,
+    progress: Callable[[str], None],
+) -> Sessions:
+    opened: list[ort.InferenceSession] = []
+    placement: dict[str, dict[str, int] | None] = {}
+    for graph in GRAPH_FILES:
+        path = model / graph_file(graph, plan.precision)
+        with _engines(path, graph, info, plan, cache) as (engines, timings):
+            progress(f"{path.name}: {'opening' if timings is None else 'building its engine'}")
+            sizes = free_dimensions(plan, graph, info)
+            session = _session(path, plan, provider_list(plan, graph, info, engines, timings), sizes)
+            placement[graph] = _checked_placement(path, plan, session)
+        opened.append(session)
+    if None in placement.values():
+        chosen += f"; ONNX Runtime {ort.__version__} cannot tell which nodes run where"
+    bound = plan.provider == TENSORRT or plan.tuning.fixed
+    wavlm, conformer, vocoder = opened
+    return Sessions(
+        wavlm,
+        conformer,
+        vocoder,
+        provider=plan.provider,
+        precision=plan.precision,
+        chosen=chosen,
+        buckets=(plan.tuning.buckets or Buckets()) if bound else None,
+        placement={graph: nodes for graph, nodes in placement.items() if nodes is not None},
+        cuda_graph=plan.tuning.cuda_graph,
+        files=tuple(graph_file(graph, plan.precision) for graph in GRAPH_FILES),
+    )
+
+
+def _check_files(model: Path, precision: str) -> None:
+    missing = [name for graph in GRAPH_FILES if not (model / (name := graph_file(graph, precision))).is_file()]
+    if missing:
+        option = {FP16: "--half", INT8: "--int8"}.get(precision, "")
+        raise DeviceError(
+            f"precision {precision}: {model} lacks {', '.join(missing)}; make them with 'mkc-fast export {option}'"
+        )
+
+
+def _session(
+    path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]], sizes: dict[str, int]
+) -> ort.InferenceSession:
+    """Open one graph, with the provider asked for or not at all."""
+    options = configured(ort.SessionOptions(), plan)
+    for axis, size in sizes.items():
+        options.add_free_dimension_override_by_name(axis, size)
+    try:
+        # Without enable_fallback=0, ONNX Runtime prints a provider's failure and goes on with the CPU, now or in a run.
+        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except Exception as error:  # see _FILE_ERRORS
+        said = one_line(str(error), 300)
+        if type(error).__name__ in _FILE_ERRORS:
+            raise ArtifactError(f"{path}: not a usable graph ({said[:160]})") from None
+        raise DeviceError(f"{path.name} does not open: {said}") from None
+    if session.get_providers()[0] != providers[0][0]:
+        raise DeviceError(f"ONNX Runtime {ort.__version__} cannot load it here, and would run {path.name} on the CPU")
+    return session
+
+
+def _checked_placement(path: Path, plan: Plan, session: ort.InferenceSession) -> dict[str, int] | None:
+    """How many nodes each provider got; None where ONNX Runtime (before 1.24) cannot tell.
+
+    Raises:
+        DeviceError: Another provider got a heavy one, or the plan's own got none at all.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    found: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    for other, nodes in found.items():
+        heavy = [f"{nodes[name]} {name}" for name in sorted(HEAVY_OPERATORS) if nodes[name]]
+        if other != ORT_NAMES[plan.provider] and heavy:
+            where = other.removesuffix("ExecutionProvider")
+            raise DeviceError(f"ONNX Runtime {ort.__version__} would run {', '.join(heavy)} of {path.name} on {where}")
+    if not found.get(ORT_NAMES[plan.provider]):
+        raise DeviceError(f"ONNX Runtime {ort.__version__} gives {TITLES[plan.provider]} no node of {path.name}")
+    return {name: sum(nodes.values()) for name, nodes in found.items()}
+
+
+@contextlib.contextmanager
+def _engines(
+    path: Path, graph: str, info: ModelInfo, plan: Plan, cache: EngineCache | None
+) -> Iterator[tuple[Path | None, Path | None]]:
+    """Yield the folders of this graph's TensorRT engines and, where they are still to be built, of kernel timings.
+
+    One process builds at a time, the others wait and then read: ONNX Runtime writes these files in place, TensorRT
+    measures kernels while it builds, and every worker process of a run opens the same model. Engines appear whole, by
+    a rename, whatever is killed.
+    """
+    if cache is None:
+        yield None, None
+        return
+    options = tensorrt_options(plan, profile(graph, plan.tuning.buckets or Buckets(), info))
+    sources = sorted(path.parent.glob(f"{path.name}*"))  # weights beyond 2 GB lie beside the graph
+    folder = cache.engines(path.name, digests(sources, cache.root), _of_any_run(options))
+    if holds_regular_files(folder):
+        yield folder, None
+        return
+    try:
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        with locked(cache.folder / "lock"):
+            if not holds_regular_files(cache.timings):
+                discard(cache.timings)
+                cache.timings.mkdir()
+            for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)  # of a process that was killed: only this one builds now
+            if holds_regular_files(folder):
+                yield folder, None
+                return
+            discard(folder)
+            with whole_directory(folder) as temporary:
+                yield temporary, cache.timings
+    except OSError as error:
+        raise OutputError(f"{cache.root}: cannot be written ({error.strerror})") from None
+
+
+def _of_any_run(options: dict[str, str]) -> dict[str, str]:
+    """Without what differs from process to process and leaves the engine alone."""
+    return {name: value for name, value in options.items() if name not in {"device_id", "user_compute_stream"}}

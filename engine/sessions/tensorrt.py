@@ -1,0 +1,67 @@
+"""Builds TensorRT's engines beforehand, so that the first run on a machine does not wait for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkc_fast.engine.devices import cuda_index
+from mkc_fast.engine.sessions.opening import check_provider, open_sessions
+from mkc_fast.engine.sessions.providers import TENSORRT, check_choice
+from mkc_fast.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+
+    from mkc_fast.engine.sessions.providers import Tuning
+
+
+def check_warm(device: str, precision: str = "auto") -> None:
+    """Check that engines can be built for a device, before anything else is done.
+
+    Raises:
+        DeviceError: They cannot: why, and the command that repairs it.
+    """
+    index = cuda_index(device)
+    check_choice(index, TENSORRT, precision)
+    assert index is not None
+    try:
+        check_provider(TENSORRT, index)
+    except DeviceError as error:
+        raise DeviceError(f"no engines for {device}: {error}") from None
+
+
+def build_engines(
+    model: str | PathLike[str],
+    device: str = "cuda:0",
+    *,
+    precision: str = "auto",
+    tuning: Tuning | None = None,
+    cache: str | PathLike[str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> str:
+    """Build the TensorRT engines of a model for a device, where the cache does not hold them yet.
+
+    Args:
+        model: Directory made by ``export_model``.
+        device: ``"cuda:<number>"``.
+        precision: As in ``Anonymizer.load``; an engine is good for one.
+        tuning: As in ``Anonymizer.load``; an engine is good for its buckets.
+        cache: Folder of the engines; default: the user's cache folder.
+        progress: Called with a line as each graph is opened.
+
+    Returns:
+        What was built, in one line.
+
+    Raises:
+        DeviceError: The device or TensorRT is not here, or cannot do it.
+        ArtifactError: A graph is damaged.
+        OutputError: The cache folder cannot be written.
+    """
+    check_warm(device, precision)
+    folder = None if cache is None else Path(cache)
+    opened = open_sessions(
+        Path(model), device, provider=TENSORRT, precision=precision, cache=folder, tuning=tuning, progress=progress
+    )
+    return opened.chosen

@@ -1,0 +1,1 @@
+"""Reads the published checkpoints without executing anything in them."""

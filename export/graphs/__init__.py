@@ -1,0 +1,1 @@
+"""Writes the graphs of the native operators."""

@@ -1,0 +1,1 @@
+"""The networks as PyTorch modules, in the form that is exported."""

@@ -1,0 +1,1 @@
+"""Operators for CPUs in C++, and the code that finds their library."""

@@ -1,0 +1,1 @@
+"""Rows of a batch on a CUDA device."""

@@ -1,0 +1,1 @@
+"""The nearest centroid of each frame: the interface, and its forms in NumPy and CuPy."""
