@@ -7,7 +7,7 @@ FILE (default: results/gpu.json) after every part, so that a run cut short keeps
 recorded, and the next one runs. What the budget (seconds) has no room for is skipped, and said to be. The package must
 be importable, with onnxruntime-gpu, cupy, torch (for export and as a rival), onnx, onnxscript, soundfile and soxr.
 
-With --rehearse every part runs on a CPU, on small models and on the stand-ins of tests/cuda_shim: that shows that the
+With --rehearse every part runs on a CPU, on small models and on the stand-ins of tests/fakes/cuda: that shows that the
 script works, and nothing else.
 """
 
@@ -140,7 +140,7 @@ class Rehearsal(Machine):
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
         import pytest
 
-        from tests.cuda_shim import fake_gpu
+        from tests.fakes.cuda import fake_gpu
 
         self.patch = pytest.MonkeyPatch()
         self.gpu = fake_gpu.install(self.patch, schedule=0)

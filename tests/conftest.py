@@ -18,6 +18,7 @@ from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export import build_bank, export_model
 from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_checkpoints
 
+ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).resolve().parent / "data"
 GOLDEN = DATA / "golden"
 RECORDINGS = ("jfk_b", "jfk_c")
@@ -100,4 +101,4 @@ def artifacts(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def clip() -> np.ndarray:
     """The demo's speech clip, (S,) float32 at 16 kHz."""
-    return read_waveform(Path(__file__).resolve().parents[1] / "cli" / "demo_speech.flac", 16000)
+    return read_waveform(ROOT / "cli" / "demo_speech.flac", 16000)

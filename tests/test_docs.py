@@ -8,7 +8,17 @@ import click
 import pytest
 import typer
 
-from mkc_fast.benchmarks.measured import DOCS, RESULTS, ROOT, TABLES, rewritten, shown, table_names, value_at, without_tables
+from mkc_fast.benchmarks.measured import (
+    DOCS,
+    RESULTS,
+    ROOT,
+    TABLES,
+    rewritten,
+    shown,
+    table_names,
+    value_at,
+    without_tables,
+)
 from mkc_fast.benchmarks.measured import WITHOUT_LINKS as NO_LINKS
 from mkc_fast.cli import app as program
 

@@ -15,7 +15,7 @@ from mkc_fast.engine.devices import cuda_device_names
 from mkc_fast.engine.sessions.providers import Buckets, Tuning
 from mkc_fast.engine.sessions.tensorrt import build_engines
 from tests.conftest import Artifacts, signed
-from tests.test_device_pass import assert_equal, utterances
+from tests.engine.passes.test_device import assert_equal, utterances
 
 pytestmark = pytest.mark.gpu
 

@@ -10,7 +10,8 @@ CHECKPOINTS is a folder that make_checkpoints.py wrote. What runs is
 - WavLM with all its layers in memory, its forward pass stopped after the sixth;
 - every k-means model loaded by joblib; scikit-learn's ``predict`` on float64 once a stride group (at stride 1: once a
   frame); centroids looked up on the host;
-- the engine's draws, threads and inputs; its waveforms equal the reference's to 1e-4 (tests/test_baseline.py).
+- the engine's draws, threads and inputs; its waveforms equal the reference's to 1e-4
+  (tests/benchmarks/test_baseline.py).
 
 ``mkc-fast bench throughput --baseline`` runs it and the engine in turn; this script is for looking at it alone.
 Writes results/baseline.json.

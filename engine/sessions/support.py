@@ -51,7 +51,7 @@ _TENSORRT_LIBRARIES = (NVINFER, "libnvinfer_plugin.so.10", "libnvonnxparser.so.1
 _LEAST_CAPABILITY = {13: (7, 5)}
 _LEAST_DRIVER = {12: "525", 13: "580"}
 # A convolution and a matrix product on ones: 3 taps, then 6 times 3. With it a provider shows that it computes, with
-# cuDNN and cuBLAS, before a model is at hand. Made with onnx.helper; tests/test_doctor.py reads it back.
+# cuDNN and cuBLAS, before a model is at hand. Made with onnx.helper; tests/engine/test_doctor.py reads it back.
 _PROBE_GRAPH = base64.b64decode(
     "CAgSADq1AQoPCgF4CgF3EgFjIgRDb252ChEKAWMKAW0SAXkiBk1hdE11bBIFcHJvYmUqGQgBCAEIAxABQgF3SgwAAIA/AACAPwAAgD8qOwgGCAIQAUIB"
     "bUowAACAPwAAgD8AAIA/AACAPwAAgD8AAIA/AACAPwAAgD8AAIA/AACAPwAAgD8AAIA/WhcKAXgSEgoQCAESDAoCCAEKAggBCgIICGIXCgF5EhIKEAgB"

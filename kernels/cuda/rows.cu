@@ -1,7 +1,7 @@
 // Rows of frames on a GPU, between the graphs: moved between utterances and windows, faded, and checked.
 //
 // kernels/device_rows.py launches these; a row is a frame's features, or its samples. All are bound by memory, and small
-// beside the graphs. The source needs no header, and compiles as C++ over tests/cuda_shim, as nearest.cu does.
+// beside the graphs. The source needs no header, and compiles as C++ over tests/fakes/cuda, as nearest.cu does.
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""The look-up on a GPU, through CuPy. Its kernels have run on a CPU only (tests/cuda_shim); not yet run on a GPU.
+"""The look-up on a GPU, through CuPy. Its kernels have run on a CPU only (tests/fakes/cuda); not yet run on a GPU.
 
 What that leaves open: speed, races that need real parallelism, and CuPy's own behaviour. The kernels compile without
 register spills for compute capability 7.5 to 12.0, and every launch, copy and event of this file runs in the tests,

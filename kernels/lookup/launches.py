@@ -1,7 +1,7 @@
 """What a look-up launches on a GPU, in which order and with which scratch: decided on sizes only, without a GPU.
 
-``tests/cuda_shim`` runs these launches on a CPU; ``cupy_lookup`` runs the same ones on a device. Nothing here waits for
-the device: what depends on the data (how many frames an entry has, which frames need float64) stays there.
+``tests/fakes/cuda`` runs these launches on a CPU; ``cupy_lookup`` runs the same ones on a device. Nothing here waits
+for the device: what depends on the data (how many frames an entry has, which frames need float64) stays there.
 """
 
 from __future__ import annotations

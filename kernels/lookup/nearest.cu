@@ -12,7 +12,7 @@
 // A frame's place is its index after sorting. A split is a run of centroids that one warp has compared with a frame;
 // partials[place * splits + split] is an int4 that holds its best score, second-best score and best id.
 //
-// The source needs no header, so that NVRTC compiles it as it is. It also compiles as C++ over tests/cuda_shim, which
+// The source needs no header, so that NVRTC compiles it as it is. It also compiles as C++ over tests/fakes/cuda, which
 // runs it on a CPU: so every shuffle and barrier names all threads of its warp or block, and what C++ cannot say is in
 // the next few lines.
 

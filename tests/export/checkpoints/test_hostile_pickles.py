@@ -30,7 +30,17 @@ from mkc_fast.export.checkpoints.pickles import Stopped
 from mkc_fast.export.checkpoints.random_weights import write_kmeans
 from mkc_fast.export.checkpoints.readers import MEMORY_BYTES, reading
 from mkc_fast.export.checkpoints.torch_files import load_torch
-from tests.test_hostile_checkpoints import MB, P, integer, kmeans_array, peak_bytes, refused, save, string, zipped
+from tests.export.checkpoints.test_hostile_checkpoints import (
+    MB,
+    P,
+    integer,
+    kmeans_array,
+    peak_bytes,
+    refused,
+    save,
+    string,
+    zipped,
+)
 
 joblib = pytest.importorskip("joblib")
 cluster = pytest.importorskip("sklearn.cluster")

@@ -20,9 +20,9 @@ from mkc_fast.kernels import NumpyLookup, make_lookup
 from mkc_fast.kernels.lookup import launches
 from mkc_fast.kernels.lookup.launches import Device, DeviceBank, Plan, assign, gather, make_plan
 from mkc_fast.kernels.lookup.residency import SlotCache
-from tests.cuda_shim import shim
-from tests.cuda_shim.fake_cupy import FakeCupy
-from tests.cuda_shim.shim import ShimLauncher
+from tests.fakes.cuda import shim
+from tests.fakes.cuda.fake_cupy import FakeCupy
+from tests.fakes.cuda.shim import ShimLauncher
 
 # Turing to Blackwell: what CUDA 13 and the wheels of CuPy 14 run on, less embedded boards.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)

@@ -19,7 +19,7 @@ from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.worker import Outcome, Settings, Task, Worker, WorkerConfig
 from mkc_fast.engine.datasets.path_lists import Utterance
 from tests.conftest import Artifacts, signed
-from tests.cuda_shim import fake_gpu
+from tests.fakes.cuda import fake_gpu
 
 Spoil = Callable[[str, np.ndarray], Any]
 GRAPHS = {"wavlm": "encode", "conformer": "restore", "vocoder": "vocode"}

@@ -26,8 +26,8 @@ from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.worker import Settings, Task, Worker, WorkerConfig
 from mkc_fast.engine.datasets.path_lists import Utterance
 from tests.conftest import Artifacts
-from tests.cuda_shim import fake_gpu
-from tests.test_stages import on_host, one_value
+from tests.engine.passes.test_stages import on_host, one_value
+from tests.fakes.cuda import fake_gpu
 
 RATE = 16000
 MB = 1 << 20

@@ -18,8 +18,8 @@ from mkc_fast.engine.corpus.worker import AHEAD, AHEAD_ON_GPU, EXIT_LOST_DEVICE,
 from mkc_fast.engine.datasets.path_lists import Utterance
 from mkc_fast.engine.devices import cores
 from tests.conftest import Artifacts
-from tests.cuda_shim import fake_gpu
-from tests.cuda_shim.fake_gpu import FakeGpu
+from tests.fakes.cuda import fake_gpu
+from tests.fakes.cuda.fake_gpu import FakeGpu
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import Artifacts
-from tests.cuda_shim import shim
+from tests.conftest import ROOT, Artifacts
+from tests.fakes.cuda import shim
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
 PARTS = ("making", "ceilings", "lookup", "correctness", "throughput", "floors", "latency", "files", "start_up",
          "latency_searched")  # fmt: skip
 

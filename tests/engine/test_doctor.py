@@ -48,7 +48,7 @@ from mkc_fast.engine.sessions.support import (
     needed_libraries,
     obstacle,
 )
-from tests.conftest import signed
+from tests.conftest import ROOT, signed
 
 TRT, CUDA, CPU = ORT_NAMES["tensorrt"], ORT_NAMES["cuda"], ORT_NAMES["cpu"]
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80 << 30)
@@ -271,7 +271,7 @@ def test_a_broken_release_is_named_on_any_device(version: str) -> None:
 
 def test_broken_releases_are_those_that_pyproject_excludes() -> None:
     packaging = pytest.importorskip("packaging.specifiers")
-    text = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     wanted = packaging.SpecifierSet(re.findall(r'"onnxruntime-gpu(>=[^;]*);', text)[0])
     for version in ("1.19.2", "1.20.0", "1.23.2", "1.24.1", "1.24.4", "1.25.0", "1.25.1", "1.26.0", "1.27.0", "1.31.0"):
         assert is_broken_release(version) != wanted.contains(version), version

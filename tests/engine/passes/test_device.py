@@ -14,8 +14,8 @@ from mkc_fast.engine.passes.windows import NUMPY_ROWS
 from mkc_fast.engine.sessions.providers import Buckets, Tuning
 from mkc_fast.kernels.cuda.rows import DeviceRows
 from tests.conftest import Artifacts
-from tests.cuda_shim import fake_gpu
-from tests.cuda_shim.fake_gpu import FakeGpu
+from tests.fakes.cuda import fake_gpu
+from tests.fakes.cuda.fake_gpu import FakeGpu
 
 SIZES = [400, 719, 720, 9000, 16000, 16001, 33333, 70000]
 

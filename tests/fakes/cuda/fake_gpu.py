@@ -18,8 +18,8 @@ from mkc_fast.engine.devices import Driver, Gpu
 from mkc_fast.engine.sessions import opening as sessions
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
 from mkc_fast.engine.sessions.providers import CUDA, GRAPH_FILES, Tuning
-from tests.cuda_shim import shim
-from tests.cuda_shim.fake_cupy import FakeCupy
+from tests.fakes.cuda import shim
+from tests.fakes.cuda.fake_cupy import FakeCupy
 
 
 class QueuedBinding:

@@ -16,9 +16,8 @@ import pytest
 import soundfile
 
 from mkc_fast import telemetry
-from tests.conftest import Artifacts
+from tests.conftest import ROOT, Artifacts
 
-ROOT = Path(__file__).resolve().parents[1]
 STRACE = shutil.which("strace")
 # ONNX Runtime is silent where one of these is set, so that a test on a CI machine would find nothing in any case.
 SILENCING = {

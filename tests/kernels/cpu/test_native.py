@@ -37,12 +37,12 @@ from mkc_fast.export.graphs.packing import (
 )
 from mkc_fast.kernels.cpu import loader as native
 from mkc_fast.kernels.cpu.loader import DOMAIN, native_library
-from tests.conftest import Artifacts, signed
+from tests.conftest import ROOT, Artifacts, signed
 
 if native_library() is None:
     pytest.skip("the native operators are not built here: no C++ compiler, or no AVX2", allow_module_level=True)
 
-SOURCE = Path(__file__).resolve().parents[1] / "kernels" / "cpu"
+SOURCE = ROOT / "kernels" / "cpu"
 # Rounding of float32 sums of unit size in two orders; the residual blocks multiply it by 4, over six convolutions.
 TOLERANCE = 2e-6
 PLAIN = {

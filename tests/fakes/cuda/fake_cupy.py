@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda_shim import shim
+from tests.fakes.cuda import shim
 
 DEFAULT_SHARED_BYTES = 48 << 10
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).resolve().parent
-SOURCE = HERE.parents[1] / "kernels" / "lookup" / "nearest.cu"
-SOURCES = (SOURCE, HERE.parents[1] / "kernels" / "cuda" / "rows.cu")
+SOURCE = HERE.parents[2] / "kernels" / "lookup" / "nearest.cu"
+SOURCES = (SOURCE, HERE.parents[2] / "kernels" / "cuda" / "rows.cu")
 # What a parameter of this C++ type takes; void pointers take any array.
 DTYPES = {"f": np.float32, "d": np.float64, "i": np.int32, "6float4": np.float32, "4int4": np.int32}
 # Around every scratch array, so that writes past its ends show.

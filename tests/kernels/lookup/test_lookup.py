@@ -11,8 +11,8 @@ import pytest
 
 from mkc_fast import BankError, DeviceError
 from mkc_fast.kernels import Lookup, make_lookup
-from tests.cuda_shim import shim
-from tests.cuda_shim.fake_cupy import FakeCupy
+from tests.fakes.cuda import shim
+from tests.fakes.cuda.fake_cupy import FakeCupy
 
 MakeLookup = Callable[..., Lookup]
 

@@ -17,7 +17,7 @@ from mkc_fast import ListError
 from mkc_fast.engine.corpus.run import plan_folder
 from mkc_fast.engine.corpus.worker import Settings
 from mkc_fast.engine.datasets.path_lists import Utterance, check_name, read_audio_list, read_named_paths
-from tests.conftest import Artifacts
+from tests.conftest import ROOT, Artifacts
 
 Reader = Callable[[Path], list[Any]]
 both_readers = pytest.mark.parametrize("read", [read_audio_list, read_named_paths])
@@ -279,7 +279,7 @@ def test_a_dash_is_the_standard_input(folder: Path) -> None:
 
 def test_infer_reads_its_list_from_standard_input(artifacts: Artifacts, tmp_path: Path) -> None:
     # Workers get none of it: the second line would be lost to them.
-    speech = Path(__file__).resolve().parents[1] / "cli" / "demo_speech.flac"
+    speech = ROOT / "cli" / "demo_speech.flac"
     (tmp_path / "speech.flac").write_bytes(speech.read_bytes())
     arguments = [
         "infer",
