@@ -44,8 +44,8 @@ from mkc_fast.benchmarks.common import program, run_timed, write_result
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, VOCODER_FILE, ModelInfo, read_model_info
 from mkc_fast.engine.audio.read import check_waveform, duration_s, read_waveform, write_waveform
 from mkc_fast.engine.corpus.batching import default_batch_s, group_by_length
+from mkc_fast.engine.corpus.protocol import AHEAD, Settings
 from mkc_fast.engine.corpus.run import Run, plan_folder, run_corpus
-from mkc_fast.engine.corpus.worker import AHEAD, Settings
 from mkc_fast.engine.datasets.path_lists import Utterance, read_audio_list
 from mkc_fast.engine.passes.windows import exact_windows
 

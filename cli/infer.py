@@ -21,8 +21,8 @@ from mkc_fast.errors import MkcError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mkc_fast.engine.corpus.protocol import Settings
     from mkc_fast.engine.corpus.run import Folder
-    from mkc_fast.engine.corpus.worker import Settings
     from mkc_fast.engine.datasets.kaldi import DataDirectory
 
 # Groups of options in the help.
@@ -209,8 +209,8 @@ def infer(
     Outputs have 16 kHz, and are 5 to 25 ms shorter than their recordings; --pad fills them up with silence.
     """
     from mkc_fast.cli.watch import watching
+    from mkc_fast.engine.corpus.protocol import Settings
     from mkc_fast.engine.corpus.run import Run, check_fit, run_corpus
-    from mkc_fast.engine.corpus.worker import Settings
     from mkc_fast.engine.datasets.kaldi import finish_data_directory
     from mkc_fast.engine.devices import cuda_device_names, cuda_index
 

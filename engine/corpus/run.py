@@ -22,9 +22,9 @@ from mkc_fast.engine.atomic_files import remove_temporaries
 from mkc_fast.engine.audio.read import FORMATS, LOUD_PEAK, duration_s
 from mkc_fast.engine.corpus.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, Manifest
+from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.scheduler import Scheduler, share_out
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
-from mkc_fast.engine.corpus.worker import Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.devices import cuda_index, device_kind
 from mkc_fast.engine.draws import check_draw, check_entries, draw_entries
 from mkc_fast.engine.sessions.providers import check_choice

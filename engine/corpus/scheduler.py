@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import mkc_fast
 from mkc_fast.engine.atomic_files import remove_temporary
+from mkc_fast.engine.corpus.protocol import AHEAD_ON_GPU, EXIT_LOST_DEVICE, Outcome, Task, WorkerConfig
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S, Clock, Silence, is_stopped
-from mkc_fast.engine.corpus.worker import AHEAD_ON_GPU, EXIT_LOST_DEVICE, Outcome, Task, WorkerConfig
 from mkc_fast.engine.devices import cores
 from mkc_fast.errors import MkcError
 

@@ -13,7 +13,7 @@ from mkc_fast.engine.audio.read import COMMAND_TIMEOUT_S
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mkc_fast.engine.corpus.worker import Task
+    from mkc_fast.engine.corpus.protocol import Task
 
 DEFAULT_TIMEOUT_S = 900.0
 # Clocks run on while a machine sleeps or a debugger holds this process; no step of time counts for more than this.

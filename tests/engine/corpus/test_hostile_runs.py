@@ -17,8 +17,8 @@ from mkc_fast.engine.audio.headers import HEAD_BYTES, length_s
 from mkc_fast.engine.audio.read import duration_s, read_waveform
 from mkc_fast.engine.corpus import run as corpus
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
+from mkc_fast.engine.corpus.protocol import Settings
 from mkc_fast.engine.corpus.run import check_recordings, plan_folder
-from mkc_fast.engine.corpus.worker import Settings
 from mkc_fast.engine.datasets.path_lists import Utterance
 from tests.conftest import Artifacts
 

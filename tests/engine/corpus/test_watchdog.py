@@ -15,8 +15,8 @@ import pytest
 from mkc_fast.engine.audio.read import COMMAND_TIMEOUT_S
 from mkc_fast.engine.corpus import scheduler
 from mkc_fast.engine.corpus import watchdog as patience
+from mkc_fast.engine.corpus.protocol import Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.watchdog import Clock, Silence, is_stopped
-from mkc_fast.engine.corpus.worker import Settings, Task, WorkerConfig
 from mkc_fast.engine.datasets.path_lists import Utterance
 
 

@@ -1,0 +1,127 @@
+"""What the scheduler and its worker processes exchange: settings, tasks and outcomes, and how a worker starts and ends.
+
+A message is a tuple, sent over a socket with pickle. From the scheduler come a ``WorkerConfig``, once; then
+``(batch number, [Task, …])``, and None at the end. A worker sends a tuple that begins with its kind:
+
+| kind | content | meaning |
+| --- | --- | --- |
+| ``load note`` | text | a warning while the models load |
+| ``ready`` | seconds, text, dict | seconds of loading; what the graphs run on; what decides the last bits |
+| ``start`` | batch number | the batch is computed from now on |
+| ``note`` | text | a warning |
+| ``outcome`` | batch number, ``Outcome`` | a task of the batch is finished or failed |
+| ``fatal`` | name of an error, text | the run cannot go on |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mkc_fast.engine.datasets.path_lists import Utterance
+    from mkc_fast.engine.draws import Mode
+
+# Batches that a worker is sent before it has reported the first: one is computed, one is decoded.
+AHEAD = 2
+# On a GPU one more waits behind the one that is computed.
+AHEAD_ON_GPU = 3
+# The exit code of a worker that has lost its device; nothing else uses it.
+EXIT_LOST_DEVICE = 71
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How recordings are anonymized, as in ``Anonymizer.anonymize``.
+
+    Attributes:
+        mode: ``audio`` or ``frame``.
+        stride: Frames that share a draw.
+        seed: Of the draws; None draws from the system's entropy.
+        format: Of the outputs, ``wav`` or ``flac``.
+        record_draws: Report the bank entry of each frame, for the manifest.
+        pad: Fill each output's end with silence, up to the length of its recording.
+    """
+
+    mode: Mode = "frame"
+    stride: int = 1
+    seed: int | None = None
+    format: str = "wav"
+    record_draws: bool = False
+    pad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An utterance to anonymize and where it goes.
+
+    Attributes:
+        index: Its number in the run.
+        utterance: The recording.
+        folder: Where its anonymized form goes.
+        suffix: Of the output's name, which begins with the utterance's id.
+        audio_s: Seconds of it, as far as its header tells; 0 if not known.
+    """
+
+    index: int
+    utterance: Utterance
+    folder: Path
+    suffix: str = ".wav"
+    audio_s: float = 0.0
+
+    @property
+    def output(self) -> Path:
+        """Where its anonymized form goes."""
+        return self.folder / (self.utterance.id + self.suffix)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: written, or an error of one line; and what the worker runs, as the scheduler knows it."""
+
+    index: int
+    error: str | None = None
+    audio_s: float = 0.0
+    frames: int = 0
+    size_bytes: int = 0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    bank_ids: list[int] | None = None
+    ran: dict[str, object] = field(default_factory=dict)
+    peak: float = 0.0  # of the recording's samples
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker needs to start.
+
+    Attributes:
+        model: Exported model.
+        bank: Bank.
+        device: ``cpu`` or ``cuda:<number>``.
+        threads: Threads of one operator on the CPU, None for one a core.
+        host_threads: Threads that decode, and as many that write.
+        max_window_s: As in ``Anonymizer.load``.
+        settings: How recordings are anonymized.
+        provider: As in ``Anonymizer.load``.
+        precision: As in ``Anonymizer.load``.
+        factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
+        ahead: Batches that it is sent before it has reported the first.
+        blas_threads: Of NumPy's products in the look-up; None leaves it to their library.
+        entries: Of the bank, those that frames draw from; None draws from all.
+    """
+
+    model: Path
+    bank: Path
+    device: str
+    threads: int | None
+    host_threads: int
+    max_window_s: float
+    settings: Settings
+    provider: str = "auto"
+    precision: str = "auto"
+    factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
+    ahead: int = AHEAD
+    blas_threads: int | None = None
+    entries: tuple[int, ...] | None = None
