@@ -536,7 +536,7 @@ def files(bench: Bench) -> dict[str, Any]:
     """Files to files, as ``mkc-fast infer`` does it: one process on the device, and two."""
     from mkc_fast.engine.corpus.protocol import Settings
     from mkc_fast.engine.corpus.run import Run, plan_folder, run_corpus
-    from mkc_fast.engine.datasets.path_lists import Utterance
+    from mkc_fast.engine.datasets.dataset import Utterance
 
     sizes, source, listed = bench.sizes, bench.work / "files", []
     source.mkdir(exist_ok=True)

@@ -46,7 +46,8 @@ from mkc_fast.engine.audio.read import check_waveform, duration_s, read_waveform
 from mkc_fast.engine.corpus.batching import default_batch_s, group_by_length
 from mkc_fast.engine.corpus.protocol import AHEAD, Settings
 from mkc_fast.engine.corpus.run import Run, plan_folder, run_corpus
-from mkc_fast.engine.datasets.path_lists import Utterance, read_audio_list
+from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.datasets.path_lists import read_audio_list
 from mkc_fast.engine.passes.windows import exact_windows
 
 if TYPE_CHECKING:

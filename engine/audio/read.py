@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from mkc_fast.engine.datasets.path_lists import Utterance
+    from mkc_fast.engine.datasets.dataset import Utterance
 
 FORMATS = ("wav", "flac")
 _BLOCK_SAMPLES = 1 << 18  # of all channels together

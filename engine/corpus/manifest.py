@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import TextIO
 
-    from mkc_fast.engine.datasets.path_lists import Utterance
+    from mkc_fast.engine.datasets.dataset import Utterance
 
 MANIFEST_FILE = "manifest.jsonl"
 _VERSION = 2

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mkc_fast.engine.datasets.path_lists import Utterance
+    from mkc_fast.engine.datasets.dataset import Utterance
     from mkc_fast.engine.draws import Mode
 
 # Batches that a worker is sent before it has reported the first: one is computed, one is decoded.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from mkc_fast.engine.corpus.scheduler import WorkerState
-    from mkc_fast.engine.datasets.path_lists import Utterance
+    from mkc_fast.engine.datasets.dataset import Utterance
 
 logger = logging.getLogger("mkc_fast")
 

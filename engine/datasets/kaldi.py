@@ -1,4 +1,4 @@
-"""Kaldi data directories: read as utterances to anonymize, and given an anonymized sibling that evaluations read."""
+"""Kaldi data directories: reads their utterances, and makes the anonymized directories that evaluations read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.atomic_files import whole_file
-from mkc_fast.engine.datasets.path_lists import Places, Utterance, check_name, read_lines
+from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.datasets.lines import PathResolver, check_name, read_lines
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# wav.scp is written anew; the others tell of the original recordings, and segments would cut the new ones twice.
+# wav.scp is written new. The others describe the original recordings, and segments would cut the outputs again.
 _NOT_COPIED = frozenset(
     {"wav.scp", "segments", "reco2file_and_channel", "reco2dur", "utt2num_frames", "manifest.jsonl"}
 )
-# Original speech and features of it (feats.scp, cmvn.scp, vad.scp, raw_mfcc.1.ark): they would undo the anonymization.
+# Original speech and features of it (feats.scp, cmvn.scp, raw_mfcc.1.ark), which would defeat the anonymization.
 _ORIGINAL_SPEECH = frozenset(
     {".scp", ".ark", ".wav", ".flac", ".sph", ".wv1", ".wv2", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".au"}
 )
@@ -30,7 +31,7 @@ _ORIGINAL_SPEECH = frozenset(
 
 @dataclass(frozen=True)
 class DataDirectory:
-    """A Kaldi data directory to anonymize.
+    """A Kaldi data directory to anonymize: a ``Dataset``.
 
     Attributes:
         path: The directory, as it was given.
@@ -42,6 +43,15 @@ class DataDirectory:
     out: Path
     utterances: list[Utterance]
 
+    @property
+    def audio_dir(self) -> Path:
+        """The folder ``wav`` in ``out``."""
+        return self.out / "wav"
+
+    def finish(self, written: Mapping[str, Path]) -> None:
+        """Make ``out`` a data directory: see ``finish_data_directory``."""
+        finish_data_directory(self, written)
+
 
 def read_data_directory(path: Path, suffix: str, *, allow_commands: bool = False) -> DataDirectory:
     """Read ``wav.scp`` (``id path`` or ``id command |``) and, if there, ``segments`` of a Kaldi data directory.
@@ -52,7 +62,7 @@ def read_data_directory(path: Path, suffix: str, *, allow_commands: bool = False
 
     Args:
         path: The directory.
-        suffix: What its name gets to name the anonymized sibling.
+        suffix: Added to its name, it names the anonymized sibling.
         allow_commands: Admit recordings that are a command's output; the commands are not run here.
 
     Raises:
@@ -80,7 +90,7 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
       the original speech, and features of it in the anonymized directory would be wrong and a leak;
     - audio, which is the original speech; sub-directories; hidden files; ``manifest.jsonl``.
 
-    Each file appears whole, ``wav.scp`` last. What else is in ``directory.out`` stays.
+    Each file is written atomically, ``wav.scp`` last. Other files in ``directory.out`` are kept.
 
     Args:
         directory: What was read.
@@ -96,7 +106,7 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
         sources = [source for source in sorted(directory.path.iterdir()) if _is_copied(source)]
     except OSError as error:
         raise OutputError(f"{error.filename or out}: cannot be read or written ({error.strerror})") from None
-    # A recording may lie among the lists without an ending that tells; few names match, so few files are looked at.
+    # A recording may lie among the lists without an audio ending. Few names match, so few files are compared.
     names = {source.name for source in sources}
     originals = [u.path for u in directory.utterances if u.command is None and os.path.basename(u.file) in names]  # noqa: PTH119
     for source in sources:
@@ -111,13 +121,13 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
 
 
 def _read_recordings(scp: Path, allow_commands: bool, *, names_files: bool) -> dict[str, Utterance]:
-    """The recordings of a ``wav.scp`` by id, which are names of outputs too where there are no ``segments``.
+    """The recordings of a ``wav.scp`` by id; without ``segments``, the ids also name the outputs.
 
-    Not ``read_audio_list``: here every line has an id, and where ``segments`` name the files it may hold slashes.
+    This is not ``read_audio_list``: here every line has an id, and with ``segments`` the id may hold slashes.
     """
     recordings: dict[str, Utterance] = {}
     lines = array("L")
-    places = Places(scp)
+    resolver = PathResolver(scp)
     for number, line in read_lines(scp):
         name, _, target = line.partition(" ")
         where = f"{scp}, line {number}"
@@ -132,7 +142,7 @@ def _read_recordings(scp: Path, allow_commands: bool, *, names_files: bool) -> d
             )
         if names_files:
             check_name(name, str(scp), number)
-        file = printable(command) if command is not None else places.resolve(target)
+        file = printable(command) if command is not None else resolver.resolve(target)
         recordings[name] = Utterance(name, file, command=command)
         lines.append(number)
     if not recordings:
@@ -184,11 +194,11 @@ def _bounds(begin: str, end: str, where: str) -> tuple[float, float | None]:
 
 
 def _sibling(path: Path, suffix: str) -> Path:
-    """The directory's name + suffix beside it, checked to be a place where its anonymized form can go."""
+    """The directory's name + suffix beside it, checked to be usable as its anonymized directory."""
     if not suffix:
         raise ListError(f"{path}: the suffix of its anonymized directory is empty")
     try:
-        # "." and ".." have no name of their own; the one that they stand for is beside "./.." and "../..".
+        # "." and ".." are no names; the directories that they stand for are beside "./.." and "../..".
         named = path.name not in {"", ".."}
         name = path.name if named else path.resolve().name
         out = (path.parent if named else path / "..") / (name + suffix)

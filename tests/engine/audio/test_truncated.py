@@ -15,7 +15,7 @@ from mkc_fast import AudioError
 from mkc_fast.engine.audio import read as module
 from mkc_fast.engine.audio.headers import claimed_bytes
 from mkc_fast.engine.audio.read import read_utterance, read_waveform
-from mkc_fast.engine.datasets.path_lists import Utterance
+from mkc_fast.engine.datasets.dataset import Utterance
 
 RATE = 16000
 # What headers give the size of; of the rest, FLAC and HTK are found damaged by the decoder.

@@ -16,7 +16,7 @@ from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.protocol import AHEAD, AHEAD_ON_GPU, EXIT_LOST_DEVICE, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.scheduler import share_out
 from mkc_fast.engine.corpus.worker import Worker
-from mkc_fast.engine.datasets.path_lists import Utterance
+from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.devices import cores
 from tests.conftest import Artifacts
 from tests.fakes.cuda import fake_gpu

@@ -32,7 +32,8 @@ from mkc_fast.engine.corpus import scheduler
 from mkc_fast.engine.corpus import watchdog as patience
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
 from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task
-from mkc_fast.engine.datasets.path_lists import Utterance, read_audio_list
+from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.datasets.path_lists import read_audio_list
 from mkc_fast.engine.draws import draw_entries
 from tests.conftest import Artifacts, signed
 

@@ -19,7 +19,7 @@ from mkc_fast.engine.corpus import run as corpus
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
 from mkc_fast.engine.corpus.protocol import Settings
 from mkc_fast.engine.corpus.run import check_recordings, plan_folder
-from mkc_fast.engine.datasets.path_lists import Utterance
+from mkc_fast.engine.datasets.dataset import Utterance
 from tests.conftest import Artifacts
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mkc_fast import OutputError, WriteError
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, Manifest
-from mkc_fast.engine.datasets.path_lists import Utterance
+from mkc_fast.engine.datasets.dataset import Utterance
 
 SETTINGS = {"mode": "frame", "seed": 7, "kmeans_num": 8}
 RAN = {"provider": "cpu", "operators": "native AVX-512"}

@@ -17,7 +17,7 @@ from mkc_fast.engine.corpus import scheduler
 from mkc_fast.engine.corpus import watchdog as patience
 from mkc_fast.engine.corpus.protocol import Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.watchdog import Clock, Silence, is_stopped
-from mkc_fast.engine.datasets.path_lists import Utterance
+from mkc_fast.engine.datasets.dataset import Utterance
 
 
 def task(audio_s: float, command: str | None = None) -> Task:

@@ -18,7 +18,7 @@ from mkc_fast.engine.audio.read import to_pcm16
 from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.worker import Worker
-from mkc_fast.engine.datasets.path_lists import Utterance
+from mkc_fast.engine.datasets.dataset import Utterance
 from tests.conftest import Artifacts, signed
 from tests.fakes.cuda import fake_gpu
 

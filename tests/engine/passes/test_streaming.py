@@ -25,7 +25,7 @@ from mkc_fast.engine.audio.read import (
 from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.protocol import Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.worker import Worker
-from mkc_fast.engine.datasets.path_lists import Utterance
+from mkc_fast.engine.datasets.dataset import Utterance
 from tests.conftest import Artifacts
 from tests.engine.passes.test_stages import on_host, one_value
 from tests.fakes.cuda import fake_gpu

@@ -1,0 +1,179 @@
+"""Reads lists line by line: blanks, comments and limits, ids that name output files, and relative paths."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkc_fast.errors import ListError
+from mkc_fast.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TextIO
+
+# A list of train-clean-360 has 10 MB; a file a hundred times as large is not a list.
+_MAX_LIST_BYTES = 1 << 30
+_MAX_LINE = 1 << 13  # a path has at most 4096 bytes
+_BLANKS = " \t"  # other spaces of Unicode may be part of a file's name
+# What ends a line or moves a terminal's cursor: no path here needs it, and errors and logs quote paths.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+_STANDARD_INPUT = Path("-")
+_MAX_REMEMBERED = 1 << 14  # directories
+
+
+def check_name(name: str, where: str, line: int | None = None) -> None:
+    """Refuse an id that cannot name a file inside the output folder.
+
+    Args:
+        name: The id.
+        where: What an error begins with.
+        line: Number of the line that has it, for the error.
+
+    Raises:
+        ListError: It is empty, ``.`` or ``..``, too long, or holds a slash, a backslash or a control character.
+    """
+    # 200 bytes leave room for an extension and a temporary name within the 255 that file systems allow.
+    plain = name.isprintable() and "/" not in name and "\\" not in name and name not in {"", ".", ".."}
+    if not plain or (len(name) > 50 and len(name.encode()) > 200):
+        where = where if line is None else f"{where}, line {line}"
+        raise ListError(f"{where}: '{printable(name)}' cannot name an output file")
+
+
+def read_lines(path: Path, *, standard_input: bool = True) -> Iterator[tuple[int, str]]:
+    """The lines of a list with their numbers, read one by one, without blank lines and comments.
+
+    Blanks around a line are removed; those after its first word are replaced by one space.
+
+    Args:
+        path: The list.
+        standard_input: Take ``-`` for the standard input.
+
+    Raises:
+        ListError: The list is unreadable, a line is longer than any path, or it holds control characters.
+    """
+    where = shown_list(path) if standard_input else str(path)
+    number = size = 0
+    try:
+        with _opened(path, standard_input) as file:
+            while line := file.readline(_MAX_LINE + 1):  # a file that is no list may be one long line
+                number += 1
+                size += len(line)
+                if size > _MAX_LIST_BYTES:  # the size of a pipe is not known before
+                    raise ListError(f"{where}: larger than 1 GB, which is no list")
+                line = line.removesuffix("\n")
+                if len(line) > _MAX_LINE:
+                    raise ListError(f"{where}, line {number}: too long for a line of a list")
+                if _CONTROL.search(line):
+                    raise ListError(f"{where}, line {number}: holds control characters: {printable(line)}")
+                line = line.strip(_BLANKS)
+                if line and line[0] != "#":
+                    yield number, _one_space(line)
+    except OSError as error:
+        raise ListError(f"{where}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ListError(f"{where}: not a text file in UTF-8") from None
+    except ValueError as error:  # a path that no file can have
+        raise ListError(f"{where}: cannot be read ({error})") from None
+
+
+@contextmanager
+def _opened(path: Path, standard_input: bool) -> Iterator[TextIO]:
+    if standard_input and path == _STANDARD_INPUT:
+        with open(0, encoding="utf-8-sig", closefd=False) as file:
+            yield file
+        return
+    if path.exists() and not path.is_file():  # reading a pipe or device may block, or never end
+        raise ListError(f"{path}: not a regular file")
+    if path.stat().st_size > _MAX_LIST_BYTES:
+        raise ListError(f"{path}: larger than 1 GB, which is no list")
+    with path.open(encoding="utf-8-sig") as file:
+        yield file
+
+
+def shown_list(path: Path) -> str:
+    """The name of a list in messages."""
+    return "standard input" if path == _STANDARD_INPUT else str(path)
+
+
+def _one_space(line: str) -> str:
+    first, _, rest = line.partition(" ")
+    if "\t" in first:
+        first, _, after = first.partition("\t")
+        rest = f"{after} {rest}"
+    rest = rest.strip(_BLANKS)
+    return f"{first} {rest}" if rest else first
+
+
+class PathResolver:
+    """Resolves the paths of a list: against the working directory, else against the list's own folder.
+
+    A list has up to a million lines, and looking up a file on a network file system is slow. So absolute paths are not
+    looked up at all. For a relative path, its directory is looked up once; each file is looked up only if both the
+    working directory and the list's folder have such a directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Resolve the paths of this list."""
+        self._folder = str(path.parent)
+        self._alone = _same(self._folder, os.curdir)  # the list lies in the working directory
+        self._remembered: dict[str, bool | None] = {}
+        self._spaced: set[str] | None = None
+
+    def resolve(self, text: str) -> str:
+        """A path of the list: unchanged if absolute or found in the working directory, else beside the list."""
+        if self._alone or text.startswith("/") or os.path.isabs(text):  # noqa: PTH117 - as text it costs a tenth
+            return text
+        beside = self._is_beside(os.path.dirname(text))  # noqa: PTH120
+        if beside is False:
+            return text
+        moved = os.path.join(self._folder, text)  # noqa: PTH118
+        if beside is None:
+            beside = not os.path.exists(text) and os.path.exists(moved)  # noqa: PTH110
+        return moved if beside else text
+
+    def names_file(self, line: str) -> bool:
+        """Whether a line with spaces in it is, as a whole, the path of a file that is there."""
+        first, _, _ = line.partition("/")
+        if " " in first and not self._may_begin(first):
+            return False
+        return os.path.isfile(self.resolve(line))  # noqa: PTH113
+
+    def _is_beside(self, directory: str) -> bool | None:
+        """Whether only the list's folder has such a directory; None if the working directory has one, too."""
+        known = self._remembered.get(directory, ...)
+        if known is not ...:
+            return known
+        here = os.path.isdir(directory or os.curdir)  # noqa: PTH112
+        there = os.path.isdir(os.path.join(self._folder, directory))  # noqa: PTH112, PTH118
+        beside = None if here and there else there
+        if len(self._remembered) >= _MAX_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[directory] = beside
+        return beside
+
+    def _may_begin(self, name: str) -> bool:
+        """Whether either folder may have an entry of this name, which holds a space; few entries do."""
+        if self._spaced is None:
+            try:
+                entries = {entry for place in (os.curdir, self._folder) for entry in os.listdir(place)}  # noqa: PTH208
+            except OSError:  # a directory that cannot be listed: each file is looked up
+                return True
+            self._spaced = {_folded(entry) for entry in entries if " " in entry}
+        return bool(self._spaced) and _folded(name) in self._spaced
+
+
+def _folded(name: str) -> str:
+    """A name as file systems compare it that ignore case and how accents are composed."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def _same(first: str, second: str) -> bool:
+    try:
+        return os.path.samefile(first, second)  # noqa: PTH121
+    except (OSError, ValueError):
+        return False
