@@ -22,7 +22,7 @@ PANEL = 32
 HALF_PANEL = PANEL // 2
 # A tile of the residual blocks: so many samples of a convolution at a time.
 OUTPUTS = 4
-# Where inputs and weights are evaluated as polynomials, besides at infinity; kernels/cpu/winograd.hpp has the same.
+# Where inputs and weights are evaluated as polynomials, besides at infinity; kernels/cpu/winograd-inl.hpp has the same.
 _HALF = Fraction(1, 2)
 POINTS = {
     4: (Fraction(0), Fraction(1), Fraction(-1), _HALF, -_HALF, Fraction(3)),

@@ -11,7 +11,7 @@
 #pragma GCC target("avx2,fma")
 namespace mkc {
 namespace avx2 {
-#include "kernels.hpp"
+#include "kernels-inl.hpp"
 }  // namespace avx2
 const Operators kAvx2 = {avx2::convolve, avx2::residual_blocks, avx2::direct_blocks, avx2::attend,
                           avx2::depthwise};

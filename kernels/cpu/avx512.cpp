@@ -11,7 +11,7 @@
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,fma,avx2")
 namespace mkc {
 namespace avx512 {
-#include "kernels.hpp"
+#include "kernels-inl.hpp"
 }  // namespace avx512
 const Operators kAvx512 = {avx512::convolve, avx512::residual_blocks, avx512::direct_blocks, avx512::attend,
                             avx512::depthwise};

@@ -224,7 +224,7 @@ struct BlocksKernel {
             }
             return size;
         };
-        // Exporters before direct.hpp filled up to whole panels.
+        // Exporters before direct-inl.hpp filled up to whole panels.
         r.pitch = direct ? r.channels : (r.channels + 15) / 16 * 16;
         if (!direct && weights.size() != needed(r.pitch)) r.pitch = wide;
         require(weights.size() == needed(r.pitch), "weights of another size");

@@ -26,14 +26,14 @@ struct Convolution {
 constexpr long kMostPairs = 16;  // of a residual block
 constexpr long kMostSteps = 128;  // convolutions of a stage
 
-// Groups of taps of a residual block's convolution, and the points at which each is evaluated; see winograd.hpp.
+// Groups of taps of a residual block's convolution, and the points at which each is evaluated; see winograd-inl.hpp.
 constexpr long groups_of(long kernel) { return kernel == 3 ? 1 : (kernel + 3) / 4; }
 constexpr long points_of(long kernel) { return kernel == 3 ? 6 : 7; }
 
 // The residual blocks of one HiFi-GAN stage, summed.
 struct ResidualBlocks {
     const float* input;    // (batch, frames, channels)
-    const float* weights;  // of each convolution in turn, see winograd.hpp and direct.hpp
+    const float* weights;  // of each convolution in turn, see winograd-inl.hpp and direct-inl.hpp
     const float* biases;   // (convolutions, channels rounded up to 32)
     float* output;         // (batch, frames, channels)
     long batch, frames, channels;

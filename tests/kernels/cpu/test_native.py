@@ -364,7 +364,7 @@ def test_residual_blocks_give_the_same_bits_however_they_are_cut(bits: int) -> N
     blocks, x = Blocks(32, (3, 7, 11), (1, 3, 5), plain=True), normal(1, 20000, 32)
     whole = blocks.run(x)
     assert np.array_equal(blocks.run(x, threads=1), whole)
-    # 60 frames of receptive field, 43 more to the end of the last tiles that lie in it: kernels/cpu/winograd.hpp.
+    # 60 frames of receptive field, 43 more to the end of the last tiles that lie in it: kernels/cpu/winograd-inl.hpp.
     assert np.array_equal(blocks.run(x[:, :9000])[:, :8880], whole[:, :8880])
     assert np.array_equal(blocks.run(np.concatenate([x, x])), np.concatenate([whole, whole]))
 
@@ -433,7 +433,7 @@ def test_points_are_a_convolution_exactly(taps: int) -> None:
 
 @pytest.mark.parametrize("taps", [3, 4])
 def test_the_operators_have_the_points_of_the_packing(taps: int) -> None:
-    text = (SOURCE / "winograd.hpp").read_text()
+    text = (SOURCE / "winograd-inl.hpp").read_text()
     said = text[text.index(f"struct Points<{taps}>") :]
     for name, matrix in zip(("kInput", "kOutput"), inputs_and_outputs(taps), strict=True):
         body = said[said.index(name) : said.index("};", said.index(name))]
