@@ -1,49 +1,11 @@
-"""Nearest centroids in a stack of k-means models: one interface, a back end for each kind of device.
+"""What runs below ONNX Runtime's own operators, one folder for each kind.
 
-``cpu/`` is something else: operators of the graphs for CPUs, in C++ (see ``mkc_fast.kernels.cpu.loader``).
+``lookup`` finds nearest centroids, in NumPy and CUDA. ``cuda`` holds what else runs on a GPU: the device, and rows of
+frames. ``cpu`` holds operators of the graphs for CPUs, in C++, and their loader.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mkc_fast.errors import DeviceError
-from mkc_fast.kernels.lookup.interface import Lookup
-from mkc_fast.kernels.lookup.numpy_lookup import NumpyLookup
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
+from mkc_fast.kernels.lookup import Lookup, NumpyLookup, make_lookup
 
 __all__ = ["Lookup", "NumpyLookup", "make_lookup"]
-
-
-def make_lookup(
-    centroids: NDArray[np.float32],
-    half_norms: NDArray[np.float64],
-    num_clusters: Sequence[int],
-    backend: str = "numpy",
-    device: int = 0,
-) -> Lookup:
-    """The look-up over these arrays (see ``Lookup``).
-
-    Args:
-        centroids: (N, K, D) float32.
-        half_norms: (N, K) float64, half the squared norm of each centroid.
-        num_clusters: K of each of the N entries.
-        backend: ``"numpy"``, or ``"cupy"``: on a GPU.
-        device: The number of the CUDA device, for ``"cupy"``.
-
-    Raises:
-        DeviceError: There is no such back end, or it cannot run here.
-        BankError: The back end does not take this bank.
-    """
-    if backend == "numpy":
-        return NumpyLookup(centroids, half_norms, num_clusters)
-    if backend == "cupy":
-        from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
-
-        return CupyLookup(centroids, half_norms, num_clusters, device)
-    raise DeviceError(f"no look-up back end {backend!r}; there are: numpy, cupy")

@@ -24,8 +24,8 @@ from mkc_fast.engine.passes.layout import lay_out, most_frames, window_frames
 from mkc_fast.engine.passes.stages import STAGES, NotFiniteError
 from mkc_fast.engine.passes.windows import crossfaded, exact_pieces, exact_windows, sample_range
 from mkc_fast.errors import DeviceError, DeviceMemoryError, LostDeviceError, MkcError
+from mkc_fast.kernels.cuda.device import import_cupy, one_line_errors, open_device
 from mkc_fast.kernels.cuda.rows import DeviceRows, copy, zero
-from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup, import_cupy, one_line_errors, open_device
 from mkc_fast.onnx_runtime import ort
 from mkc_fast.text import one_line
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.passes.layout import Layout, VocoderRun
     from mkc_fast.engine.sessions.opening import Sessions
+    from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
 
 # What is checked on the device: the first two are what the look-up reads and writes. Cluster ids and samples come down
 # anyway, and are checked there.

@@ -1,4 +1,8 @@
 // Windows times weights, in blocks of rows that fit the caches.
+//
+// Expects: included by kernels-inl.hpp after simd-inl.hpp and product-inl.hpp, in the namespace of one instruction set
+// within mkc; Vector and its functions, tile_of, kPanel, kSub, kRows; from operators.hpp Convolution, Threads and Scratch;
+// <cstring>. It declares has_few_columns and convolve_few, which direct-inl.hpp defines.
 
 constexpr long kDepth = 256;      // 256 x 32 weights stay in the first-level cache while the rows pass by
 constexpr long kBlockRows = 126;  // 9 register tiles of 14 rows, 21 of 6

@@ -1,4 +1,7 @@
 // Each channel's own small convolution, with SiLU.
+//
+// Expects: included by kernels-inl.hpp after simd-inl.hpp, in the namespace of one instruction set within mkc; Vector, fma
+// and sigmoid; from operators.hpp Depthwise and Threads; <cstring>.
 
 inline ort::Status* depthwise(const Depthwise& d, const Threads& threads) {
     if (d.frames <= 0 || d.batch <= 0 || d.channels <= 0) return nullptr;

@@ -2,6 +2,10 @@
 //
 // Panels of 32 columns would be mostly zeros here. A sample's sum starts at its bias and runs over taps and then channels,
 // whatever lies beside it in a vector. So it has the same bits however the work is cut.
+//
+// Expects: included by kernels-inl.hpp after convolution-inl.hpp, in the namespace of one instruction set within mkc;
+// Vector and its functions, kPanel, activate; from operators.hpp Convolution, ResidualBlocks, Threads and Scratch;
+// <cstring>.
 
 constexpr int kOuts = Vector::kWidth == 16 ? 8 : 6;         // output channels of a register tile, at most
 constexpr int kRegisters = Vector::kWidth == 16 ? 31 : 15;  // of 32 and 16: compilers spill one where all are taken
@@ -17,7 +21,7 @@ struct Planes {
 // From one channel to the next: an odd number of cache lines, so that channels do not share the same lines of the cache.
 inline long pitch_of(long samples) { return ((samples + kSpare + 15) / 16 | 1) * 16; }
 
-// A convolution with weights in panels: (panels, kernel * inputs, 32); see export/packing.py.
+// A convolution with weights in panels: (panels, kernel * inputs, 32); see export/graphs/packing.py.
 struct Filter {
     const float* weights;
     const float* bias;

@@ -1,4 +1,7 @@
-// Every operator, for one instruction set. Included by avx2.cpp and avx512.cpp, in a namespace of each.
+// Every operator, for one instruction set. The order of the includes matters.
+//
+// Expects: included by avx2.cpp and avx512.cpp, once in each: within the target pragmas of the instruction set, in a
+// namespace of its own within mkc, after <immintrin.h>, <cstring> and operators.hpp, with MKC_ISA defined.
 
 #include "simd-inl.hpp"
 #include "product-inl.hpp"

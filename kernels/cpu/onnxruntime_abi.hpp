@@ -34,7 +34,7 @@ enum Position : int {
     kKernelContextParallelFor = 274,
 };
 
-// Opaque to everybody but ONNX Runtime.
+// Opaque types of ONNX Runtime.
 struct Status;
 struct Value;
 struct Shape;

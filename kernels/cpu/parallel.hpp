@@ -32,7 +32,7 @@ class Threads {
         };
         ort::Status* failed = nullptr;
         if (count == 1) {
-            function(&work, 0);  // without waking anybody
+            function(&work, 0);  // without waking another thread
         } else {
             failed = ort::call<ort::Status*>(api_, ort::kKernelContextParallelFor, context_, function,
                                              static_cast<size_t>(count), size_t{0}, static_cast<void*>(&work));
@@ -42,7 +42,7 @@ class Threads {
         return failed;
     }
 
-    // Cores that this process may use: how many tasks at least are worth making.
+    // Cores that this process may use. Fewer tasks than that would leave some idle.
     static int cores() {
         static const int found = [] {
             cpu_set_t set;

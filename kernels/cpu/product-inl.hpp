@@ -1,6 +1,9 @@
-// Products of matrices with packed weights: the register tile that all else is made of, and whole products by it.
+// Products of matrices with packed weights: the register tile that the other operators are made of.
 //
-// Weights (K, N) lie in panels of 32 columns, (N / 32, K, 32), the last one filled up with zeros; see export/packing.py.
+// Expects: included by kernels-inl.hpp after simd-inl.hpp, in the namespace of one instruction set within mkc; Vector.
+//
+// Weights (K, N) lie in panels of 32 columns, (N / 32, K, 32), the last one filled up with zeros; see
+// export/graphs/packing.py.
 // Every sum runs over K in one order, in blocks of kDepth, whatever the number of rows, threads or tasks. So a row's
 // result depends on that row alone, to the last bit.
 

@@ -1,6 +1,8 @@
 // Vectors of floats of one instruction set, and the functions of them that the operators need.
 //
-// Included once for each instruction set, between that set's target pragmas, in a namespace of its own.
+// Expects: included first by kernels-inl.hpp, once for each instruction set: within that set's target pragmas, in a
+// namespace of its own within mkc. MKC_ISA is 512 (AVX-512, vectors of 16 floats) or 256 (AVX2 and FMA, of 8);
+// <immintrin.h> is included before, outside the namespace.
 
 #if MKC_ISA == 512
 

@@ -11,7 +11,11 @@
 // samples to either side, where plain sums would keep it within a kernel's reach.
 //
 // Tiles lie on one grid from a sequence's first sample on, so a result depends neither on how the work is cut nor on the
-// number of threads. export/packing.py holds the same points and evaluates the weights.
+// number of threads. export/graphs/packing.py holds the same points and evaluates the weights.
+//
+// Expects: included by kernels-inl.hpp after simd-inl.hpp and product-inl.hpp, in the namespace of one instruction set
+// within mkc; Vector, leaky, tile_of_width, kPanel, kSub, kRows; from operators.hpp ResidualBlocks, groups_of, points_of,
+// Threads and Scratch; <cstring>.
 
 constexpr int kOutputs = 4;  // samples of a tile
 

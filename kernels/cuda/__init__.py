@@ -1,1 +1,1 @@
-"""Rows of a batch on a CUDA device."""
+"""What runs on a CUDA device besides the look-up: the device itself, and rows of a batch."""

@@ -1,6 +1,7 @@
-"""Rows of frames on a GPU, through CuPy: what ``windows.NumpyRows`` does on a CPU, and what a batch needs besides.
+"""Rows of frames on a GPU, through CuPy: moved, faded, checked for values that are not finite.
 
-Everything is queued on the current stream, without waiting for it. Not yet run on a GPU: see ``cupy_lookup``.
+Everything is queued on the current stream, without waiting for it. Not yet run on a GPU: see
+``mkc_fast.kernels.lookup.cupy_lookup``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast.kernels.lookup.cupy_lookup import CupyLauncher
+from mkc_fast.kernels.cuda.device import CupyLauncher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,1 +1,46 @@
-"""The nearest centroid of each frame: the interface, and its forms in NumPy and CuPy."""
+"""The nearest centroid of each frame in a stack of k-means models: one interface, a back end for each device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mkc_fast.errors import DeviceError
+from mkc_fast.kernels.lookup.interface import Lookup
+from mkc_fast.kernels.lookup.numpy_lookup import NumpyLookup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Lookup", "NumpyLookup", "make_lookup"]
+
+
+def make_lookup(
+    centroids: NDArray[np.float32],
+    half_norms: NDArray[np.float64],
+    num_clusters: Sequence[int],
+    backend: str = "numpy",
+    device: int = 0,
+) -> Lookup:
+    """Make the look-up over these arrays (see ``Lookup``).
+
+    Args:
+        centroids: (N, K, D) float32.
+        half_norms: (N, K) float64, half the squared norm of each centroid.
+        num_clusters: K of each of the N entries.
+        backend: ``"numpy"``, or ``"cupy"`` for a GPU.
+        device: The number of the CUDA device, for ``"cupy"``.
+
+    Raises:
+        DeviceError: There is no such back end, or it cannot run here.
+        BankError: The back end does not take this bank.
+    """
+    if backend == "numpy":
+        return NumpyLookup(centroids, half_norms, num_clusters)
+    if backend == "cupy":
+        from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
+
+        return CupyLookup(centroids, half_norms, num_clusters, device)
+    raise DeviceError(f"no look-up back end {backend!r}; there are: numpy, cupy")
