@@ -15,7 +15,7 @@ from mkc_fast.errors import MkcError
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
-    from mkc_fast.engine.sessions.support import Report
+    from mkc_fast.engine.doctor import Report
 
 EXIT_BROKEN = 1  # inference would not work
 EXIT_DAMAGED = 2  # with --verify: an artifact is not as it was made
@@ -53,7 +53,7 @@ def doctor(
     ] = False,
 ) -> int:
     """Show whether inference works here, with what, and what to install where it does not."""
-    from mkc_fast.engine.sessions.support import examine
+    from mkc_fast.engine.doctor import examine
 
     if directories and not verify:
         raise MkcError(f"{directories[0]}: directories are given with --verify; else give --model and --bank")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.atomic_files import discard, holds_regular_files, locked, whole_directory
-from mkc_fast.engine.corpus.ran import ran_on_cpu, ran_on_gpu
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.digests import digests
 from mkc_fast.engine.sessions.cpu import PiecedVocoder, Session, configured, cpu_graph, open_on_cpu, operators_used
+from mkc_fast.engine.sessions.gpu_facts import NVINFER, gather_gpu_facts
+from mkc_fast.engine.sessions.provenance import ran_on_cpu, ran_on_gpu
 from mkc_fast.engine.sessions.providers import (
     CPU,
     FP16,
@@ -39,7 +40,7 @@ from mkc_fast.engine.sessions.providers import (
     resolve_precision,
     tensorrt_options,
 )
-from mkc_fast.engine.sessions.support import NVINFER, gather_gpu_facts, obstacle
+from mkc_fast.engine.sessions.support import obstacle
 from mkc_fast.errors import ArtifactError, DeviceError, OutputError
 from mkc_fast.onnx_runtime import ort
 from mkc_fast.text import one_line
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.devices import Gpu
-    from mkc_fast.engine.sessions.support import GpuFacts
+    from mkc_fast.engine.sessions.gpu_facts import GpuFacts
 
 # ONNX Runtime's errors that are about the file, wherever it was to run; they share no base but Exception.
 _FILE_ERRORS = {"NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel", "ModelLoaded"}

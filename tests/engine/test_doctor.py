@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mkc_fast import DeviceError
 from mkc_fast.cli import main
+from mkc_fast.engine import doctor
 from mkc_fast.engine.artifacts import (
     CENTROIDS_FILE,
     CONFORMER_FILE,
@@ -31,23 +32,21 @@ from mkc_fast.engine.artifacts import (
     write_info,
 )
 from mkc_fast.engine.devices import Driver, Gpu, read_driver
-from mkc_fast.engine.sessions import support as diagnosis
+from mkc_fast.engine.doctor import Finding, Probes, Report, Verdict, examine
+from mkc_fast.engine.machine import Host
 from mkc_fast.engine.sessions.cpu import operators_used
-from mkc_fast.engine.sessions.providers import GRAPH_FILES, ORT_NAMES
-from mkc_fast.engine.sessions.support import (
-    Finding,
-    Host,
+from mkc_fast.engine.sessions.gpu_facts import (
     Library,
-    Probes,
-    Report,
     Runtime,
-    Verdict,
-    examine,
     gather_gpu_facts,
-    is_broken_release,
+    library_version,
+    load_library,
     needed_libraries,
-    obstacle,
 )
+from mkc_fast.engine.sessions.probe import PROBE_GRAPH, PROBE_RESULT, try_provider
+from mkc_fast.engine.sessions.providers import GRAPH_FILES, ORT_NAMES
+from mkc_fast.engine.sessions.support import is_broken_release, obstacle
+from mkc_fast.onnx_runtime import ort
 from tests.conftest import ROOT, signed
 
 TRT, CUDA, CPU = ORT_NAMES["tensorrt"], ORT_NAMES["cuda"], ORT_NAMES["cpu"]
@@ -374,7 +373,7 @@ def test_only_what_a_provider_needs_is_loaded_and_tensorrt_last() -> None:
 
 
 def test_a_library_that_is_not_there_has_a_problem() -> None:
-    assert "libno-such-thing.so.1" in (diagnosis._load_library("libno-such-thing.so.1").problem or "")
+    assert "libno-such-thing.so.1" in (load_library("libno-such-thing.so.1").problem or "")
 
 
 @pytest.mark.parametrize(
@@ -387,25 +386,38 @@ def test_a_library_that_is_not_there_has_a_problem() -> None:
     ],
 )
 def test_a_library_tells_its_version(name: str, function: Any, version: str | None) -> None:
-    assert diagnosis._version_of(name, function) == version
+    assert library_version(name, function) == version
 
 
-def test_the_trial_is_a_convolution_and_a_product() -> None:
-    graph = onnx.load_from_string(diagnosis._PROBE_GRAPH)
+def probe_graph() -> onnx.ModelProto:
+    """A convolution and a matrix product on ones, in a format that every ONNX Runtime from 1.20 on reads."""
+    ones = [
+        numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in (("w", (1, 1, 3)), ("m", (6, 2)))
+    ]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("MatMul", ["c", "m"], ["y"])]
+    values = (tensor("x", [1, 1, 8]), tensor("y", [1, 1, 2]))
+    graph = helper.make_graph(nodes, "probe", [values[0]], [values[1]], ones)
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def test_the_packaged_probe_is_what_onnx_makes() -> None:
+    graph = onnx.load(PROBE_GRAPH)
     onnx.checker.check_model(graph)
-    assert [node.op_type for node in graph.graph.node] == ["Conv", "MatMul"]
-    assert all((onnx.numpy_helper.to_array(value) == np.float32(1)).all() for value in graph.graph.initializer)
-    assert diagnosis._compute("cpu", None) is None
+    assert graph == probe_graph()
+
+
+def test_the_trial_computes_on_the_cpu() -> None:
+    (result,) = ort.InferenceSession(str(PROBE_GRAPH)).run(["y"], {"x": np.ones((1, 1, 8), np.float32)})
+    assert (result == PROBE_RESULT).all()
+    assert try_provider("cpu", None) is None
 
 
 def test_a_trial_on_a_device_that_is_not_here_fails_and_does_not_fall_back() -> None:
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(4)  # that it fails is the point
+    ort.set_default_logger_severity(4)  # that it fails is the point
     try:
-        assert diagnosis._compute("cuda", 97)
+        assert try_provider("cuda", 97)
     finally:
-        onnxruntime.set_default_logger_severity(2)
+        ort.set_default_logger_severity(2)
 
 
 def test_this_machine_can_be_examined() -> None:
@@ -442,7 +454,7 @@ def test_the_commands_that_mend_are_shown_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = examine(probes=machine(runtime=CPU_BUILD))
-    monkeypatch.setattr(diagnosis, "examine", lambda *_: report)
+    monkeypatch.setattr(doctor, "examine", lambda *_: report)
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if "pip uninstall" in line]

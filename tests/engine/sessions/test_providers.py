@@ -29,6 +29,7 @@ from mkc_fast.engine.devices import Driver, Gpu, cores
 from mkc_fast.engine.passes.windows import exact_windows
 from mkc_fast.engine.sessions import opening as sessions
 from mkc_fast.engine.sessions import tensorrt as warm
+from mkc_fast.engine.sessions.gpu_facts import GpuFacts, Library, Runtime
 from mkc_fast.engine.sessions.opening import open_sessions
 from mkc_fast.engine.sessions.providers import (
     GPU_AUTO_PRECISION,
@@ -50,7 +51,6 @@ from mkc_fast.engine.sessions.providers import (
     session_settings,
     tensorrt_options,
 )
-from mkc_fast.engine.sessions.support import GpuFacts, Library, Runtime
 from tests.conftest import signed
 
 INFO = ModelInfo(16000, 320, 400, 1024, 6, "fp32", 12, 15, {})

@@ -36,7 +36,7 @@ from mkc_fast.engine.artifacts import (
     read_model_info,
     write_info,
 )
-from mkc_fast.engine.sessions.support import examine
+from mkc_fast.engine.doctor import examine
 from mkc_fast.export import export_model
 from mkc_fast.export import model as exporter
 from mkc_fast.export.cache import cached_model
