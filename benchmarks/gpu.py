@@ -35,7 +35,7 @@ import numpy as np
 from mkc_fast import Anonymizer
 from mkc_fast.benchmarks.common import RESULTS, context
 from mkc_fast.engine.artifacts import BankInfo, open_bank, read_model_info, write_info
-from mkc_fast.engine.audio.read import write_waveform
+from mkc_fast.engine.audio.write import write_waveform
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.sessions.providers import Tuning
 from mkc_fast.kernels import make_lookup

@@ -42,7 +42,9 @@ import soxr
 
 from mkc_fast.benchmarks.common import program, run_timed, write_result
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, VOCODER_FILE, ModelInfo, read_model_info
-from mkc_fast.engine.audio.read import check_waveform, duration_s, read_waveform, write_waveform
+from mkc_fast.engine.audio.read import duration_s, read_waveform
+from mkc_fast.engine.audio.waveform import check_waveform
+from mkc_fast.engine.audio.write import write_waveform
 from mkc_fast.engine.corpus.batching import default_batch_s, group_by_length
 from mkc_fast.engine.corpus.protocol import AHEAD, Settings
 from mkc_fast.engine.corpus.run import Run, plan_folder, run_corpus

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mkc_fast.engine.audio.read import write_waveform
+from mkc_fast.engine.audio.write import write_waveform
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.errors import MkcError
 

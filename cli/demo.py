@@ -55,7 +55,8 @@ def demo(
     export_model = load_exporter()
     from mkc_fast import Anonymizer
     from mkc_fast.cli.picture import draw
-    from mkc_fast.engine.audio.read import read_waveform, write_waveform
+    from mkc_fast.engine.audio.read import read_waveform
+    from mkc_fast.engine.audio.write import write_waveform
     from mkc_fast.export import build_bank
     from mkc_fast.export.checkpoints.random_weights import write_checkpoints
 

@@ -13,17 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_info
-from mkc_fast.engine.audio.read import (
-    FORMATS,
-    LOUD_PEAK,
-    ForwardSamples,
-    Recording,
-    check_waveform,
-    peak_of,
-    read_waveform,
-    resampled,
-    write_waveform,
-)
+from mkc_fast.engine.audio.read import ForwardSamples, Recording, peak_of, read_waveform
+from mkc_fast.engine.audio.waveform import LOUD_PEAK, check_waveform, resampled
+from mkc_fast.engine.audio.write import FORMATS, write_waveform
 from mkc_fast.engine.corpus.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length, parts_of
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.digests import Verification

@@ -22,7 +22,7 @@ import torch
 from mkc_fast.benchmarks.baseline.kmeans import load_kmeans
 from mkc_fast.benchmarks.baseline.modules import EagerConformer, EagerHifiGan, EagerWavLM, check_sizes
 from mkc_fast.engine.anonymizer import Result
-from mkc_fast.engine.audio.read import check_waveform
+from mkc_fast.engine.audio.waveform import check_waveform
 from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.draws import draw_bank_ids
 from mkc_fast.errors import BankError

@@ -1,8 +1,7 @@
-"""Audio files in and out: anything libsndfile reads becomes a mono float32 waveform, and 16-bit files are written."""
+"""Reads recordings: whatever libsndfile decodes, as one channel of float32 at the rate asked for."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
@@ -15,48 +14,38 @@ import numpy as np
 import soundfile
 import soxr
 
-from mkc_fast.engine.atomic_files import whole_file
 from mkc_fast.engine.audio.headers import HEAD_BYTES, claimed_bytes, is_cut_ogg, length_s
+from mkc_fast.engine.audio.waveform import LEAST_RATE, NOT_FINITE, absolute_peak, check_peak, check_waveform
 from mkc_fast.engine.corpus.batching import DEFAULT_WINDOW_S
-from mkc_fast.errors import ArgumentError, AudioError, WriteError
+from mkc_fast.errors import AudioError
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from mkc_fast.engine.datasets.dataset import Utterance
 
-FORMATS = ("wav", "flac")
 _BLOCK_SAMPLES = 1 << 18  # of all channels together
-# A day at 16 kHz is 5.5 GB; a WAV file of it ends at 37 h. What claims more is damaged or hostile.
+# A day at 16 kHz takes 5.5 GB, and a WAV file holds at most 37 h. A header that claims more is damaged or hostile.
 _LONGEST_S = 24 * 3600
 _TOO_LONG = "longer than 24 h; cut it into parts (segments of a data directory)"
-# What segments say may be a little longer than the recording, as in Kaldi's extract-segments; beyond that they are not
-# of this recording.
+# A segment may end a little after its recording, as in Kaldi's extract-segments. If it ends later, it does not belong
+# to this recording.
 _MAX_OVERSHOOT_S = 0.5
 _LARGEST_S = 1e9
-# Below this no speech is left, and each sample would become many: at 1 Hz, one block would be 17 GB.
-_LEAST_RATE = 1000
-_MOST_RATE = (1 << 31) - 1
 COMMAND_TIMEOUT_S = 600
-# Their frame counts are estimates, so that fewer decoded samples do not mean damage.
+# The frame counts of these formats are estimates, so fewer decoded samples do not mean damage.
 _ESTIMATED_LENGTH = frozenset({"MP3"})
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a stream that does not say
 # What soundfile raises: TypeError for headerless files (.raw), OverflowError for positions past 64 bits.
 _NOT_READABLE = (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
-_NOT_FINITE = "holds samples that are not finite"
-# Full scale. Resampling and lossy decoders take loud recordings a little past it, too: the warning is one line a run.
-LOUD_PEAK = 1.0
-# Nothing honest is so loud; 16-bit values taken for samples are, as soon as anybody speaks.
-MAX_PEAK = 8.0
-_SCALE = 32768
 
 
 class _Forward(soundfile.SoundFile):  # type: ignore[misc]
-    """Reads on and on: soundfile would seek after each block, which fails at the end of a FLAC stream."""
+    """Reads without seeking: soundfile would seek after each block, which fails at the end of a FLAC stream."""
 
     def seekable(self) -> bool:
         return False
@@ -64,7 +53,7 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording that is too long to be held: it is decoded in blocks, each time it is read.
+    """A recording that is too long for memory: it is decoded in blocks each time it is read.
 
     Attributes:
         samples: S, of one channel at the rate asked for.
@@ -80,12 +69,12 @@ class Recording:
         return self.samples
 
     def forward(self) -> ForwardSamples:
-        """Its samples, from the first to the last, once."""
+        """Its samples, to be read once from the first to the last."""
         return ForwardSamples(self)
 
 
 class ForwardSamples:
-    """Slices of a recording, of which each begins no earlier than the last; what lies before it is let go."""
+    """Slices of a recording, each of which begins no earlier than the one before; earlier samples are freed."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -124,6 +113,11 @@ class ForwardSamples:
         return AudioError(f"{self._recording.encoded.shown}: changed while it was read")
 
 
+def peak_of(waveform: NDArray[np.float32] | Recording) -> float:
+    """The largest absolute value of a waveform; NaN or infinite where a sample is."""
+    return waveform.peak if isinstance(waveform, Recording) else absolute_peak(waveform)
+
+
 def read_waveform(
     path: Path, sample_rate: int, min_samples: int = 1, *, begin_s: float = 0.0, end_s: float | None = None
 ) -> NDArray[np.float32]:
@@ -152,9 +146,9 @@ def read_utterance(
     Args:
         utterance: The recording.
         sample_rate: To resample to.
-        min_samples: The least that there must be.
-        most_samples: What is longer comes as a ``Recording``, which was decoded and checked as the others are, but is
-            not held; default: nothing does.
+        min_samples: A shorter recording is an error.
+        most_samples: A longer recording is returned as a ``Recording``, decoded and checked but not kept in memory.
+            Default: none is.
 
     Raises:
         AudioError: As ``read_waveform``, or the command fails or takes longer than 10 minutes.
@@ -170,16 +164,16 @@ def read_utterance(
     except subprocess.TimeoutExpired:
         raise AudioError(f"{shown}: took longer than {COMMAND_TIMEOUT_S} s") from None
     if run.returncode:
-        said = one_line(run.stderr.decode(errors="replace").strip()[-120:])
-        raise AudioError(f"{shown}: exit code {run.returncode} ({said or 'it printed no reason'})")
+        reason = one_line(run.stderr.decode(errors="replace").strip()[-120:])
+        raise AudioError(f"{shown}: exit code {run.returncode} ({reason or 'it printed no reason'})")
     return _read(_Encoded(run.stdout, shown, sample_rate, begin_s, end_s), min_samples, most_samples)
 
 
 def duration_s(utterance: Utterance) -> float:
     """Seconds of an utterance, from its header; 0 if it cannot be read, and those of a window for a command's output.
 
-    What a command prints is not known before it has run. Longer recordings than a window run alone, so that a batch of
-    commands keeps to its budget; with 0, all commands of a corpus would be one batch.
+    The length of a command's output is not known before it has run. Recordings longer than a window run alone, so a
+    batch of commands stays within its budget; with 0, all commands of a corpus would be one batch.
     """
     if utterance.end_s is not None:
         return max(0.0, utterance.end_s - utterance.begin_s)
@@ -187,7 +181,7 @@ def duration_s(utterance: Utterance) -> float:
         return DEFAULT_WINDOW_S
     try:
         known = utterance.path.stat()
-        if not stat.S_ISREG(known.st_mode):  # to open a pipe is to wait for its writer
+        if not stat.S_ISREG(known.st_mode):  # opening a pipe would block until a writer opens it
             return 0.0
         claimed = length_s(_head(utterance.path), known.st_size)
         if claimed is None:
@@ -195,12 +189,12 @@ def duration_s(utterance: Utterance) -> float:
             claimed = info.frames / max(1, info.samplerate)
     except _NOT_READABLE:
         return 0.0
-    # A header may claim anything; a file of so many bytes holds no more than this at a bit a sample.
+    # A header may claim anything: at one bit a sample, a file of so many bytes holds no more than this.
     return max(0.0, min(claimed, known.st_size * 8.0 / 1000) - utterance.begin_s)
 
 
 def _head(path: Path) -> bytes:
-    """A file's first bytes; a file object would cost as much again, which counts in a corpus."""
+    """A file's first bytes; opening a file object would double the time, which matters in a corpus."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.read(descriptor, HEAD_BYTES)
@@ -210,7 +204,7 @@ def _head(path: Path) -> bytes:
 
 def _encoded_file(path: Path, sample_rate: int, begin_s: float, end_s: float | None) -> _Encoded:
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # to open a pipe is to wait for its writer
+        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would block until a writer opens it
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         raise AudioError(f"{path}: no such file") from None
     except OSError as error:
@@ -242,7 +236,7 @@ class _Encoded:
         """Decode it: blocks of one channel at the rate asked for, each finite.
 
         Raises:
-            AudioError: As ``read_waveform``, for all but what is known of the whole alone: its length and its peak.
+            AudioError: As ``read_waveform``, except for its length and peak, which are known only at the end.
         """
         try:
             self._check_size()
@@ -256,7 +250,7 @@ class _Encoded:
             raise AudioError(f"{self.shown}: not readable as audio ({one_line(reason, 120)})") from None
 
     def _check_size(self) -> None:
-        """Compare what the header claims with what there is: libsndfile takes what there is."""
+        """Compare the size that the header claims with the file's: libsndfile reads what there is without an error."""
         try:
             with self._opened() as file:
                 size = file.seek(0, os.SEEK_END)
@@ -282,14 +276,14 @@ def _read(encoded: _Encoded, min_samples: int, most_samples: int | None) -> NDAr
     samples = bytearray()  # grows in place, where a list of blocks would be copied at the end
     count, peak = 0, 0.0
     for block in encoded.blocks():
-        count, peak = count + len(block), max(peak, _peak(block))
+        count, peak = count + len(block), max(peak, absolute_peak(block))
         if most_samples is None or count <= most_samples:
             samples += block.data
         elif samples:
             samples = bytearray()
     try:
         if most_samples is not None and count > most_samples:
-            _check_peak(peak)
+            check_peak(peak)
             return Recording(count, peak, encoded)
         return check_waveform(np.frombuffer(samples, np.float32), min_samples)
     except AudioError as error:
@@ -301,8 +295,8 @@ def _decoded(
 ) -> Iterator[NDArray[np.float32]]:
     """Blocks of one channel at ``sample_rate``."""
     rate = file.samplerate
-    if rate < _LEAST_RATE:
-        raise AudioError(f"{shown}: has a sample rate of {rate} Hz; at least {_LEAST_RATE} are needed")
+    if rate < LEAST_RATE:
+        raise AudioError(f"{shown}: has a sample rate of {rate} Hz; at least {LEAST_RATE} are needed")
     begin = round(min(begin_s, _LARGEST_S) * rate)
     end = None if end_s is None else round(min(end_s, _LARGEST_S) * rate)
     if begin:
@@ -324,10 +318,10 @@ def _decoded(
         position += len(block)
         if position - begin > _LONGEST_S * rate:
             raise AudioError(f"{shown}: {_TOO_LONG}")
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # samples that are not finite are refused below
             mono = block[:, 0] if block.shape[1] == 1 else block @ weights  # twenty times faster than mean()
-        if not math.isfinite(_peak(mono)):
-            raise AudioError(f"{shown}: {_NOT_FINITE}")
+        if not math.isfinite(absolute_peak(mono)):
+            raise AudioError(f"{shown}: {NOT_FINITE}")
         yield resample.resample_chunk(mono) if resample else mono
     if resample:
         yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
@@ -336,161 +330,3 @@ def _decoded(
         raise AudioError(f"{shown}: truncated: {position} of {file.frames} samples can be read")
     if end is not None and position < end - _MAX_OVERSHOOT_S * rate:
         raise AudioError(f"{shown}: ends at {end_s:g} s, the recording has {position / rate:g} s")
-
-
-def check_waveform(waveform: ArrayLike, min_samples: int) -> NDArray[np.float32]:
-    """A waveform (S,) as contiguous, aligned float32; 16-bit integers are scaled by 1/32768.
-
-    Raises:
-        AudioError: It is not one-dimensional, neither float nor int16, shorter than ``min_samples``, not finite, or of
-            another scale: with a peak above 8.
-    """
-    array = np.asarray(waveform)
-    is_pcm16 = array.dtype.kind == "i" and array.dtype.itemsize == 2
-    if array.ndim != 1 or not (array.dtype.kind == "f" or is_pcm16 or not array.size):
-        raise AudioError(
-            f"waveform has shape {array.shape} and type {array.dtype}; expected (S,) float in [-1, 1], or int16, which "
-            "is scaled by 1/32768"
-        )
-    if len(array) < min_samples:
-        raise AudioError(f"too short: {len(array)} samples, at least {min_samples} are needed")
-    with np.errstate(over="ignore"):
-        checked: NDArray[np.float32] = np.require(array, np.float32, ["C", "A"])
-    if is_pcm16:
-        checked = checked / np.float32(_SCALE)
-    _check_peak(_peak(checked))
-    return checked
-
-
-def peak_of(waveform: NDArray[np.float32] | Recording) -> float:
-    """The largest absolute value of a waveform; NaN or infinite where a sample is."""
-    return waveform.peak if isinstance(waveform, Recording) else _peak(waveform)
-
-
-def _peak(waveform: NDArray[np.float32]) -> float:
-    # Two passes without a copy; both give NaN where there is one.
-    return max(float(waveform.max()), -float(waveform.min())) if len(waveform) else 0.0
-
-
-def _check_peak(peak: float) -> None:
-    if not math.isfinite(peak):
-        raise AudioError(_NOT_FINITE)
-    if peak > MAX_PEAK:
-        raise AudioError(
-            f"peaks at {peak:.6g}, samples are expected in [-1, 1]; if these are 16-bit values, divide them by "
-            f"{_SCALE} or pass int16 (of a file: write it anew as 16-bit PCM)"
-        )
-
-
-def resampled(waveform: NDArray[np.float32], rate: object, sample_rate: int) -> NDArray[np.float32]:
-    """A waveform (S,) of one rate at another, as files are: (S * sample_rate / rate,) float32, rounded.
-
-    Raises:
-        ArgumentError: The rate is not a number of Hz from 1000 up.
-    """
-    is_number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
-    if not is_number or not _LEAST_RATE <= rate <= _MOST_RATE:  # type: ignore[operator]
-        raise ArgumentError(f"sample_rate is {rate!r}; expected a number of Hz from {_LEAST_RATE} up")
-    hertz = float(rate)  # type: ignore[arg-type]
-    if hertz == sample_rate:
-        return waveform
-    made: NDArray[np.float32] = soxr.resample(waveform, hertz, sample_rate)
-    return made
-
-
-def to_pcm16(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Samples in [-1, 1] as 16-bit integers: rounded to the nearest of 1/32768, full scale clipped.
-
-    Raises:
-        AudioError: A sample is not finite; as an integer it would be silence or noise.
-    """
-    if not math.isfinite(_peak(waveform)):
-        raise AudioError(_NOT_FINITE)
-    scaled: NDArray[np.float32] = waveform * np.float32(_SCALE)
-    np.clip(np.rint(scaled, out=scaled), -_SCALE, _SCALE - 1, out=scaled)
-    return scaled.astype(np.int16)
-
-
-class WaveformWriter:
-    """Takes the blocks of a waveform, from the first to the last; see ``written_waveform``.
-
-    Attributes:
-        size_bytes: Of the file, once it is whole.
-    """
-
-    def __init__(self, file: soundfile.SoundFile, target: _Target) -> None:
-        self._file, self._target = file, target
-        self.size_bytes = 0
-
-    def write(self, block: NDArray[np.float32]) -> None:
-        """Append (n,) float32 in [-1, 1].
-
-        Raises:
-            OSError: The file cannot be written.
-            AudioError: A sample is not finite.
-        """
-        for start in range(0, len(block), _BLOCK_SAMPLES):
-            self._file.write(to_pcm16(block[start : start + _BLOCK_SAMPLES]))
-            self._target.check()
-
-
-class _Target:
-    """A file for libsndfile's encoders, which do not say what is wrong: the first error is kept."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._error: OSError | None = None
-        self.seek, self.tell = file.seek, file.tell
-
-    def write(self, content: bytes) -> int:
-        if self._error is None:
-            rest = memoryview(content)
-            try:
-                while rest:
-                    rest = rest[self._file.write(rest) :]
-            except OSError as error:
-                self._error = error
-        return len(content)
-
-    def check(self) -> None:
-        """Raise the error, if there is one."""
-        if self._error is not None:
-            raise self._error
-
-
-@contextlib.contextmanager
-def written_waveform(path: Path, sample_rate: int) -> Iterator[WaveformWriter]:
-    """Write a waveform block by block as 16-bit PCM, WAV or FLAC by the name's ending.
-
-    The file appears whole when the block of code ends without an error, and not at all otherwise.
-
-    Raises:
-        WriteError: It cannot be written.
-    """
-    kind = path.suffix[1:].upper()
-    try:
-        with whole_file(path) as temporary:
-            with temporary.open("wb", buffering=0) as file:
-                target = _Target(file)
-                with soundfile.SoundFile(target, "w", sample_rate, 1, "PCM_16", format=kind) as encoder:
-                    writer = WaveformWriter(encoder, target)
-                    yield writer
-                target.check()
-            writer.size_bytes = temporary.stat().st_size
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def write_waveform(path: Path, waveform: NDArray[np.float32], sample_rate: int) -> int:
-    """Write (S,) float32 in [-1, 1] as 16-bit PCM, WAV or FLAC by the name's ending; written atomically.
-
-    Returns:
-        The file's size in bytes.
-
-    Raises:
-        WriteError: It cannot be written.
-        AudioError: A sample is not finite.
-    """
-    with written_waveform(path, sample_rate) as writer:
-        writer.write(waveform)
-    return writer.size_bytes

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity, open_bank, read_model_info
 from mkc_fast.engine.atomic_files import remove_temporaries
-from mkc_fast.engine.audio.read import FORMATS, LOUD_PEAK, duration_s
+from mkc_fast.engine.audio.read import duration_s
+from mkc_fast.engine.audio.waveform import LOUD_PEAK
+from mkc_fast.engine.audio.write import FORMATS
 from mkc_fast.engine.corpus.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, Manifest
 from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task, WorkerConfig

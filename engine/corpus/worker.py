@@ -23,7 +23,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mkc_fast import __version__
-from mkc_fast.engine.audio.read import Recording, peak_of, read_utterance, write_waveform, written_waveform
+from mkc_fast.engine.audio.read import Recording, peak_of, read_utterance
+from mkc_fast.engine.audio.write import write_waveform, written_waveform
 from mkc_fast.engine.corpus.protocol import EXIT_LOST_DEVICE, Outcome
 from mkc_fast.errors import ArtifactError, LostDeviceError, MkcError, WriteError
 from mkc_fast.text import one_line

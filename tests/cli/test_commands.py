@@ -84,7 +84,8 @@ def test_engines_that_cannot_be_built_are_one_line_before_any_work(
 
 
 def test_infer_writes_what_the_api_gives(artifacts: Artifacts, corpus: Path, tmp_path: Path) -> None:
-    from mkc_fast.engine.audio.read import read_waveform, to_pcm16
+    from mkc_fast.engine.audio.read import read_waveform
+    from mkc_fast.engine.audio.waveform import to_pcm16
 
     assert infer(artifacts, corpus, tmp_path / "out", "--mode", "audio", "--seed", "5", "--format", "flac") == 0
     waveform = read_waveform(corpus.parent / "audio" / "one.wav", 16000)
@@ -137,7 +138,8 @@ def test_todays_command_runs_with_only_the_name_changed(
 def test_a_subset_of_a_bank_is_the_bank_of_that_subset(
     artifacts: Artifacts, checkpoints: Checkpoints, corpus: Path, tmp_path: Path
 ) -> None:
-    from mkc_fast.engine.audio.read import read_waveform, to_pcm16
+    from mkc_fast.engine.audio.read import read_waveform
+    from mkc_fast.engine.audio.waveform import to_pcm16
 
     given = ["--kmeans-num", "3", "--seed", "7"]
     assert infer(artifacts, corpus, tmp_path / "subset", *given) == 0

@@ -20,7 +20,8 @@ from mkc_fast import (
     MkcError,
     OutputError,
 )
-from mkc_fast.engine.audio.read import read_waveform, to_pcm16
+from mkc_fast.engine.audio.read import read_waveform
+from mkc_fast.engine.audio.waveform import to_pcm16
 from tests.conftest import Artifacts, signed
 
 

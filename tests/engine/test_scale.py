@@ -12,7 +12,8 @@ import soundfile
 
 from mkc_fast import ArgumentError, AudioError
 from mkc_fast.cli import main
-from mkc_fast.engine.audio.read import check_waveform, read_utterance, read_waveform
+from mkc_fast.engine.audio.read import read_utterance, read_waveform
+from mkc_fast.engine.audio.waveform import check_waveform
 from mkc_fast.engine.datasets.dataset import Utterance
 from tests.conftest import Artifacts
 

@@ -9,7 +9,9 @@ import pytest
 import soundfile
 
 from mkc_fast import AudioError, OutputError
-from mkc_fast.engine.audio.read import read_waveform, to_pcm16, write_waveform
+from mkc_fast.engine.audio.read import read_waveform
+from mkc_fast.engine.audio.waveform import to_pcm16
+from mkc_fast.engine.audio.write import write_waveform
 
 
 def tone(rate: int, seconds: float = 0.5, channels: int = 1) -> np.ndarray:

@@ -131,7 +131,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 70 * RATE)
     soundfile.write(path, samples, RATE, format=kind)
     monkeypatch.setattr(module, "_BLOCK_SAMPLES", 1 << 12)
-    decoded, peak = [], module._peak
+    decoded, peak = [], module.absolute_peak
 
     def cut(block: np.ndarray) -> float:
         if not decoded:
@@ -139,7 +139,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(
         decoded.append(len(block))
         return peak(block)
 
-    monkeypatch.setattr(module, "_peak", cut)
+    monkeypatch.setattr(module, "absolute_peak", cut)
     with pytest.raises(AudioError, match=str(path)):
         read_waveform(path, RATE, end_s=end_s)
     assert len(decoded) > 1

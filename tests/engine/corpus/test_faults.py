@@ -26,7 +26,7 @@ import soundfile
 from mkc_fast import OutputError, WriteError, __version__
 from mkc_fast.cli import main
 from mkc_fast.engine import devices
-from mkc_fast.engine.audio.read import to_pcm16
+from mkc_fast.engine.audio.waveform import to_pcm16
 from mkc_fast.engine.corpus import run as corpus
 from mkc_fast.engine.corpus import scheduler
 from mkc_fast.engine.corpus import watchdog as patience

@@ -14,7 +14,7 @@ import pytest
 
 from mkc_fast import Anonymizer, ArtifactError, StageError
 from mkc_fast.engine.artifacts import CENTROIDS_FILE
-from mkc_fast.engine.audio.read import to_pcm16
+from mkc_fast.engine.audio.waveform import to_pcm16
 from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.worker import Worker

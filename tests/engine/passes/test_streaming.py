@@ -14,14 +14,9 @@ import pytest
 import soundfile
 
 from mkc_fast import Anonymizer, AudioError, StageError, WriteError
-from mkc_fast.engine.audio.read import (
-    Recording,
-    read_utterance,
-    read_waveform,
-    to_pcm16,
-    write_waveform,
-    written_waveform,
-)
+from mkc_fast.engine.audio.read import Recording, read_utterance, read_waveform
+from mkc_fast.engine.audio.waveform import to_pcm16
+from mkc_fast.engine.audio.write import write_waveform, written_waveform
 from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.protocol import Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.worker import Worker
