@@ -38,15 +38,14 @@ def bank_ready(arguments: dict[str, Any]) -> tuple[dict[str, Any], object]:
 def pass_ready(arguments: dict[str, Any]) -> tuple[dict[str, Any], object]:
     """Open model and bank and anonymize one utterance, given as samples in a file."""
     from mkc_fast.benchmarks.target import Target
+    from mkc_fast.engine.options import EngineOptions
 
     imported = time.perf_counter()
     target = Target(
         Path(arguments["model"]),
         Path(arguments["bank"]),
         arguments["device"],
-        arguments["provider"],
-        arguments["precision"],
-        arguments["threads"],
+        EngineOptions(provider=arguments["provider"], precision=arguments["precision"], threads=arguments["threads"]),
     )
     anonymizer = target.load()
     loaded = time.perf_counter()

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ from mkc_fast.benchmarks.common import RESULTS, context
 from mkc_fast.engine.artifacts import BankInfo, open_bank, read_model_info, write_info
 from mkc_fast.engine.audio.write import write_waveform
 from mkc_fast.engine.devices import cuda_index, driver
-from mkc_fast.engine.sessions.providers import Tuning
+from mkc_fast.engine.options import EngineOptions, Tuning
 from mkc_fast.kernels import make_lookup
 
 if TYPE_CHECKING:
@@ -549,8 +549,9 @@ def files(bench: Bench) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=bench.work) as out:
             settings = Settings(seed=SEED)
             folder = plan_folder(listed, Path(out), Path(out), settings)
-            run = Run([folder], bench.model, bench.bank, settings, bench.machine.devices, processes)
-            run = replace(run, precision=precision, **bench.machine.providers)
+            provider = bench.machine.providers.get("provider", "auto")
+            options = EngineOptions(provider=provider, precision=precision)
+            run = Run([folder], bench.model, bench.bank, settings, bench.machine.devices, processes, options)
             summary = run_corpus(run)
             found[f"{processes} processes"] = {
                 "precision": precision, "rtfx": summary.rtfx, "audio_s": summary.audio_s, "wall_s": summary.wall_s,

@@ -79,7 +79,7 @@ def bench_latency(
     progress("machine ceilings")
     ceilings = best_of([ceilings, measure_ceilings(target.device, target.used_threads, min(_CEILING_S, budget_s / 10))])
     for case in cases:
-        precision = anonymizer.info.precision if target.precision == "auto" else target.precision
+        precision = anonymizer.info.precision if target.options.precision == "auto" else target.options.precision
         case["floors"] = floors(target, ceilings, precision, case["length_s"], len(anonymizer.bank))
     return {
         "bench": "latency",
@@ -173,8 +173,8 @@ def start_up_arguments(target: Target, speech: NDArray[np.float32], mode: Mode, 
         "model": str(target.model),
         "bank": str(target.bank),
         "device": target.device,
-        "provider": target.provider,
-        "precision": target.precision,
+        "provider": target.options.provider,
+        "precision": target.options.precision,
         "threads": target.used_threads,
         "waveform": str(waveform),
         "mode": mode,

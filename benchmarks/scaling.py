@@ -45,11 +45,12 @@ from mkc_fast.engine.artifacts import CENTROIDS_FILE, VOCODER_FILE, ModelInfo, r
 from mkc_fast.engine.audio.read import duration_s, read_waveform
 from mkc_fast.engine.audio.waveform import check_waveform
 from mkc_fast.engine.audio.write import write_waveform
-from mkc_fast.engine.corpus.batching import default_batch_s, group_by_length
+from mkc_fast.engine.corpus.batching import group_by_length
 from mkc_fast.engine.corpus.protocol import AHEAD, Settings
 from mkc_fast.engine.corpus.run import Run, plan_folder, run_corpus
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.path_lists import read_audio_list
+from mkc_fast.engine.options import EngineOptions, default_batch_s
 from mkc_fast.engine.passes.windows import exact_windows
 
 if TYPE_CHECKING:
@@ -329,7 +330,9 @@ def run_workers(
     """Anonymize utterances with so many worker processes into a fresh folder, which is removed again."""
     out, settings, probe = setup.folder / "out", Settings(seed=SEED), Probe(len(utterances), at_end)
     folder = plan_folder(utterances, out, out, settings)
-    run = Run([folder], setup.model, setup.bank, settings, ["cpu"], count, batch_s, factory=factory)
+    run = Run(
+        [folder], setup.model, setup.bank, settings, ["cpu"], count, EngineOptions(batch_s=batch_s), factory=factory
+    )
     summary = run_corpus(run, watch=probe)
     if summary.failed:
         raise SystemExit(f"failed: {summary.failed[0]}")
@@ -794,7 +797,7 @@ def time_to_start(setup: Setup, utterances: list[Utterance]) -> float:
     """Seconds until a run has begun its first worker; it is stopped then."""
     out, settings, begun = setup.folder / "nothing", Settings(seed=SEED), list[float]()
     folder = plan_folder(utterances, out, out, settings)
-    run = Run([folder], setup.model, setup.bank, settings, batch_s=DEVICE_BATCH_S, factory=NULL)
+    run = Run([folder], setup.model, setup.bank, settings, options=EngineOptions(batch_s=DEVICE_BATCH_S), factory=NULL)
     begin = time.perf_counter()
     run_corpus(run, stopped=lambda: bool(begun), watch=lambda _: begun.append(time.perf_counter()))
     shutil.rmtree(out)

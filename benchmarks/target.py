@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.benchmarks.records import short
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, open_bank, read_model_info
 from mkc_fast.engine.devices import cores
+from mkc_fast.engine.options import EngineOptions
 from mkc_fast.engine.sessions.providers import resolve_precision
 from mkc_fast.errors import ArtifactError, MkcError
 
@@ -29,24 +30,20 @@ class Target:
         model: Exported model.
         bank: Bank.
         device: ``cpu`` or ``cuda:<number>``.
-        provider: Of ONNX Runtime.
-        precision: Of the arithmetic.
-        threads: Of one operator on the CPU; None leaves it to the device: one a core on the CPU.
+        options: How the engine runs.
         weights: What the weights are, in words: ``random, size large``, or a name.
     """
 
     model: Path
     bank: Path
     device: str = "cpu"
-    provider: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
+    options: EngineOptions = field(default_factory=EngineOptions)
     weights: str = "given"
 
     @property
     def used_threads(self) -> int | None:
         """Threads of one operator: on the CPU what corpus runs use, on a GPU what the engine chooses."""
-        return self.threads or (cores() if self.device == "cpu" else None)
+        return self.options.threads or (cores() if self.device == "cpu" else None)
 
     @property
     def info(self) -> ModelInfo:
@@ -61,22 +58,16 @@ class Target:
         Raises:
             MkcError: Threads were asked for, and threadpoolctl, which that needs, is not installed.
         """
-        if self.threads is not None:
+        if self.options.threads is not None:
             try:
                 import threadpoolctl
             except ImportError:
                 raise MkcError("--threads needs threadpoolctl: pip install 'mkc-fast[bench]'") from None
-            threadpoolctl.threadpool_limits(self.threads, user_api="blas")
+            threadpoolctl.threadpool_limits(self.options.threads, user_api="blas")
         from mkc_fast.engine.anonymizer import Anonymizer
 
-        return Anonymizer.load(
-            self.model,
-            self.bank,
-            self.device,
-            threads=self.used_threads,
-            provider=self.provider,
-            precision=self.precision,
-        )
+        options = replace(self.options, threads=self.used_threads)
+        return Anonymizer.load(self.model, self.bank, self.device, options=options)
 
     def described(self) -> dict[str, Any]:
         """What a result says of it."""
@@ -84,8 +75,8 @@ class Target:
         return {
             "weights": self.weights,
             "device": self.device,
-            "provider": self.provider,
-            "precision": self.precision,
+            "provider": self.options.provider,
+            "precision": self.options.precision,
             "operators": self.operators(),
             "threads": self.used_threads,
             "dim": info.dim,
@@ -102,7 +93,7 @@ class Target:
             return ""
         from mkc_fast.engine.sessions.cpu import operators_used
 
-        return operators_used(self.model, resolve_precision(self.provider, self.precision, None))
+        return operators_used(self.model, resolve_precision(self.options.provider, self.options.precision, None))
 
     def weight_bytes(self, stage: str) -> int:
         """Bytes of a stage's graph and of the weights beside it, in float32."""

@@ -121,7 +121,7 @@ def bench_throughput(
             anonymizer, baseline, target, speech, modes, stride, rounds, ours_rate, budget, progress
         )
         ceilings.append(measure())
-    precision = anonymizer.info.precision if target.precision == "auto" else target.precision
+    precision = anonymizer.info.precision if target.options.precision == "auto" else target.options.precision
     # What is left is shared by the arms of device only, and by the runs of files to files, which also have to start.
     arms = len(batches_s) * len(modes)
     audio_s = _DEVICE_SHARE * budget.left * ours_rate / arms
@@ -232,8 +232,7 @@ def _files(
                 settings,
                 (target.device,),
                 count,
-                provider=target.provider,
-                precision=target.precision,
+                target.options,
             )
             summary = run_corpus(run)
             if summary.failed:

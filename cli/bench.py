@@ -122,6 +122,7 @@ def _set_up(
 ) -> _Setup:
     from mkc_fast.benchmarks.target import Target
     from mkc_fast.engine.devices import cuda_index
+    from mkc_fast.engine.options import EngineOptions
     from mkc_fast.engine.sessions.providers import default_cache
 
     cuda_index(device)
@@ -138,7 +139,8 @@ def _set_up(
             made = random_artifacts(size, cache_dir or default_cache(), entries, show)
         model, bank, weights = made.model, made.bank, f"random, size {size}"
         checkpoints = {"wavlm_ckpt": made.wavlm, "ckpt": made.ckpt, "kmeans_scp": made.kmeans_scp}
-    target = Target(model, bank, device, provider.value, precision.value, threads, weights)
+    options = EngineOptions(provider=provider.value, precision=precision.value, threads=threads)
+    target = Target(model, bank, device, options, weights)
     return _Setup(target, checkpoints or None)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mkc_fast.engine.artifacts import ModelInfo
+    from mkc_fast.engine.options import EngineOptions
 
 
 def add(app: typer.Typer) -> None:
@@ -86,12 +87,14 @@ def export(
     ] = Precision.auto,
 ) -> None:
     """Convert published checkpoints into ONNX graphs that run without torch."""
+    from mkc_fast.engine.options import EngineOptions
     from mkc_fast.errors import MkcError
 
+    options = EngineOptions(precision=precision.value)
     if warm:
         from mkc_fast.engine.sessions.tensorrt import check_warm
 
-        check_warm(device, precision.value)  # before the work of exporting
+        check_warm(device, options)  # before the work of exporting
     if wavlm_ckpt is not None and ckpt is not None:
         _export(
             wavlm_ckpt,
@@ -107,7 +110,7 @@ def export(
     elif not warm or wavlm_ckpt is not None or ckpt is not None:
         raise MkcError("give --wavlm-ckpt and --ckpt")
     if warm:
-        _warm(out, device, precision.value)
+        _warm(out, device, options)
 
 
 def _export(
@@ -164,12 +167,12 @@ def _show(info: ModelInfo) -> None:
         errors.print(f"warning: {warning}", soft_wrap=True)
 
 
-def _warm(model: Path, device: str, precision: str) -> None:
+def _warm(model: Path, device: str, options: EngineOptions) -> None:
     from mkc_fast.engine.sessions.tensorrt import build_engines
 
     begin = time.perf_counter()
     with steps() as progress:
-        chosen = build_engines(model, device, precision=precision, progress=progress)
+        chosen = build_engines(model, device, options, progress=progress)
     console.print(f"{model}: engines ready in {time.perf_counter() - begin:.0f} s: {chosen}", soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Precision, Provider
 from mkc_fast.cli.interrupts import Interrupted
 from mkc_fast.cli.show import counted, counting, shown_warnings, steps
+from mkc_fast.engine.options import DEFAULT_WINDOW_S, EngineOptions
 from mkc_fast.errors import MkcError
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def infer(
         typer.Option(
             help="Longer recordings run in windows of this, cross-faded.", min=8, rich_help_panel=panels.DEVICES
         ),
-    ] = 40.0,
+    ] = DEFAULT_WINDOW_S,
     timeout_seconds: Annotated[
         float,
         typer.Option(
@@ -217,6 +218,9 @@ def infer(
     devices = gpus or ([f"cuda:{index}" for index in range(len(cuda_device_names()))] or ["cpu"])
     for device in devices:
         cuda_index(device)
+    options = EngineOptions(
+        provider=provider.value, precision=precision.value, batch_s=batch_seconds, max_window_s=max_window_seconds
+    )
     settings = Settings("frame" if mode is Mode.frame else "audio", stride, seed, format_.value, record_draws, pad)
     folders, directories = _folders(audio_scp, output_dir, data_dir or [], anon_suffix, settings, allow_commands)
     _check_sources(model, bank, wavlm_ckpt, ckpt, kmeans_scp)
@@ -227,12 +231,9 @@ def infer(
         settings=settings,
         devices=devices,
         num_proc=num_proc,
-        batch_s=batch_seconds,
-        max_window_s=max_window_seconds,
+        options=options,
         overwrite=overwrite,
         timeout_s=timeout_seconds,
-        provider=provider.value,
-        precision=precision.value,
         kmeans_num=kmeans_num,
         allow_mixed=allow_mixed,
         private_manifest=private_manifest,

@@ -16,7 +16,7 @@ from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_inf
 from mkc_fast.engine.audio.read import ForwardSamples, Recording, peak_of, read_waveform
 from mkc_fast.engine.audio.waveform import LOUD_PEAK, check_waveform, resampled
 from mkc_fast.engine.audio.write import FORMATS, write_waveform
-from mkc_fast.engine.corpus.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length, parts_of
+from mkc_fast.engine.corpus.batching import group_by_length, parts_of
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.digests import Verification
 from mkc_fast.engine.draws import (
@@ -27,6 +27,16 @@ from mkc_fast.engine.draws import (
     draw_entries,
     fresh_seed,
     waveform_id,
+)
+from mkc_fast.engine.options import (
+    AUTO,
+    CUDA,
+    DEFAULT_WINDOW_S,
+    OVERLAP_S,
+    Buckets,
+    EngineOptions,
+    Tuning,
+    default_batch_s,
 )
 from mkc_fast.engine.passes.layout import BATCH_WINDOW_FRAMES, most_frames, window_frames
 from mkc_fast.engine.passes.stages import STAGES, NotFiniteError, check_finite, check_shape
@@ -42,7 +52,7 @@ from mkc_fast.engine.passes.windows import (
 )
 from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
-from mkc_fast.engine.sessions.providers import CUDA, Buckets, Tuning, default_cache
+from mkc_fast.engine.sessions.providers import default_cache
 from mkc_fast.errors import (
     ArgumentError,
     ArtifactError,
@@ -68,14 +78,10 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 logger = logging.getLogger("mkc_fast")
 
-# Neighbouring windows share so much: a quarter of it at either end is dropped, the middle half is faded.
-_OVERLAP_S = 4.0
 # The vocoder's buffers take some 15 MB a second of audio; past so many frames it runs in exact windows.
 _VOCODER_WINDOW_FRAMES = 1500
 # Groups of utterances that are on a device at once: one computes while the next goes up and the last comes down.
 _GROUPS_AT_ONCE = 2
-# A day, which no recording exceeds.
-_MAX_WINDOW_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Anonymizer:
         sessions: Sessions,
         lookup: Lookup,
         device: str,
-        max_window_s: float,
+        options: EngineOptions,
         verification: Verification | None = None,
     ) -> None:
         """Use ``Anonymizer.load``."""
@@ -141,20 +147,21 @@ class Anonymizer:
         self.info = info
         self.bank = bank
         self.device = device
+        self.options = options
         self._closed = False
         self._sessions = sessions
         self._lookup = lookup
         self._device_pass: DevicePass | None = None
         self._padded_s_limit = float("inf")  # of a batch, once the device had too little memory for more
         per_second = info.sample_rate / info.hop
-        self._overlap_frames = int(_OVERLAP_S * per_second)
-        self._window_frames = int(_checked_window(max_window_s) * per_second)
+        self._overlap_frames = int(OVERLAP_S * per_second)
+        self._window_frames = int(options.max_window_s * per_second)
         if sessions.buckets is not None:
             most = most_frames(sessions.buckets, info)
             self._window_frames = most if sessions.buckets.fixed else min(self._window_frames, most)
             if self._window_frames < 2 * self._overlap_frames:
                 raise ArgumentError(
-                    f"the buckets take {sessions.buckets.max_seconds:g} s; they must take at least {2 * _OVERLAP_S:g}"
+                    f"the buckets take {sessions.buckets.max_seconds:g} s; they must take at least {2 * OVERLAP_S:g}"
                 )
 
     def __enter__(self) -> Self:
@@ -195,11 +202,12 @@ class Anonymizer:
         *,
         threads: int | None = None,
         max_window_s: float = DEFAULT_WINDOW_S,
-        provider: str = "auto",
-        precision: str = "auto",
+        provider: str = AUTO,
+        precision: str = AUTO,
         latency_buckets_s: Sequence[float] = (),
         tuning: Tuning | None = None,
         cache: str | PathLike[str] | None = None,
+        options: EngineOptions | None = None,
     ) -> Anonymizer:
         """Open exported artifacts.
 
@@ -221,66 +229,65 @@ class Anonymizer:
             tuning: Sizes and options of the provider, for benchmarks.
             cache: Folder of TensorRT's engines, of what a CPU prepares and of known digests; default: the user's cache
                 folder.
+            options: All of these in one object, instead of the keywords above.
 
         Raises:
             ArtifactError: An artifact is missing, damaged, or the two do not fit together; of a digest that does not
                 fit, the first result tells.
             DeviceError: The device is not here.
-            ArgumentError: ``max_window_s`` is no number of seconds from 8 up.
+            ArgumentError: ``max_window_s`` is no number of seconds from 8 up, or ``options`` and keywords are given.
         """
-        _checked_window(max_window_s)
+        given = EngineOptions(
+            provider=provider,
+            precision=precision,
+            threads=threads,
+            max_window_s=max_window_s,
+            latency_buckets_s=tuple(latency_buckets_s),
+            tuning=tuning or Tuning(),
+            cache=None if cache is None else Path(cache),
+        )
+        if options is None:
+            options = given
+        elif given != EngineOptions():
+            raise ArgumentError("options are given and keywords, too; give one of the two")
         model_path, bank_path = Path(model), Path(bank)
         info, opened = read_model_info(model_path), open_bank(bank_path)
         if opened.info.dim != info.dim:
             raise ArtifactError(f"{bank_path}: has {opened.info.dim} dimensions, {model_path} has {info.dim}")
         if info.warnings:
             logger.warning("%s: %s", model_path, "; ".join(info.warnings))
-        index, kept = cuda_index(device), None if cache is None else Path(cache)
-        verification = Verification(kept or default_cache())
+        index = cuda_index(device)
+        verification = Verification(options.cache or default_cache())
         verification.begin(bank_path, opened.info.files)
         arrays = opened.centroids, opened.half_norms, opened.info.num_clusters
         if index is None:
-            if latency_buckets_s:
+            if options.latency_buckets_s:
                 raise DeviceError("latency_buckets_s are CUDA graphs; the device is cpu")
-            sessions = open_sessions(
-                model_path, device, threads, provider=provider, precision=precision, cache=kept, tuning=tuning
-            )
+            sessions = open_sessions(model_path, device, options)
             check_graphs(model_path, info, sessions)
             verification.begin(model_path, files_of(model_path, info, sessions.files))
-            return cls(info, opened, sessions, make_lookup(*arrays), device, max_window_s, verification)
+            return cls(info, opened, sessions, make_lookup(*arrays), device, options, verification)
         from mkc_fast.engine.passes.device import DevicePass, Place
         from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
 
         place = Place(index)
         stream = place.compute.ptr
-        sessions = open_sessions(
-            model_path,
-            device,
-            threads,
-            provider=provider,
-            precision=precision,
-            cache=kept,
-            stream=stream,
-            tuning=tuning,
-        )
+        sessions = open_sessions(model_path, device, options, stream=stream)
         check_graphs(model_path, info, sessions)
         verification.begin(model_path, files_of(model_path, info, sessions.files))
+        chosen = replace(options, provider=sessions.provider, precision=sessions.precision)
         latency = [
             open_sessions(
                 model_path,
                 device,
-                threads,
-                provider=sessions.provider,
-                precision=sessions.precision,
-                cache=kept,
+                replace(chosen, tuning=_latency_tuning(chosen.tuning, seconds, info, recorded=chosen.provider == CUDA)),
                 stream=stream,
-                tuning=_latency_tuning(tuning or Tuning(), seconds, info, recorded=sessions.provider == CUDA),
             )
-            for seconds in sorted(latency_buckets_s)
+            for seconds in sorted(options.latency_buckets_s)
         ]
         lookup = make_lookup(*arrays, backend="cupy", device=index)
         assert isinstance(lookup, CupyLookup)
-        anonymizer = cls(info, opened, sessions, lookup, device, max_window_s, verification)
+        anonymizer = cls(info, opened, sessions, lookup, device, options, verification)
         anonymizer._device_pass = DevicePass(
             place,
             info,
@@ -600,6 +607,8 @@ class Anonymizer:
                 raise AudioError(f"{name}: {error}") from None
             banks = self._banks(checked, mode, stride, seed, utterance_id, None, subset)
             utterances.append(_Utterance(checked, banks, name))
+        if batch_s is None:
+            batch_s = self.options.batch_s
         if batch_s is None:
             batch_s = default_batch_s(self.device)
         groups = self._groups([utterance.waveform for utterance in utterances], batch_s)
@@ -954,18 +963,6 @@ def _padded(result: Result, samples: int) -> Result:
     waveform = np.zeros(samples, np.float32)
     waveform[: len(result.waveform)] = result.waveform
     return replace(result, waveform=waveform)
-
-
-def _checked_window(max_window_s: object) -> float:
-    try:
-        seconds = float(max_window_s)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        seconds = float("nan")
-    if not 2 * _OVERLAP_S <= seconds <= _MAX_WINDOW_S:
-        raise ArgumentError(
-            f"max_window_s is {seconds:g}; it must be a number of seconds, at least {2 * _OVERLAP_S:g}, at most a day"
-        )
-    return seconds
 
 
 def _latency_tuning(tuning: Tuning, seconds: float, info: ModelInfo, *, recorded: bool) -> Tuning:

@@ -12,7 +12,7 @@ import pytest
 
 from mkc_fast import Anonymizer, DeviceError, StageError
 from mkc_fast.engine.devices import cuda_device_names
-from mkc_fast.engine.sessions.providers import Buckets, Tuning
+from mkc_fast.engine.options import Buckets, EngineOptions, Tuning
 from mkc_fast.engine.sessions.tensorrt import build_engines
 from tests.conftest import Artifacts, signed
 from tests.engine.passes.test_device import assert_equal, utterances
@@ -106,7 +106,7 @@ def test_tensorrt_within_its_buckets_is_close_to_the_cpu(
 ) -> None:
     tuning = Tuning(Buckets(max_batch=4, max_seconds=10, window_frames=200, fixed=fixed))
     try:
-        build_engines(artifacts.model, "cuda:0", tuning=tuning, cache=tmp_path)
+        build_engines(artifacts.model, "cuda:0", EngineOptions(tuning=tuning, cache=tmp_path))
     except DeviceError as error:
         pytest.skip(str(error))
     anonymizer = Anonymizer.load(

@@ -16,7 +16,7 @@ import soxr
 
 from mkc_fast.engine.audio.headers import HEAD_BYTES, claimed_bytes, is_cut_ogg, length_s
 from mkc_fast.engine.audio.waveform import LEAST_RATE, NOT_FINITE, absolute_peak, check_peak, check_waveform
-from mkc_fast.engine.corpus.batching import DEFAULT_WINDOW_S
+from mkc_fast.engine.options import DEFAULT_WINDOW_S
 from mkc_fast.errors import AudioError
 from mkc_fast.text import one_line
 

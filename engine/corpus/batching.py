@@ -7,19 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# With ONNX Runtime's own operators attention's buffers grow with the square of a recording's length: at full size on a
-# CPU, 40 s peak near 5 GB and 60 s near 8 GB. LibriSpeech's longest recording has 35 s.
-DEFAULT_WINDOW_S = 40.0
-
-
-def default_batch_s(device: str) -> float:
-    """Padded seconds of audio that run at once on a device.
-
-    On a CPU batches are faster for the shortest utterances only (benchmarks/results/cpu_batches.json), and alone every
-    sample is the same to the last bit.
-    """
-    return 0.0 if device == "cpu" else 240.0
-
 
 def group_by_length(lengths: Sequence[float], budget: float) -> list[list[int]]:
     """Indices of the lengths in groups whose padded size, longest times count, is at most ``budget``.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.datasets.dataset import Utterance
     from mkc_fast.engine.draws import Mode
+    from mkc_fast.engine.options import EngineOptions
 
 # Batches that a worker is sent before it has reported the first: one is computed, one is decoded.
 AHEAD = 2
@@ -100,12 +101,9 @@ class WorkerConfig:
         model: Exported model.
         bank: Bank.
         device: ``cpu`` or ``cuda:<number>``.
-        threads: Threads of one operator on the CPU, None for one a core.
+        options: How the engine runs, with the threads of this worker.
         host_threads: Threads that decode, and as many that write.
-        max_window_s: As in ``Anonymizer.load``.
         settings: How recordings are anonymized.
-        provider: As in ``Anonymizer.load``.
-        precision: As in ``Anonymizer.load``.
         factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
         ahead: Batches that it is sent before it has reported the first.
         blas_threads: Of NumPy's products in the look-up; None leaves it to their library.
@@ -115,12 +113,9 @@ class WorkerConfig:
     model: Path
     bank: Path
     device: str
-    threads: int | None
+    options: EngineOptions
     host_threads: int
-    max_window_s: float
     settings: Settings
-    provider: str = "auto"
-    precision: str = "auto"
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
     ahead: int = AHEAD
     blas_threads: int | None = None

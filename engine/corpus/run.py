@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,14 @@ from mkc_fast.engine.atomic_files import remove_temporaries
 from mkc_fast.engine.audio.read import duration_s
 from mkc_fast.engine.audio.waveform import LOUD_PEAK
 from mkc_fast.engine.audio.write import FORMATS
-from mkc_fast.engine.corpus.batching import DEFAULT_WINDOW_S, default_batch_s, group_by_length
+from mkc_fast.engine.corpus.batching import group_by_length
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, Manifest
 from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.scheduler import Scheduler, share_out
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
 from mkc_fast.engine.devices import cuda_index, device_kind
 from mkc_fast.engine.draws import check_draw, check_entries, draw_entries
-from mkc_fast.engine.sessions.providers import check_choice
+from mkc_fast.engine.options import EngineOptions, check_choice, default_batch_s
 from mkc_fast.errors import ArtifactError, DeviceError, ListError, MkcError, OutputError, StoppedError, WriteError
 
 if TYPE_CHECKING:
@@ -238,12 +238,9 @@ class Run:
         settings: How recordings are anonymized.
         devices: Of which each worker gets one in turn.
         num_proc: Number of workers; default: one a device.
-        batch_s: Padded seconds of audio that run at once; default: 0, each alone, on a CPU, and 240 on a GPU.
-        max_window_s: As in ``Anonymizer.load``.
+        options: How the engine runs on each device.
         overwrite: Start over, whatever the folders hold.
         timeout_s: What a worker may be silent beyond what its work explains (0: for ever).
-        provider: As in ``Anonymizer.load``.
-        precision: As in ``Anonymizer.load``.
         factory: As in ``WorkerConfig``.
         kmeans_num: Size of the random subset of the bank that frames draw from; default: the whole bank.
         allow_mixed: Admit, in one folder, outputs that are not equal to the last bit: of other providers, precisions,
@@ -257,12 +254,9 @@ class Run:
     settings: Settings
     devices: Sequence[str] = ("cpu",)
     num_proc: int | None = None
-    batch_s: float | None = None
-    max_window_s: float = DEFAULT_WINDOW_S
+    options: EngineOptions = field(default_factory=EngineOptions)
     overwrite: bool = False
     timeout_s: float = DEFAULT_TIMEOUT_S
-    provider: str = "auto"
-    precision: str = "auto"
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
     kmeans_num: int | None = None
     allow_mixed: bool = False
@@ -293,7 +287,7 @@ def run_corpus(
     """
     check_draw(run.settings.mode, run.settings.stride, run.settings.seed)
     for device in run.devices:
-        check_choice(cuda_index(device), run.provider, run.precision)
+        check_choice(cuda_index(device), run.options.provider, run.options.precision)
     _check_kinds(run)
     bank_entries = check_fit(run.model, run.bank)
     drawn_from = _entries_used(run.kmeans_num, bank_entries)
@@ -377,10 +371,9 @@ def _work(
     if not tasks:
         return
     begin = time.perf_counter()
-    config = WorkerConfig(run.model, run.bank, "cpu", None, 1, run.max_window_s, run.settings)
-    config = replace(config, provider=run.provider, precision=run.precision, factory=run.factory, entries=subset)
+    config = WorkerConfig(run.model, run.bank, "cpu", run.options, 1, run.settings, run.factory, entries=subset)
     scheduler = Scheduler(share_out(config, run.devices, run.num_proc)[: len(tasks)], run.timeout_s)
-    budget = run.batch_s
+    budget = run.options.batch_s
     if budget is None:
         budget = min(map(default_batch_s, run.devices))
     batched = budget > 0
@@ -494,7 +487,7 @@ def _shared(run: Run, drawn_from: int) -> dict[str, object]:
         "kmeans_num": drawn_from,
         "format": run.settings.format,
         "pad": run.settings.pad,
-        "max_window_s": run.max_window_s,
+        "max_window_s": run.options.max_window_s,
     }
 
 

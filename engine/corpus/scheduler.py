@@ -392,7 +392,7 @@ def share_out(config: WorkerConfig, devices: Sequence[str], num_proc: int | None
         replace(
             config,
             device=device,
-            threads=cores() if device == "cpu" else None,
+            options=replace(config.options, threads=cores() if device == "cpu" else None),
             host_threads=1 if device == "cpu" else max(2, cores() // count),
             blas_threads=max(1, cores() // count) if device == "cpu" else None,
             ahead=config.ahead if device == "cpu" else AHEAD_ON_GPU,

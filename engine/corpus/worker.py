@@ -106,15 +106,8 @@ class Worker:
         module, _, name = config.factory.partition(":")
         begin = time.perf_counter()
         with _noting(self.send, "load note"):
-            self.anonymizer: Anonymizer = getattr(importlib.import_module(module), name).load(
-                config.model,
-                config.bank,
-                config.device,
-                threads=config.threads,
-                max_window_s=config.max_window_s,
-                provider=config.provider,
-                precision=config.precision,
-            )
+            kind = getattr(importlib.import_module(module), name)
+            self.anonymizer: Anonymizer = kind.load(config.model, config.bank, config.device, options=config.options)
         self.load_s = time.perf_counter() - begin
 
     def send(self, kind: str, *content: object) -> None:

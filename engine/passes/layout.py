@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mkc_fast.engine.artifacts import ModelInfo
+    from mkc_fast.engine.options import Buckets
     from mkc_fast.engine.passes.windows import Window
-    from mkc_fast.engine.sessions.providers import Buckets
 
 # Where sizes are free, they are rounded up to multiples, so that neighbouring batches of a run, sorted by length, share
 # their shapes: ONNX Runtime plans a convolution anew when its shape changes (see providers.cuda_options). 16 frames

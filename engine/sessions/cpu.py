@@ -17,18 +17,10 @@ from mkc_fast.engine.artifacts import (
     native_file,
 )
 from mkc_fast.engine.devices import cores
+from mkc_fast.engine.options import CPU, FP32, INT8
 from mkc_fast.engine.passes.windows import pieces
 from mkc_fast.engine.sessions.prepared import prepared_graph
-from mkc_fast.engine.sessions.providers import (
-    CPU,
-    FP32,
-    GRAPH_FILES,
-    INT8,
-    ORT_NAMES,
-    Plan,
-    graph_file,
-    session_settings,
-)
+from mkc_fast.engine.sessions.providers import GRAPH_FILES, ORT_NAMES, Plan, graph_file, session_settings
 from mkc_fast.errors import ArtifactError
 from mkc_fast.kernels.cpu.loader import DOMAIN, instruction_set, native_library, register
 from mkc_fast.onnx_runtime import ort

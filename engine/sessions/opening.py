@@ -12,25 +12,18 @@ from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.atomic_files import discard, holds_regular_files, locked, whole_directory
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.digests import digests
+from mkc_fast.engine.options import CPU, FP16, FP32, INT8, TENSORRT, Buckets, EngineOptions, check_choice
 from mkc_fast.engine.sessions.cpu import PiecedVocoder, Session, configured, cpu_graph, open_on_cpu, operators_used
 from mkc_fast.engine.sessions.gpu_facts import NVINFER, gather_gpu_facts
 from mkc_fast.engine.sessions.provenance import ran_on_cpu, ran_on_gpu
 from mkc_fast.engine.sessions.providers import (
-    CPU,
-    FP16,
-    FP32,
     GRAPH_FILES,
     HEAVY_OPERATORS,
-    INT8,
     ORT_NAMES,
-    TENSORRT,
     TITLES,
-    Buckets,
     EngineCache,
     Plan,
-    Tuning,
     candidates,
-    check_choice,
     default_cache,
     free_dimensions,
     graph_file,
@@ -91,13 +84,9 @@ class Sessions:
 def open_sessions(
     model: Path,
     device: str,
-    threads: int | None = None,
+    options: EngineOptions | None = None,
     *,
-    provider: str = "auto",
-    precision: str = "auto",
-    cache: Path | None = None,
     stream: int | None = None,
-    tuning: Tuning | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Sessions:
     """Open the graphs of ``model/`` on a device.
@@ -105,15 +94,9 @@ def open_sessions(
     Args:
         model: The directory.
         device: ``cpu`` or ``cuda:<number>``.
-        threads: Threads of one operator on the CPU; default: one a core, and one where a GPU does the work.
-        provider: ``tensorrt``, ``cuda`` or ``cpu``, taken or refused but never replaced; ``auto``: the fastest that
-            the device can do. With TensorRT the sizes are ``buckets`` of what this returns, by default ``Buckets()``.
-        precision: ``fp32``, ``tf32``, ``fp16`` (needs graphs exported so), ``bf16`` (TensorRT alone), or ``int8`` (a
-            CPU alone, and needs graphs exported so); ``auto``:
-            fp32, or tf32 where TensorRT was asked for by name, since it has no fp32.
-        cache: Folder for TensorRT's engines, and for what a CPU prepares; default: the user's cache folder.
+        options: Provider, precision, threads, tuning and cache; default: ``EngineOptions()``. With TensorRT the sizes
+            are ``buckets`` of what this returns, by default ``Buckets()``.
         stream: Address of a CUDA stream to run on, such as CuPy's ``stream.ptr``; it must outlive the sessions.
-        tuning: Sizes and options that a benchmark may vary.
         progress: Called with a line as each graph is opened; with TensorRT, an engine may be built for minutes.
 
     Raises:
@@ -122,28 +105,28 @@ def open_sessions(
         OutputError: The folder for TensorRT's engines cannot be written.
     """
     index = cuda_index(device)
-    check_choice(index, provider, precision, stream)
-    info, tuning = read_model_info(model), tuning or Tuning()
-    if tuning.cuda_graph and not tuning.fixed:
-        raise DeviceError("a CUDA graph is a recording of one shape: it needs fixed buckets")
+    options = options or EngineOptions()
+    provider, threads, cache = options.provider, options.threads, options.cache or default_cache()
+    check_choice(index, provider, options.precision, stream)
+    info = read_model_info(model)
     if index is None:
-        plan = Plan(CPU, resolve_precision(provider, precision, None), threads=threads)
+        plan = Plan(CPU, resolve_precision(provider, options.precision, None), threads=threads)
         _check_files(model, plan.precision)
-        wavlm, conformer, vocoder = open_on_cpu(model, plan, cache or default_cache())
+        wavlm, conformer, vocoder = open_on_cpu(model, plan, cache)
         chosen = f"{TITLES[CPU]}, {plan.precision}, {operators_used(model, plan.precision)}: the device is cpu"
         ran = ran_on_cpu(model, plan.precision, threads)
         files = tuple(cpu_graph(model, graph, plan.precision) for graph in GRAPH_FILES)
         return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen, ran=ran, files=files)
     gpu = driver().gpus[index]
-    precision = resolve_precision(provider, precision, gpu)
+    precision = resolve_precision(provider, options.precision, gpu)
     _check_files(model, precision)
     refused: list[str] = []
     for name in candidates(index, provider):
-        plan = Plan(name, precision, index, threads, stream, tuning)
+        plan = Plan(name, precision, index, threads, stream, options.tuning)
         reason = refusal(name, precision, gpu)
         if reason is None:
             try:
-                return _open_on_gpu(model, info, plan, gpu, cache or default_cache(), refused, progress)
+                return _open_on_gpu(model, info, plan, gpu, cache, refused, progress)
             except DeviceError as error:
                 reason = str(error)
         if name == provider:

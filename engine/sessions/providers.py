@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
-from mkc_fast.engine.corpus.batching import DEFAULT_WINDOW_S
+from mkc_fast.engine.options import AUTO, BF16, CPU, CUDA, FP16, FP32, INT8, TENSORRT, TF32, Buckets, Tuning
 from mkc_fast.engine.passes.windows import exact_windows
-from mkc_fast.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.devices import Gpu
 
-TENSORRT, CUDA, CPU, AUTO = "tensorrt", "cuda", "cpu", "auto"
-FP32, TF32, FP16, BF16, INT8 = "fp32", "tf32", "fp16", "bf16", "int8"
-PROVIDERS = (AUTO, TENSORRT, CUDA, CPU)
-PRECISIONS = (AUTO, FP32, TF32, FP16, BF16, INT8)
 GRAPH_FILES = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
 ORT_NAMES = {TENSORRT: "TensorrtExecutionProvider", CUDA: "CUDAExecutionProvider", CPU: "CPUExecutionProvider"}
 TITLES = {TENSORRT: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
@@ -44,50 +39,6 @@ HEAVY_OPERATORS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Softmax
 _TYPICAL_S = 12.6
 # Ampere brought TF32 and bf16 arithmetic.
 _AMPERE = (8, 0)
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """The sizes that inputs are kept to by whoever runs the sessions.
-
-    Attributes:
-        max_batch: Utterances that run at once.
-        max_seconds: Of the longest, as a whole or as the window of a longer one.
-        window_frames: Of the vocoder's windows, of one utterance and of a batch alike.
-        fixed: Every run has exactly these sizes, padded up to them where needed.
-    """
-
-    max_batch: int = 16
-    max_seconds: float = DEFAULT_WINDOW_S
-    window_frames: int = 500
-    fixed: bool = False
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What a benchmark may vary; the defaults are what runs use.
-
-    Attributes:
-        buckets: The sizes that inputs are kept to; None where they have any size.
-        gpu_mem_limit_bytes: Of ONNX Runtime's arena in each session; default: what the GPU has.
-        prefer_nhwc: Convolutions with channels last. Tensor cores want them so, but each graph here has its activations
-            with channels first, so transposes come with it; not yet measured on a GPU.
-        conv_search: How ONNX Runtime looks for cuDNN's plan of a convolution, ``HEURISTIC`` or ``EXHAUSTIVE``; default:
-            the second where shapes are fixed.
-        cuda_graph: Record a run and replay it. Needs fixed buckets, and inputs and outputs bound to the same addresses
-            in every run (``io_binding``); a run's ``gpu_graph_id`` option tells recordings of several sizes apart.
-    """
-
-    buckets: Buckets | None = None
-    gpu_mem_limit_bytes: int | None = None
-    prefer_nhwc: bool = False
-    conv_search: str | None = None
-    cuda_graph: bool = False
-
-    @property
-    def fixed(self) -> bool:
-        """Whether every run has the same shapes."""
-        return self.buckets is not None and self.buckets.fixed
 
 
 @dataclass(frozen=True)
@@ -171,32 +122,6 @@ def default_cache() -> Path:
     if os.environ.get("MKC_FAST_CACHE"):
         return Path(os.environ["MKC_FAST_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mkc-fast"
-
-
-def check_choice(index: int | None, provider: str, precision: str, stream: int | None = None) -> None:
-    """Check what was asked for as far as no machine is needed to know.
-
-    Raises:
-        DeviceError: A name is unknown, or two of them contradict each other.
-    """
-    device = "device cpu" if index is None else f"device cuda:{index}"
-    if provider not in PROVIDERS:
-        raise DeviceError(f"provider {provider[:40]!r}: expected one of {', '.join(PROVIDERS)}")
-    if precision not in PRECISIONS:
-        raise DeviceError(f"precision {precision[:40]!r}: expected one of {', '.join(PRECISIONS)}")
-    if index is None and provider in {TENSORRT, CUDA}:
-        raise DeviceError(f"provider {provider} needs a GPU: give the device as cuda:<number>, not cpu")
-    if index is not None and provider == CPU:
-        raise DeviceError(f"{device}: provider cpu runs on the device cpu")
-    if index is None and precision in {TF32, BF16}:
-        raise DeviceError(f"precision {precision} needs a GPU; the CPU computes fp32, int8, and fp16 slowly")
-    if index is not None and precision == INT8:
-        raise DeviceError("precision int8 is for the device cpu; a GPU has fp16, with less error")
-    if stream is not None and index is None:
-        raise DeviceError("a CUDA stream was given with the device cpu")
-    if stream == 0:
-        # ONNX Runtime takes 0 for none and makes a stream of its own, which does not wait for the null stream.
-        raise DeviceError("the null stream cannot be shared; give one made with cupy.cuda.Stream(non_blocking=True)")
 
 
 def candidates(index: int | None, provider: str) -> tuple[str, ...]:

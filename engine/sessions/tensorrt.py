@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.devices import cuda_index
+from mkc_fast.engine.options import TENSORRT, EngineOptions, check_choice
 from mkc_fast.engine.sessions.opening import check_provider, open_sessions
-from mkc_fast.engine.sessions.providers import TENSORRT, check_choice
 from mkc_fast.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
 
-    from mkc_fast.engine.sessions.providers import Tuning
 
-
-def check_warm(device: str, precision: str = "auto") -> None:
+def check_warm(device: str, options: EngineOptions | None = None) -> None:
     """Check that engines can be built for a device, before anything else is done.
 
     Raises:
         DeviceError: They cannot: why, and the command that repairs it.
     """
     index = cuda_index(device)
-    check_choice(index, TENSORRT, precision)
+    check_choice(index, TENSORRT, (options or EngineOptions()).precision)
     assert index is not None
     try:
         check_provider(TENSORRT, index)
@@ -35,10 +34,8 @@ def check_warm(device: str, precision: str = "auto") -> None:
 def build_engines(
     model: str | PathLike[str],
     device: str = "cuda:0",
+    options: EngineOptions | None = None,
     *,
-    precision: str = "auto",
-    tuning: Tuning | None = None,
-    cache: str | PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Build the TensorRT engines of a model for a device, where the cache does not hold them yet.
@@ -46,9 +43,7 @@ def build_engines(
     Args:
         model: Directory made by ``export_model``.
         device: ``"cuda:<number>"``.
-        precision: As in ``Anonymizer.load``; an engine is good for one.
-        tuning: As in ``Anonymizer.load``; an engine is good for its buckets.
-        cache: Folder of the engines; default: the user's cache folder.
+        options: An engine is good for one precision and the buckets of one tuning; the provider is always TensorRT.
         progress: Called with a line as each graph is opened.
 
     Returns:
@@ -59,9 +54,7 @@ def build_engines(
         ArtifactError: A graph is damaged.
         OutputError: The cache folder cannot be written.
     """
-    check_warm(device, precision)
-    folder = None if cache is None else Path(cache)
-    opened = open_sessions(
-        Path(model), device, provider=TENSORRT, precision=precision, cache=folder, tuning=tuning, progress=progress
-    )
+    check_warm(device, options)
+    warm = replace(options or EngineOptions(), provider=TENSORRT)
+    opened = open_sessions(Path(model), device, warm, progress=progress)
     return opened.chosen

@@ -18,6 +18,7 @@ from mkc_fast.engine.corpus.scheduler import share_out
 from mkc_fast.engine.corpus.worker import Worker
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.devices import cores
+from mkc_fast.engine.options import EngineOptions
 from tests.conftest import Artifacts
 from tests.fakes.cuda import fake_gpu
 from tests.fakes.cuda.fake_gpu import FakeGpu
@@ -42,7 +43,7 @@ def tasks(tmp_path: Path, clip: np.ndarray) -> list[Task]:
 
 
 def config(artifacts: Artifacts) -> WorkerConfig:
-    return WorkerConfig(artifacts.model, artifacts.bank, "cuda:0", None, 1, 40.0, Settings(seed=3))
+    return WorkerConfig(artifacts.model, artifacts.bank, "cuda:0", EngineOptions(), 1, Settings(seed=3))
 
 
 def serve(worker: Worker, ours, batches: list[list[Task]]) -> list[tuple]:
@@ -146,7 +147,7 @@ def test_workers_on_a_cpu_share_its_blas_threads_and_nothing_else(artifacts: Art
     """Their graphs have all cores, whose threads sleep; BLAS threads wait awake, and would take the cores from them."""
     for count in (1, 2, 64):
         shares = share_out(config(artifacts), ["cpu"], count)
-        assert [share.threads for share in shares] == [cores()] * count
+        assert [share.options.threads for share in shares] == [cores()] * count
         assert [share.blas_threads for share in shares] == [max(1, cores() // count)] * count
     assert share_out(config(artifacts), ["cuda:0"], 2)[0].blas_threads is None
 

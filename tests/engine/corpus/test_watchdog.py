@@ -18,6 +18,7 @@ from mkc_fast.engine.corpus import watchdog as patience
 from mkc_fast.engine.corpus.protocol import Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.watchdog import Clock, Silence, is_stopped
 from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.options import EngineOptions
 
 
 def task(audio_s: float, command: str | None = None) -> Task:
@@ -88,7 +89,7 @@ def test_a_process_that_cannot_be_killed_is_left_behind(monkeypatch: pytest.Monk
     monkeypatch.setattr(scheduler, "_LAST_WAIT_S", 0.1)
     monkeypatch.setattr(scheduler.os, "killpg", lambda *_: None)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    config = WorkerConfig(Path(), Path(), "cpu", 1, 1, 40.0, Settings())
+    config = WorkerConfig(Path(), Path(), "cpu", EngineOptions(threads=1), 1, Settings())
     worker = scheduler.WorkerState(config, process, Connection(os.dup(0)))
     try:
         begin = time.monotonic()

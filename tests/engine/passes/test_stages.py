@@ -19,6 +19,7 @@ from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.worker import Worker
 from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.options import EngineOptions
 from tests.conftest import Artifacts, signed
 from tests.fakes.cuda import fake_gpu
 
@@ -44,7 +45,7 @@ def on_host(artifacts: Artifacts, spoil: Spoil) -> Anonymizer:
     plain = artifacts.anonymizer
     wrapped = {graph: Spoiled(graph, getattr(plain._sessions, graph), spoil) for graph in GRAPHS}
     sessions = dataclasses.replace(plain._sessions, **wrapped)
-    return Anonymizer(plain.info, plain.bank, sessions, plain._lookup, "cpu", 8.0)
+    return Anonymizer(plain.info, plain.bank, sessions, plain._lookup, "cpu", EngineOptions(max_window_s=8))
 
 
 def on_device(artifacts: Artifacts, spoil: Spoil, monkeypatch: pytest.MonkeyPatch) -> Anonymizer:
@@ -191,7 +192,7 @@ def test_in_a_worker_only_the_utterance_at_fault_fails(
     monkeypatch.setattr(Anonymizer, "load", lambda *_, **__: made)
     said: list[tuple[Any, ...]] = []
     connection = SimpleNamespace(send=said.append)
-    config = WorkerConfig(artifacts.model, artifacts.bank, "cpu", None, 1, 40.0, Settings(seed=3))
+    config = WorkerConfig(artifacts.model, artifacts.bank, "cpu", EngineOptions(), 1, Settings(seed=3))
     worker = Worker(connection, config)  # type: ignore[arg-type]
     (tmp_path / "out").mkdir()
     tasks = [Task(index, Utterance(f"u{index}", tmp_path / f"{index}.wav"), tmp_path / "out") for index in range(3)]

@@ -21,6 +21,7 @@ from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.protocol import Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.worker import Worker
 from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.options import EngineOptions
 from tests.conftest import Artifacts
 from tests.engine.passes.test_stages import on_host, one_value
 from tests.fakes.cuda import fake_gpu
@@ -32,7 +33,7 @@ MB = 1 << 20
 @pytest.fixture
 def windowed(artifacts: Artifacts) -> Anonymizer:
     plain = artifacts.anonymizer
-    return Anonymizer(plain.info, plain.bank, plain._sessions, plain._lookup, "cpu", 8.0)
+    return Anonymizer(plain.info, plain.bank, plain._sessions, plain._lookup, "cpu", EngineOptions(max_window_s=8))
 
 
 @pytest.fixture
@@ -95,7 +96,9 @@ def make_worker(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> Callab
         said: list[Any] = []
         monkeypatch.setattr(Anonymizer, "load", lambda *_, **__: anonymizer)
         monkeypatch.setattr(module, "_MOST_HELD_S", 5)
-        config = WorkerConfig(artifacts.model, artifacts.bank, "cpu", None, 1, 8.0, Settings(seed=7))
+        config = WorkerConfig(
+            artifacts.model, artifacts.bank, "cpu", EngineOptions(max_window_s=8), 1, Settings(seed=7)
+        )
         return Worker(SimpleNamespace(send=said.append), config), said  # type: ignore[arg-type]
 
     return make
@@ -183,7 +186,7 @@ def test_an_hour_takes_the_memory_of_a_window(artifacts: Artifacts, tmp_path: Pa
         return SimpleNamespace(run=stand_in)
 
     sessions = SimpleNamespace(buckets=None, **{graph: run(graph) for graph in ("wavlm", "conformer", "vocoder")})
-    anonymizer = Anonymizer(plain.info, plain.bank, sessions, plain._lookup, "cpu", 40.0)  # type: ignore[arg-type]
+    anonymizer = Anonymizer(plain.info, plain.bank, sessions, plain._lookup, "cpu", EngineOptions())  # type: ignore[arg-type]
     hour = 3600 * RATE
     with soundfile.SoundFile(tmp_path / "hour.flac", "w", RATE, 1, "PCM_16") as file:
         for _ in range(36):

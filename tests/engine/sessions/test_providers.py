@@ -26,6 +26,7 @@ from mkc_fast import ArtifactError, DeviceError
 from mkc_fast.engine import devices
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, write_info
 from mkc_fast.engine.devices import Driver, Gpu, cores
+from mkc_fast.engine.options import Buckets, EngineOptions, Tuning, check_choice
 from mkc_fast.engine.passes.windows import exact_windows
 from mkc_fast.engine.sessions import opening as sessions
 from mkc_fast.engine.sessions import tensorrt as warm
@@ -35,13 +36,10 @@ from mkc_fast.engine.sessions.providers import (
     GPU_AUTO_PRECISION,
     GRAPH_FILES,
     ORT_NAMES,
-    Buckets,
     EngineCache,
     Plan,
     Profile,
-    Tuning,
     candidates,
-    check_choice,
     cuda_options,
     free_dimensions,
     profile,
@@ -359,17 +357,17 @@ def test_the_cpu_says_what_was_chosen(model: Path) -> None:
     # ONNX Runtime's own operators split sums by threads and choose kernels by the processor.
     assert opened.ran.items() >= {"operators": "onnxruntime", "threads": cores()}.items()
     assert opened.ran["processor"]
-    assert open_sessions(model, "cpu", 1).ran == {**opened.ran, "threads": 1}
+    assert open_sessions(model, "cpu", EngineOptions(threads=1)).ran == {**opened.ran, "threads": 1}
     assert opened.wavlm.get_providers() == [CPU]
 
 
 def test_fp16_needs_graphs_exported_so_and_then_runs_on_the_cpu_too(model: Path) -> None:
     with pytest.raises(DeviceError, match=r"lacks wavlm\.fp16\.onnx, .*mkc-fast export --half"):
-        open_sessions(model, "cpu", precision="fp16")
+        open_sessions(model, "cpu", EngineOptions(precision="fp16"))
     for name in GRAPH_FILES:
         tiny_graph(model / name.replace(".onnx", ".fp16.onnx"), value=2)
     ones = {"x": np.ones((1, 1, 4), np.float32)}
-    opened = open_sessions(model, "cpu", precision="fp16")
+    opened = open_sessions(model, "cpu", EngineOptions(precision="fp16"))
     assert opened.precision == "fp16"
     assert opened.vocoder.run(None, ones)[0].max() == 2
     assert open_sessions(model, "cpu").vocoder.run(None, ones)[0].max() == 1
@@ -469,15 +467,19 @@ def test_auto_on_a_gpu_is_cuda_in_fp32_and_says_why(gpu: FakeOrt, model: Path) -
 
 
 def test_auto_takes_tensorrt_where_sizes_and_precision_allow_it(gpu: FakeOrt, model: Path, tmp_path: Path) -> None:
-    opened = open_sessions(model, "cuda:0", precision="tf32", cache=tmp_path / "cache", tuning=Tuning(SIZES))
+    opened = open_sessions(
+        model, "cuda:0", EngineOptions(precision="tf32", cache=tmp_path / "cache", tuning=Tuning(SIZES))
+    )
     assert (opened.provider, opened.precision, opened.buckets) == ("tensorrt", "tf32", SIZES)
-    without = open_sessions(model, "cuda:0", precision="tf32", cache=tmp_path / "cache")
+    without = open_sessions(model, "cuda:0", EngineOptions(precision="tf32", cache=tmp_path / "cache"))
     assert (without.provider, without.buckets) == ("tensorrt", Buckets())  # its engines take no others
 
 
 def test_auto_goes_on_to_cuda_when_tensorrt_fails_and_says_so(gpu: FakeOrt, model: Path, tmp_path: Path) -> None:
     gpu.fails = {TRT: RuntimeError("no kernel\nfor this")}
-    opened = open_sessions(model, "cuda:0", precision="tf32", cache=tmp_path / "cache", tuning=Tuning(SIZES))
+    opened = open_sessions(
+        model, "cuda:0", EngineOptions(precision="tf32", cache=tmp_path / "cache", tuning=Tuning(SIZES))
+    )
     assert opened.provider == "cuda"
     assert "TensorRT not used: wavlm.onnx does not open: no kernel for this" in opened.chosen
 
@@ -486,10 +488,10 @@ def test_auto_goes_on_to_cuda_when_tensorrt_fails_and_says_so(gpu: FakeOrt, mode
 def test_a_provider_asked_for_by_name_is_never_replaced(name: str, gpu: FakeOrt, model: Path, tmp_path: Path) -> None:
     gpu.working = {CPU}  # ONNX Runtime itself would go on, with a line on the error stream
     with pytest.raises(DeviceError, match=rf"device cuda:0: provider {name}: .* would run wavlm\.onnx on the CPU"):
-        open_sessions(model, "cuda:0", provider=name, cache=tmp_path)
+        open_sessions(model, "cuda:0", EngineOptions(provider=name, cache=tmp_path))
     gpu.working, gpu.fails = {TRT, CUDA, CPU}, {ORT_NAMES[name]: RuntimeError("CUDA failure 2: out of memory")}
     with pytest.raises(DeviceError, match="out of memory"):
-        open_sessions(model, "cuda:0", provider=name, cache=tmp_path)
+        open_sessions(model, "cuda:0", EngineOptions(provider=name, cache=tmp_path))
 
 
 def test_nothing_on_a_gpu_ends_on_the_cpu(gpu: FakeOrt, model: Path) -> None:
@@ -499,10 +501,10 @@ def test_nothing_on_a_gpu_ends_on_the_cpu(gpu: FakeOrt, model: Path) -> None:
 
 
 def test_heavy_operators_elsewhere_are_refused_and_shapes_are_not(gpu: FakeOrt, model: Path) -> None:
-    assert open_sessions(model, "cuda:0", provider="cuda").placement[WAVLM_FILE][CPU] == 2
+    assert open_sessions(model, "cuda:0", EngineOptions(provider="cuda")).placement[WAVLM_FILE][CPU] == 2
     gpu.on_cpu = ["Shape", "Gelu", "MatMul", "MatMul"]
     with pytest.raises(DeviceError, match=r"would run 1 Gelu, 2 MatMul of wavlm\.onnx on CPU"):
-        open_sessions(model, "cuda:0", provider="cuda")
+        open_sessions(model, "cuda:0", EngineOptions(provider="cuda"))
 
 
 def test_an_onnx_runtime_that_cannot_tell_is_named(gpu: FakeOrt, model: Path) -> None:
@@ -526,16 +528,16 @@ def test_a_missing_library_is_named_with_the_command_that_mends_it(
     facts = GpuFacts(said, Runtime("1.31.0", "13.0", (TRT, CUDA, CPU)), (missing,))
     monkeypatch.setattr(sessions, "gather_gpu_facts", lambda _: facts)
     with pytest.raises(DeviceError, match=r"libcudnn\.so\.9 cannot be loaded; pip install 'mkc-fast\[cuda13\]'"):
-        open_sessions(model, "cuda:0", provider="cuda")
+        open_sessions(model, "cuda:0", EngineOptions(provider="cuda"))
     assert not gpu.opened
 
 
 def test_fp16_on_a_gpu_opens_the_half_graphs(gpu: FakeOrt, model: Path) -> None:
     with pytest.raises(DeviceError, match="mkc-fast export --half"):
-        open_sessions(model, "cuda:1", precision="fp16")
+        open_sessions(model, "cuda:1", EngineOptions(precision="fp16"))
     for name in GRAPH_FILES:
         tiny_graph(model / name.replace(".onnx", ".fp16.onnx"))
-    opened = open_sessions(model, "cuda:1", provider="cuda", precision="fp16")
+    opened = open_sessions(model, "cuda:1", EngineOptions(provider="cuda", precision="fp16"))
     assert (opened.provider, opened.precision) == ("cuda", "fp16")
     assert [session.path.name for session in gpu.opened] == [n.replace(".onnx", ".fp16.onnx") for n in GRAPH_FILES]
     assert gpu.opened[0].providers[0][1]["device_id"] == "1"
@@ -543,14 +545,14 @@ def test_fp16_on_a_gpu_opens_the_half_graphs(gpu: FakeOrt, model: Path) -> None:
 
 def test_a_precision_that_the_gpu_lacks_is_refused(gpu: FakeOrt, model: Path) -> None:
     with pytest.raises(DeviceError, match=r"tf32 needs compute capability 8\.0; Tesla T4 has 7\.5"):
-        open_sessions(model, "cuda:1", provider="cuda", precision="tf32")
+        open_sessions(model, "cuda:1", EngineOptions(provider="cuda", precision="tf32"))
 
 
 def test_a_cuda_graph_needs_fixed_sizes(gpu: FakeOrt, model: Path) -> None:
     with pytest.raises(DeviceError, match="fixed buckets"):
-        open_sessions(model, "cuda:0", tuning=Tuning(SIZES, cuda_graph=True))
+        open_sessions(model, "cuda:0", EngineOptions(tuning=Tuning(SIZES, cuda_graph=True)))
     fixed = dataclasses.replace(SIZES, fixed=True)
-    opened = open_sessions(model, "cuda:0", tuning=Tuning(fixed, cuda_graph=True))
+    opened = open_sessions(model, "cuda:0", EngineOptions(tuning=Tuning(fixed, cuda_graph=True)))
     assert (opened.buckets, opened.cuda_graph) == (fixed, True)
     assert gpu.opened[0].options.sizes == {"batch": 8, "samples": 2000 * 320 + 399}
 
@@ -559,7 +561,7 @@ def test_a_cuda_graph_needs_fixed_sizes(gpu: FakeOrt, model: Path) -> None:
 
 
 def open_tensorrt(model: Path, cache: Path) -> sessions.Sessions:
-    return open_sessions(model, "cuda:0", provider="tensorrt", cache=cache, tuning=Tuning(SIZES))
+    return open_sessions(model, "cuda:0", EngineOptions(provider="tensorrt", cache=cache, tuning=Tuning(SIZES)))
 
 
 def engine_folders(cache: Path) -> list[Path]:
@@ -644,7 +646,12 @@ def test_engines_are_shared_by_devices_and_streams_of_one_kind(
         monkeypatch.setattr(module, "driver", lambda: said)
     monkeypatch.setattr(sessions, "gather_gpu_facts", lambda _: facts)
     for device, stream in itertools.product(("cuda:0", "cuda:1"), (None, 99)):
-        open_sessions(model, device, provider="tensorrt", cache=tmp_path / "cache", stream=stream, tuning=Tuning(SIZES))
+        open_sessions(
+            model,
+            device,
+            EngineOptions(provider="tensorrt", cache=tmp_path / "cache", tuning=Tuning(SIZES)),
+            stream=stream,
+        )
     assert len(engine_folders(tmp_path / "cache")) == len(GRAPH_FILES)
 
 
@@ -653,12 +660,12 @@ def test_engines_are_shared_by_devices_and_streams_of_one_kind(
 
 def test_engines_are_built_beforehand_and_then_found(gpu: FakeOrt, model: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    chosen = warm.build_engines(model, "cuda:0", cache=tmp_path / "cache", progress=lines.append)
+    chosen = warm.build_engines(model, "cuda:0", EngineOptions(cache=tmp_path / "cache"), progress=lines.append)
     assert chosen.startswith("TensorRT, tf32, on cuda:0")
     assert lines == [f"{name}: building its engine" for name in GRAPH_FILES]
     assert len(engine_folders(tmp_path / "cache")) == len(GRAPH_FILES)
     del lines[:]
-    warm.build_engines(model, "cuda:0", cache=tmp_path / "cache", progress=lines.append)
+    warm.build_engines(model, "cuda:0", EngineOptions(cache=tmp_path / "cache"), progress=lines.append)
     assert lines == [f"{name}: opening" for name in GRAPH_FILES]
 
 

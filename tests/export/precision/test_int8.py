@@ -18,7 +18,8 @@ from mkc_fast.engine.artifacts import (
     read_model_info,
     write_info,
 )
-from mkc_fast.engine.sessions.providers import check_choice, graph_file
+from mkc_fast.engine.options import check_choice
+from mkc_fast.engine.sessions.providers import graph_file
 from mkc_fast.export.precision import int8
 from mkc_fast.export.precision.int8 import int8_file, write_int8_graphs
 

@@ -6,6 +6,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 
 from mkc_fast.engine import anonymizer, devices
 from mkc_fast.engine.devices import Driver, Gpu
+from mkc_fast.engine.options import CUDA, EngineOptions, Tuning
 from mkc_fast.engine.sessions import opening as sessions
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
-from mkc_fast.engine.sessions.providers import CUDA, GRAPH_FILES, Tuning
+from mkc_fast.engine.sessions.providers import GRAPH_FILES
 from tests.fakes.cuda import shim
 from tests.fakes.cuda.fake_cupy import FakeCupy
 
@@ -104,17 +106,14 @@ class FakeGpu:
         self,
         model: Path,
         device: str,
-        threads: int | None = None,
+        options: EngineOptions | None = None,
         *,
         stream: int | None = None,
-        tuning: Tuning | None = None,
-        provider: str = "auto",
-        precision: str = "auto",
-        cache: Path | None = None,
     ) -> Sessions:
+        options = options or EngineOptions()
         if device == "cpu":
-            return open_sessions(model, device, threads, tuning=tuning, provider=provider, precision=precision)
-        tuning = tuning or Tuning()
+            return open_sessions(model, device, replace(options, cache=None))
+        tuning = options.tuning
         self.opened.append(tuning)
         (place,) = [each for each in self.cupy.queues.streams if each.ptr == stream]
         # A GPU runs the plain graphs.
