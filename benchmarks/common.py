@@ -1,7 +1,8 @@
-"""Where the scripts here put their results, and how they time a command."""
+"""What the scripts of this package share: where their results go, and how they time a command."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -11,20 +12,44 @@ from typing import Any
 
 from mkc_fast.benchmarks.records import context, write_record
 
-__all__ = ["RESULTS", "context", "program", "run_timed", "write_result"]
-
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("benchmarks", "results")
 
 
-def write_result(name: str, result: dict[str, Any], path: Path | None = None) -> Path:
-    """Write ``results/<name>.json``, or ``path``, the context first."""
-    path = path or RESULTS / f"{name}.json"
+def repository(start: Path | None = None) -> Path | None:
+    """The root of the clone of this project that a folder is in (default: the working directory), if it is in one."""
+    start = (start or Path.cwd()).resolve()
+    return next((folder for folder in (start, *start.parents) if (folder / RESULTS).is_dir()), None)
+
+
+def result_parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """A script's parser with ``--out``, the result file: by default ``benchmarks/results/NAME.json`` of the clone.
+
+    Outside of a clone ``--out`` is required, so that a script says so before it measures anything.
+    """
+    root = repository()
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None if root is None else root / RESULTS / f"{name}.json",
+        required=root is None,
+        help=f"the result file (default: {RESULTS / name}.json of the clone that the working directory is in)",
+    )
+    return parser
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write a result file, the context first, and print its path."""
     write_record(path, {**context(), **result})
-    return path
+    print(path)
 
 
 def run_timed(command: list[str]) -> dict[str, Any]:
-    """Run a command; wall-clock seconds and the peak memory of its process, in GB."""
+    """Run a command; wall-clock seconds, the peak memory of its process in GB, and what it printed.
+
+    Raises:
+        SystemExit: The command failed.
+    """
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -1,19 +1,18 @@
 """Whether batches pay on a CPU: each graph alone and in a batch, by length, in turn.
 
-python benchmarks/cpu_batches.py MODEL
+python -m mkc_fast.benchmarks.cpu_batches MODEL
 
 Writes results/cpu_batches.json: seconds an utterance, the least of three runs in turn, and the ratio batch / alone.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from mkc_fast.benchmarks.common import write_result
+from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.sessions.opening import open_sessions
 
@@ -21,8 +20,10 @@ CASES = {1: 4, 3: 4}  # seconds of an utterance: how many at once
 
 
 def main() -> None:
-    model = Path(sys.argv[1])
-    info, sessions = read_model_info(model), open_sessions(model, "cpu")
+    parser = result_parser(__doc__, "cpu_batches")
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    args = parser.parse_args()
+    info, sessions = read_model_info(args.model), open_sessions(args.model, "cpu")
     rng = np.random.default_rng(0)
 
     def run(count: int, seconds: int) -> float:
@@ -31,9 +32,9 @@ def main() -> None:
         waveform = rng.standard_normal((count, samples), np.float32) * np.float32(0.1)
         features = rng.standard_normal((count, frames, info.dim), np.float32)
         begin = time.perf_counter()
-        sessions.wavlm.run(None, {"waveform": waveform, "lengths": np.full(count, samples)})
-        sessions.conformer.run(None, {"features": features, "lengths": np.full(count, frames)})
-        sessions.vocoder.run(None, {"features": features})
+        sessions.wavlm.run(["features"], {"waveform": waveform, "lengths": np.full(count, samples)})
+        sessions.conformer.run(["restored"], {"features": features, "lengths": np.full(count, frames)})
+        sessions.vocoder.run(["waveform"], {"features": features})
         return (time.perf_counter() - begin) / count
 
     results = {}
@@ -48,7 +49,7 @@ def main() -> None:
             "ratio": round(batch / alone, 3),
         }
         print(seconds, results[f"{seconds} s"], flush=True)
-    write_result("cpu_batches", {"dim": info.dim, "results": results})
+    write_result(args.out, {"dim": info.dim, "results": results})
 
 
 if __name__ == "__main__":

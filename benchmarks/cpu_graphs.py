@@ -1,6 +1,6 @@
 """What the native operators bring on a CPU, stage by stage, beside ONNX Runtime's own, and what opening them costs.
 
-python benchmarks/cpu_graphs.py MODEL [--seconds 10] [--rounds 6]
+python -m mkc_fast.benchmarks.cpu_graphs MODEL [--seconds 10] [--rounds 6]
 
 Writes results/cpu_graphs.json: each stage with the native operators in AVX-512 and in AVX2, and with ONNX Runtime's own
 (the vocoder in one dimension and in pieces), in turn; the time to open the graphs; and the memory of one and of two
@@ -9,7 +9,6 @@ processes that hold them.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import random
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast.benchmarks.common import write_result
+from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.engine.artifacts import (
     CONFORMER_FILE,
     CPU_VOCODER_FILE,
@@ -62,7 +61,7 @@ sys.stdin.read()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__, "cpu_graphs")
     parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=6)
@@ -76,7 +75,7 @@ def main() -> None:
         "memory": {how: memory(args.model, how) for how in ("native", "prepared")},
     }
     print(result)
-    print(write_result("cpu_graphs", result))
+    write_result(args.out, result)
 
 
 def session(path: Path, *, optimize: bool = True) -> ort.InferenceSession:

@@ -1,6 +1,6 @@
 """Full size on a CPU: export, bank, frame and audio mode on a recording, and opening 1,165 entries.
 
-python benchmarks/full_size_cpu.py RECORDING [--work DIR]
+python -m mkc_fast.benchmarks.full_size_cpu RECORDING [--work DIR]
 
 Makes checkpoints of the published sizes with random weights (3.3 GB) unless DIR has them, runs the commands a user
 would run, and writes results/full_size_cpu.json.
@@ -8,7 +8,6 @@ would run, and writes results/full_size_cpu.json.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mkc_fast.benchmarks.common import program, run_timed, write_result
+from mkc_fast.benchmarks.common import program, result_parser, run_timed, write_result
 from mkc_fast.engine.artifacts import BankInfo, FileFacts, write_info
 from mkc_fast.export.checkpoints.random_weights import write_checkpoints
 
@@ -37,7 +36,7 @@ lookup.assign(np.ones((10, 1024), np.float32), np.arange(10))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__, "full_size_cpu")
     parser.add_argument("recording", type=Path)
     parser.add_argument("--work", type=Path, help="a folder for checkpoints and outputs (default: a temporary one)")
     args = parser.parse_args()
@@ -45,10 +44,14 @@ def main() -> None:
         work = args.work or Path(temporary)
         if not (work / "kmeans.scp").exists():
             write_checkpoints(work, size="large", num_kmeans=100)
-        measure(work, args.recording.resolve(), Path(temporary))
+        results = measure(work, args.recording.resolve(), Path(temporary))
+    for name, measured in results.items():
+        print(name, measured)
+    write_result(args.out, {"recording": args.recording.name, "results": results})
 
 
-def measure(work: Path, recording: Path, temporary: Path) -> None:
+def measure(work: Path, recording: Path, temporary: Path) -> dict[str, dict[str, object]]:
+    """Seconds and peak memory of each command, by name."""
     model, bank = temporary / "model", temporary / "bank"
     result: dict[str, dict[str, object]] = {}
     export = [program(), "export", "--wavlm-ckpt", f"{work}/WavLM.pt", "--ckpt", f"{work}/conformer.pth"]
@@ -66,7 +69,7 @@ def measure(work: Path, recording: Path, temporary: Path) -> None:
     result["open_bank_1165"] = open_sparse_bank(temporary / "sparse")
     for measured in result.values():
         measured.pop("output", None)
-    print(write_result("full_size_cpu", {"recording": recording.name, "results": result}).read_text())
+    return result
 
 
 def open_sparse_bank(folder: Path) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Everything that only a GPU can tell: correctness against the CPU path, then throughput, latency, stages, the look-up.
 
-python benchmarks/gpu.py [--device cuda:0] [--out FILE] [--work DIR] [--budget 460]
+python -m mkc_fast.benchmarks.gpu [--device cuda:0] [--out FILE] [--work DIR] [--budget 460]
 
 Makes a model of the published size and a bank of 1,165 entries with random weights (unless DIR has them), and writes
 FILE (default: results/gpu.json) after every part, so that a run cut short keeps what it has. A part that fails is
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import gc
+import importlib
 import json
 import math
 import os
@@ -27,13 +28,15 @@ import tempfile
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mkc_fast import Anonymizer
-from mkc_fast.benchmarks.common import RESULTS, context
+from mkc_fast.benchmarks.common import repository, result_parser
+from mkc_fast.benchmarks.records import context
 from mkc_fast.engine.artifacts import BankInfo, open_bank, read_model_info, write_info
 from mkc_fast.engine.audio.write import write_waveform
 from mkc_fast.engine.devices import cuda_index, driver
@@ -104,11 +107,12 @@ class Machine:
         self.device, self.cupy, self.torch_device, self.rehearsal = device, cupy, device, False
         cupy.cuda.Device(cuda_index(device)).use()
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.devices, self.providers = [device], {"provider": "cuda"}
+        self.devices, self.provider = [device], "cuda"
 
     def timed(self, work: Callable[[], object], repeats: int) -> float:
         """Median seconds of the device for what ``work`` queues on ``stream``."""
-        cupy, seconds = self.cupy, []
+        cupy = self.cupy
+        seconds: list[float] = []
         with self.stream:
             for index in range(repeats + 2):
                 begin, end = cupy.cuda.Event(), cupy.cuda.Event()
@@ -130,23 +134,25 @@ class Machine:
         return left @ right
 
     def free_bytes(self) -> int:
-        return self.cupy.cuda.runtime.memGetInfo()[0]
+        return int(self.cupy.cuda.runtime.memGetInfo()[0])
 
 
 class Rehearsal(Machine):
-    """The stand-ins of the tests; its timings mean nothing."""
+    """The stand-ins of the tests, which only a clone has; its timings mean nothing."""
 
     def __init__(self) -> None:
-        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+        root = repository()
+        if root is None:
+            raise SystemExit("--rehearse needs a clone as the working directory: it runs on the stand-ins of its tests")
+        sys.path.insert(0, str(root))
         import pytest
 
-        from tests.fakes.cuda import fake_gpu
-
+        fake_gpu = importlib.import_module("tests.fakes.cuda.fake_gpu")
         self.patch = pytest.MonkeyPatch()
         self.gpu = fake_gpu.install(self.patch, schedule=0)
         self.device, self.cupy, self.torch_device, self.rehearsal = "cuda:0", self.gpu.cupy, "cpu", True
         self.stream = self.cupy.cuda.Stream(non_blocking=True)
-        self.devices, self.providers = ["cpu"], {}
+        self.devices, self.provider = ["cpu"], "auto"
 
     def timed(self, work: Callable[[], object], repeats: int) -> float:
         seconds = []
@@ -257,7 +263,8 @@ def making(bench: Bench) -> dict[str, Any]:
     dim = {"small": 64, "base": 768, "large": 1024}[bench.sizes.model]
     bench.work.mkdir(parents=True, exist_ok=True)
     if not (bench.work / "half").exists():
-        command = [sys.executable, __file__, "--make", str(bench.work), "--size", bench.sizes.model]
+        command = [sys.executable, "-m", "mkc_fast.benchmarks.gpu", "--out", os.devnull]
+        command += ["--make", str(bench.work), "--size", bench.sizes.model]
         bench.making = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     if not bench.bank.is_dir():
         make_bank(bench.bank, bench.sizes.entries, bench.sizes.clusters, dim)
@@ -289,7 +296,7 @@ def ceilings(bench: Bench) -> dict[str, Any]:
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         matrix = torch.ones((size, size), dtype=dtype, device=machine.torch_device)
         found[f"gemm_{name}_tflops"] = (
-            2 * size**3 / torch_timed(machine, lambda m=matrix: m @ m, bench.sizes.repeats) / 1e12
+            2 * size**3 / torch_timed(machine, partial(torch.matmul, matrix, matrix), bench.sizes.repeats) / 1e12
         )
     torch.backends.cuda.matmul.allow_tf32 = False
     return found
@@ -299,7 +306,7 @@ def copied_gb_per_s(machine: Machine, sizes: Sizes) -> float:
     """Of copies from device memory to device memory, read and written."""
     source, target = (machine.put(np.zeros(sizes.copy_bytes // 4, np.float32)) for _ in range(2))
     seconds = machine.timed(lambda: target.data.copy_from_device_async(source.data, source.nbytes), sizes.repeats)
-    return 2 * source.nbytes / seconds / 1e9
+    return 2.0 * int(source.nbytes) / seconds / 1e9
 
 
 def torch_timed(machine: Machine, work: Callable[[], object], repeats: int) -> float:
@@ -317,9 +324,17 @@ def torch_timed(machine: Machine, work: Callable[[], object], repeats: int) -> f
     return statistics.median(seconds)
 
 
+def each(operation: Callable[[Any, Any], Any], pairs: list[tuple[Any, Any]]) -> list[Any]:
+    """What an operation makes of each pair."""
+    return [operation(left, right) for left, right in pairs]
+
+
 def lookup(bench: Bench) -> dict[str, Any]:
     """The look-up in both regimes, against copying the entries it reads, cuBLAS, and cdist and argmin in PyTorch."""
     import torch
+
+    def nearest(frames: Any, centroids: Any) -> Any:
+        return torch.cdist(frames, centroids).argmin(1)
 
     machine, sizes, bank = bench.machine, bench.sizes, open_bank(bench.bank)
     index = cuda_index(machine.device) or 0
@@ -351,18 +366,14 @@ def lookup(bench: Bench) -> dict[str, Any]:
         chosen = groups[: min(len(groups), 64)]  # the rivals are timed on so many entries
         share = sum(map(len, chosen)) / frames
         parts = [(machine.put(host[g]), machine.put(np.ascontiguousarray(bank.centroids[ids[g[0]]].T))) for g in chosen]
-        part["cublas_products_alone_s"] = (
-            machine.timed(lambda parts=parts: [machine.matmul(a, b) for a, b in parts], sizes.repeats) / share
-        )
+        part["cublas_products_alone_s"] = machine.timed(partial(each, machine.matmul, parts), sizes.repeats) / share
         del parts
         where = machine.torch_device
         tensors = [
             (torch.from_numpy(host[g]).to(where), torch.from_numpy(np.array(bank.centroids[ids[g[0]]])).to(where))
             for g in chosen
         ]
-        part["torch_cdist_argmin_s"] = (
-            torch_timed(machine, lambda t=tensors: [torch.cdist(a, b).argmin(1) for a, b in t], sizes.repeats) / share
-        )
+        part["torch_cdist_argmin_s"] = torch_timed(machine, partial(each, nearest, tensors), sizes.repeats) / share
         found[name] = part
     return found
 
@@ -371,7 +382,7 @@ def correctness(bench: Bench) -> dict[str, Any]:
     """The pass in fp32 against the CPU's: ids, samples, alone, in a batch, and longer than a window."""
     sizes, waited = bench.sizes, wait_for(bench, "model/model.json", 240)
     rng = np.random.default_rng(SEED)
-    there, cpu = bench.load(**bench.machine.providers, max_window_s=8), bench.load("cpu", max_window_s=8)
+    there, cpu = bench.load(provider=bench.machine.provider, max_window_s=8), bench.load("cpu", max_window_s=8)
     waveforms = [rng.uniform(-0.1, 0.1, int(16000 * s)).astype(np.float32) for s in (*sizes.check_s, sizes.long_s)]
     names = [f"u{index}" for index in range(len(waveforms))]
     expected = [cpu.anonymize(w, seed=SEED, utterance_id=n) for w, n in zip(waveforms, names, strict=True)]
@@ -402,11 +413,12 @@ def correctness(bench: Bench) -> dict[str, Any]:
 
 def throughput(bench: Bench) -> dict[str, Any]:
     """Memory to memory, one batch behind the other on the device: RTFx by batch and precision."""
-    sizes, found = bench.sizes, {}
+    sizes = bench.sizes
+    found: dict[str, Any] = {}
     if bench.making is not None and "fp16" in sizes.precisions:
         found["waited_for_half_s"] = wait_for(bench, "half", 180)
     waveforms = utterances(sizes.corpus_s, sizes.longest_s)
-    variants = [(precision, Tuning()) for precision in sizes.precisions]
+    variants: list[tuple[str, Tuning]] = [(precision, Tuning()) for precision in sizes.precisions]
     variants += [(sizes.precisions[-1], Tuning(prefer_nhwc=True))]
     for precision, tuning in variants:
         name = precision + (" nhwc" if tuning.prefer_nhwc else "")
@@ -426,7 +438,7 @@ def throughput(bench: Bench) -> dict[str, Any]:
 def _throughput(bench: Bench, waveforms: list[np.ndarray], precision: str, tuning: Tuning) -> dict[str, Any]:
     free = bench.machine.free_bytes()
     begin = time.perf_counter()
-    anonymizer = bench.load(**bench.machine.providers, precision=precision, tuning=tuning)
+    anonymizer = bench.load(provider=bench.machine.provider, precision=precision, tuning=tuning)
     found: dict[str, Any] = {"load_s": time.perf_counter() - begin}
     for batch_s in bench.sizes.batches_s if not tuning.prefer_nhwc else bench.sizes.batches_s[-2:-1]:
         waves = sorted(waveforms, key=len, reverse=True)
@@ -450,7 +462,8 @@ def _throughput(bench: Bench, waveforms: list[np.ndarray], precision: str, tunin
 
 def floors(bench: Bench) -> dict[str, Any]:
     """Each stage's time beside what its arithmetic, or the memory that it reads, takes at the ceilings."""
-    top, runs, found = bench.result["ceilings"], bench.result["throughput"], {}
+    top, runs = bench.result["ceilings"], bench.result["throughput"]
+    found: dict[str, Any] = {}
     for precision in bench.sizes.precisions:
         tflops = top[f"gemm_{precision}_tflops"]
         for batch, run in runs.get(precision, {}).items():
@@ -477,14 +490,15 @@ def latency_searched(bench: Bench) -> dict[str, Any]:
 
 
 def _latencies(bench: Bench, variants: list[tuple[str, str, tuple[float, ...], str | None]]) -> dict[str, Any]:
-    sizes, found = bench.sizes, {}
+    sizes = bench.sizes
+    found: dict[str, Any] = {}
     for precision, how, buckets, search in variants:
         name = f"{precision}, {how}"
         try:
             bench.check_time(30)
             begin = time.perf_counter()
             anonymizer = bench.load(
-                **bench.machine.providers,
+                provider=bench.machine.provider,
                 precision=precision,
                 latency_buckets_s=buckets,
                 tuning=Tuning(conv_search=search),
@@ -549,8 +563,7 @@ def files(bench: Bench) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=bench.work) as out:
             settings = Settings(seed=SEED)
             folder = plan_folder(listed, Path(out), Path(out), settings)
-            provider = bench.machine.providers.get("provider", "auto")
-            options = EngineOptions(provider=provider, precision=precision)
+            options = EngineOptions(provider=bench.machine.provider, precision=precision)
             run = Run([folder], bench.model, bench.bank, settings, bench.machine.devices, processes, options)
             summary = run_corpus(run)
             found[f"{processes} processes"] = {
@@ -623,9 +636,8 @@ def run_parts(bench: Bench, out: Path, budget_s: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__, "gpu")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
     parser.add_argument("--work", type=Path, help="a folder for model, bank and outputs (default: a temporary one)")
     parser.add_argument("--budget", type=float, default=460, help="seconds")
     parser.add_argument("--rehearse", action="store_true", help="every part, small, on a CPU")

@@ -1,6 +1,6 @@
 """Linear layers in 8 bits against float32, on a CPU: errors, cluster ids, waveform SNR, and speed, side by side.
 
-python benchmarks/int8.py MODEL BANK SPEECH... [--weights random] [--seconds 10] [--rounds 5]
+python -m mkc_fast.benchmarks.int8 MODEL BANK SPEECH... [--weights random] [--seconds 10] [--rounds 5]
 
 Takes the 8-bit graphs of MODEL, or makes them where it has none, and writes results/int8.json.
 """
@@ -26,7 +26,7 @@ from mkc_fast.export.precision.int8 import INT8_GRAPHS, int8_file, write_int8_gr
 
 
 def main() -> None:
-    parser = speech_parser(__doc__, 10.0)
+    parser = speech_parser(__doc__, "int8", 10.0)
     parser.add_argument("--rounds", type=int, default=5, help="timings of each precision, in turn")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -77,7 +77,7 @@ def main() -> None:
         table.add_row(stage, *(f"{seconds[name][stage]:.3f}" for name in times), f"{ratio:.2f}")
     Console().print(table)
     print({mode: ids["agreement"] for mode, ids in result["cluster_ids"].items()}, result["waveform_snr"])
-    print(write_result("int8", result))
+    write_result(args.out, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Long recordings on a CPU: peak memory and speed of 80 s at full size, and of two hours with the small model.
 
-python benchmarks/long_recordings.py RECORDING [--model DIR --bank DIR]
+python -m mkc_fast.benchmarks.long_recordings RECORDING [--model DIR --bank DIR]
 
 The recording is repeated until it is long enough, and goes through ``mkc-fast infer`` as a user's would. Without
 ``--model``, checkpoints of the published sizes are made of random weights and exported (6.6 GB of memory, two minutes).
@@ -9,7 +9,6 @@ Writes results/long_recordings.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -19,14 +18,14 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from mkc_fast.benchmarks.common import program, run_timed, write_result
+from mkc_fast.benchmarks.common import program, result_parser, run_timed, write_result
 
 FULL_SIZE_S, SMALL_S = 80.0, 7200.0
 WINDOW_S = 40.0  # the default of infer, said here so that the result names it
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__, "long_recordings")
     parser.add_argument("recording", type=Path, help="speech at 16 kHz, one channel")
     parser.add_argument("--model", type=Path, help="a full-size exported model")
     parser.add_argument("--bank", type=Path, help="its bank")
@@ -49,14 +48,15 @@ def main() -> None:
                 "two_hours_small_model": measure(work, args.recording, SMALL_S, *small),
             },
         }
-    print(write_result("long_recordings", result).read_text())
+    print(result["results"])
+    write_result(args.out, result)
 
 
 def exported(work: Path, size: str, entries: int) -> tuple[Path, Path]:
     """A model and a bank of random weights."""
     checkpoints, model, bank = (work / f"{size}-{name}" for name in ("checkpoints", "model", "bank"))
-    make = str(Path(__file__).parent / "make_checkpoints.py")
-    run_timed([sys.executable, make, str(checkpoints), "--size", size, "--num-kmeans", str(entries)])
+    make = [sys.executable, "-m", "mkc_fast.benchmarks.make_checkpoints"]  # its memory is given back before the runs
+    run_timed([*make, str(checkpoints), "--size", size, "--num-kmeans", str(entries)])
     wavlm, ckpt, scp = (str(checkpoints / name) for name in ("WavLM.pt", "conformer.pth", "kmeans.scp"))
     run_timed([program(), "export", "--wavlm-ckpt", wavlm, "--ckpt", ckpt, "--out", str(model)])
     run_timed([program(), "bank", "build", "--kmeans-scp", scp, "--out", str(bank)])

@@ -1,6 +1,6 @@
 """Writes checkpoints of the published sizes with random weights, for the other benchmarks to export.
 
-python benchmarks/make_checkpoints.py OUT --size large --num-kmeans 100
+python -m mkc_fast.benchmarks.make_checkpoints OUT --size large --num-kmeans 100
 """
 
 from __future__ import annotations

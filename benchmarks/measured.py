@@ -1,10 +1,11 @@
 """Tables of measured values in the docs, made from the committed results.
 
-python benchmarks/measured.py [--write]
+python -m mkc_fast.benchmarks.measured [--write] [--repository DIR]
 
-A generated table stands between ``<!-- measured:begin NAME -->`` and ``<!-- measured:end -->``. Without an option this
-prints which tables differ from the results, and exits with 1 if any does; ``--write`` rewrites them. A value is never
-typed by hand, and each row names the processor and the result file that it comes from.
+Works on the clone that the working directory is in, since only a clone has docs and results. A generated table stands
+between ``<!-- measured:begin NAME -->`` and ``<!-- measured:end -->``. Without an option this prints which tables
+differ from the results, and exits with 1 if any does; ``--write`` rewrites them. No value is typed by hand. Each row
+names the processor and the result file that it comes from.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from mkc_fast.benchmarks.common import RESULTS, repository
+
 DOCS = ("README.md", "docs/benchmarks.md")
 # An index page shows README.md without the repository around it, so there are no relative links in it.
 WITHOUT_LINKS = frozenset({"README.md"})
@@ -315,11 +316,6 @@ TABLES = {
                 (Value("results.host.cases[2].rtfx_per_worker_cpu_s"),),
                 _SCALING,
             ),
-            Row(
-                "most that the parent process can serve (simulated)",
-                (Value("results.simulation.scenarios[1].parent_limit_rtfx"),),
-                _SCALING,
-            ),
         ),
     ),
 }
@@ -349,13 +345,13 @@ def shown(value: float, digits: int) -> str:
     return f"{round(value, after_point):,.{max(0, after_point)}f}"
 
 
-def table_text(name: str, *, links: bool = True, results: Path = RESULTS) -> str:
+def table_text(name: str, results: Path, *, links: bool = True) -> str:
     """The Markdown of a table.
 
     Args:
         name: A key of ``TABLES``.
-        links: Link the result files; else their names are shown.
         results: The folder of the result files.
+        links: Link the result files; else their names are shown.
     """
     table = TABLES[name]
     columns = (*table.columns, "processor", "result")
@@ -369,9 +365,9 @@ def table_text(name: str, *, links: bool = True, results: Path = RESULTS) -> str
     return "\n".join(lines) + "\n"
 
 
-def rewritten(text: str, *, links: bool = True, results: Path = RESULTS) -> str:
+def rewritten(text: str, results: Path, *, links: bool = True) -> str:
     """The text with every generated table made again."""
-    return _BLOCK.sub(lambda block: block[1] + table_text(block["name"], links=links, results=results) + block[3], text)
+    return _BLOCK.sub(lambda block: block[1] + table_text(block["name"], results, links=links) + block[3], text)
 
 
 def table_names(text: str) -> list[str]:
@@ -406,17 +402,21 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="rewrite the tables")
+    parser.add_argument("--repository", type=Path, default=repository(), metavar="DIR", help="a clone of mkc-fast")
     args = parser.parse_args()
+    root: Path | None = args.repository
+    if root is None:
+        parser.error("the working directory is not in a clone of mkc-fast: give --repository")
     stale = []
     for name in DOCS:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        new = rewritten(text, links=name not in WITHOUT_LINKS)
+        text = (root / name).read_text(encoding="utf-8")
+        new = rewritten(text, root / RESULTS, links=name not in WITHOUT_LINKS)
         if new != text and args.write:
-            (ROOT / name).write_text(new, encoding="utf-8")
+            (root / name).write_text(new, encoding="utf-8")
         elif new != text:
             stale.append(name)
     for name in stale:
-        print(f"{name}: its tables differ from the results; run python benchmarks/measured.py --write")
+        print(f"{name}: its tables differ from the results; run python -m mkc_fast.benchmarks.measured --write")
     return 1 if stale else 0
 
 

@@ -1,6 +1,6 @@
 """Half precision against float32, stage by stage, on recordings: errors, cluster ids, waveform SNR, file sizes.
 
-python benchmarks/precision.py MODEL BANK SPEECH... [--weights random] [--seconds 30]
+python -m mkc_fast.benchmarks.precision MODEL BANK SPEECH... [--weights random] [--seconds 30]
 
 Takes the half-precision graphs of MODEL, or makes them where it has none, and writes results/precision.json. It needs
 no GPU: each graph runs in a form that shows every rounding to float16
@@ -10,7 +10,6 @@ that provider makes of the graphs is given beside it. It says nothing about spee
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,17 +21,21 @@ from rich.console import Console
 from rich.table import Table
 
 from mkc_fast import Anonymizer
-from mkc_fast.benchmarks.common import write_result
+from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, read_model_info, write_info
 from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export.model import write_half_graphs
 from mkc_fast.export.precision.half import half_file, rounding_shown, save_graph
 
 if TYPE_CHECKING:
+    import argparse
+
     from numpy.typing import NDArray
 
+    from mkc_fast.engine.draws import Mode
+
 GRAPHS = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
-MODES = ("frame", "audio")
+MODES: tuple[Mode, ...] = ("frame", "audio")
 SEED = 7
 # A segment of the segmental SNR: 32 ms at 16 kHz, as is usual for speech.
 SEGMENT_S = 0.032
@@ -86,9 +89,9 @@ def decibels(signal: float, noise: float) -> float:
     return round(float(10 * np.log10(signal / max(noise, 1e-30))), 2)
 
 
-def speech_parser(description: str | None, seconds: float) -> argparse.ArgumentParser:
+def speech_parser(description: str | None, name: str, seconds: float) -> argparse.ArgumentParser:
     """Of the scripts that compare two precisions on recordings."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(description, name)
     parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("bank", type=Path, metavar="BANK")
     parser.add_argument("speech", type=Path, nargs="+", metavar="SPEECH")
@@ -98,7 +101,7 @@ def speech_parser(description: str | None, seconds: float) -> argparse.ArgumentP
 
 
 def main() -> None:
-    args = speech_parser(__doc__, 30.0).parse_args()
+    args = speech_parser(__doc__, "precision", 30.0).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         halves = args.model
@@ -127,7 +130,7 @@ def main() -> None:
         as_read = Anonymizer.load(model_of(args.model, halves, work / "read", show=False), args.bank)
         result["as_the_cpu_provider_computes_them"] = isolated(full, as_read, waveforms)[0]
     show(result)
-    print(write_result("precision", result))
+    write_result(args.out, result)
 
 
 def model_of(model: Path, halves: Path, out: Path, *, show: bool) -> Path:
@@ -151,8 +154,8 @@ def sizes(model: Path, halves: Path) -> dict[str, dict[str, float]]:
 
 def compare(full: Anonymizer, half: Anonymizer, waveforms: list[NDArray[np.float32]]) -> dict[str, Any]:
     """All that is reported of one pair of models."""
-    stages, snr = isolated(full, half, waveforms)
-    snr = {"vocoder alone, from the same restored features": snr}
+    stages, vocoder_snr = isolated(full, half, waveforms)
+    snr = {"vocoder alone, from the same restored features": vocoder_snr}
     ids: dict[str, Any] = {}
     for mode in MODES:
         same_ids, whole = Pairs(), Pairs()
@@ -166,7 +169,7 @@ def compare(full: Anonymizer, half: Anonymizer, waveforms: list[NDArray[np.float
             agree += int((found.cluster_ids == expected.cluster_ids).sum())
             narrow = features.astype(np.float16).astype(np.float32)
             agree_rounded += int((full.assign(narrow, banks) == expected.cluster_ids).sum())
-            for frame in np.flatnonzero(found.cluster_ids != expected.cluster_ids):
+            for frame in np.flatnonzero(found.cluster_ids != expected.cluster_ids).tolist():
                 pair = [expected.cluster_ids[frame], found.cluster_ids[frame]]
                 near, far = np.linalg.norm(full.bank.centroids[banks[frame], pair] - features[frame], axis=1)
                 farther.append(far / near - 1)

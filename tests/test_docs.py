@@ -10,8 +10,6 @@ import typer
 
 from mkc_fast.benchmarks.measured import (
     DOCS,
-    RESULTS,
-    ROOT,
     TABLES,
     rewritten,
     shown,
@@ -21,6 +19,9 @@ from mkc_fast.benchmarks.measured import (
 )
 from mkc_fast.benchmarks.measured import WITHOUT_LINKS as NO_LINKS
 from mkc_fast.cli import app as program
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 GENERATED = [doc for doc in DOCS if table_names((ROOT / doc).read_text())]
@@ -33,7 +34,9 @@ _OTHERS = frozenset({"--rehearse", "--write", "--all-files", "--strict"})
 @pytest.mark.parametrize("doc", GENERATED)
 def test_tables_are_those_of_the_results(doc: str) -> None:
     text = (ROOT / doc).read_text()
-    assert rewritten(text, links=doc not in NO_LINKS) == text, "run python benchmarks/measured.py --write"
+    assert rewritten(text, RESULTS, links=doc not in NO_LINKS) == text, (
+        "run python -m mkc_fast.benchmarks.measured --write"
+    )
 
 
 def test_a_changed_value_is_noticed() -> None:
@@ -43,7 +46,7 @@ def test_a_changed_value_is_noticed() -> None:
         row = text.index("\n|", text.index("| --- |", begin))
         digit = next(place for place in range(text.index("|", row + 3), len(text)) if text[place].isdigit())
         changed = text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :]
-        assert rewritten(changed) == text, f"a value of {name} can be changed unnoticed"
+        assert rewritten(changed, RESULTS) == text, f"a value of {name} can be changed unnoticed"
 
 
 def test_every_table_is_shown() -> None:

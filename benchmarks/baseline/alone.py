@@ -19,7 +19,6 @@ Writes results/baseline.json.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -29,12 +28,12 @@ from typing import Any
 import numpy as np
 
 from mkc_fast.benchmarks.baseline.pipeline import Baseline
-from mkc_fast.benchmarks.common import write_result
+from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.engine.audio.read import read_waveform
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__, "baseline")
     parser.add_argument("checkpoints", type=Path, metavar="CHECKPOINTS")
     parser.add_argument("recording", type=Path, metavar="RECORDING")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
@@ -42,7 +41,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kmeans-num", type=int, metavar="N", help="how many of the k-means models")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="where to write instead of results/baseline.json")
     args = parser.parse_args()
 
     folder, begin = args.checkpoints, time.perf_counter()
@@ -75,8 +73,8 @@ def main() -> None:
                 }
             )
             print(results[-1], flush=True)
-    path = write_result(
-        "baseline",
+    write_result(
+        args.out,
         {
             "recording": args.recording.name,
             "device": args.device,
@@ -85,9 +83,7 @@ def main() -> None:
             "load_s": round(load_s, 2),
             "results": results,
         },
-        args.out,
     )
-    print(path)
 
 
 if __name__ == "__main__":

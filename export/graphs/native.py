@@ -343,7 +343,7 @@ def blocks_operator(width: int) -> str:
 
     Winograd's method has 7 multiplications where a direct convolution has 16, but it fills channels up to a multiple of
     16, and evaluates and interpolates besides. Measured, that pays where channels fill more than three quarters of the
-    multiple (``benchmarks/vocoder_widths.py``); near there either is faster than ONNX Runtime's own.
+    multiple (``benchmarks/widths.py``); near there either is faster than ONNX Runtime's own.
     """
     filled = -(-width // HALF_PANEL) * HALF_PANEL
     return DIRECT if 4 * width <= 3 * filled else WINOGRAD

@@ -1,4 +1,4 @@
-"""Every part of benchmarks/gpu.py runs, on small models and the stand-ins, and writes what it finds."""
+"""Every part of mkc_fast.benchmarks.gpu runs, on small models and the stand-ins, and writes what it finds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.conftest import ROOT, Artifacts
 from tests.fakes.cuda import shim
 
-SCRIPT = ROOT / "benchmarks" / "gpu.py"
+SCRIPT = (sys.executable, "-m", "mkc_fast.benchmarks.gpu")
 PARTS = ("making", "ceilings", "lookup", "correctness", "throughput", "floors", "latency", "files", "start_up",
          "latency_searched")  # fmt: skip
 
@@ -19,8 +19,10 @@ PARTS = ("making", "ceilings", "lookup", "correctness", "throughput", "floors", 
 def test_the_gpu_benchmark_can_be_rehearsed(artifacts: Artifacts, tmp_path: Path) -> None:
     shim.library()  # skips where there is no compiler
     shutil.copytree(artifacts.model, tmp_path / "work" / "model")  # exporting is tested elsewhere, and takes longest
-    command = [sys.executable, SCRIPT, "--rehearse", "--work", tmp_path / "work", "--out", tmp_path / "gpu.json"]
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, check=False)
+    command = [*SCRIPT, "--rehearse", "--work", tmp_path / "work", "--out", tmp_path / "gpu.json"]
+    run = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=240, check=False, cwd=ROOT
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["rehearsal"] is True
@@ -41,8 +43,10 @@ def test_a_part_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> N
     (tmp_path / "work" / "model").mkdir(parents=True)  # where the others look for a model
     (tmp_path / "work" / "model" / "model.json").write_text("{}")
     (tmp_path / "work" / "half").touch()
-    command = [sys.executable, SCRIPT, "--rehearse", "--work", tmp_path / "work", "--out", tmp_path / "gpu.json"]
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, check=False)
+    command = [*SCRIPT, "--rehearse", "--work", tmp_path / "work", "--out", tmp_path / "gpu.json"]
+    run = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=240, check=False, cwd=ROOT
+    )
     assert run.returncode == 1
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert "copy_gb_per_s" in result["ceilings"]

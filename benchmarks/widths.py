@@ -1,17 +1,17 @@
-"""The vocoder's native operators beside ONNX Runtime's own at every width, from 2 channels to 512.
+"""The native operators beside ONNX Runtime's own at every width: vocoders from 2 channels to 512, WavLM and conformers.
 
-python benchmarks/vocoder_widths.py [--widths 2,4,...] [--channels 16,32,...] [--budget-s 0.6]
+python -m mkc_fast.benchmarks.widths [--widths 2,4,...] [--channels 16,...] [--dims 64,...] [--budget-s 0.2] [--quick]
 
-Writes results/vocoder_widths.json. ``blocks``: the residual blocks of one stage of a width, by either native operator
-and as standard operators, in one dimension (as in vocoder.onnx) and in pieces (as in vocoder.cpu.onnx); all in turn, in
-one process. ``vocoders``: whole exported vocoders, by ``upsample_initial_channel``. Other processes only make a run
-slower, so ways are compared by their fastest run, and again by the processor time of the one that took least; medians
-stand beside them. ``least`` holds the smallest ratio of all cases.
+Writes results/widths.json. ``blocks``: the residual blocks of one stage of a width, by either native operator and as
+standard operators, in one dimension (as in vocoder.onnx) and in pieces (as in vocoder.cpu.onnx); all in turn, in one
+process. ``vocoders``: whole exported vocoders, by ``upsample_initial_channel``. ``encoders``: WavLM and conformers of
+few dimensions. Other processes only make a run slower, so ways are compared by their fastest run, and again by the
+processor time of the one that took least, which others hardly add to; medians stand beside them. ``least`` holds the
+smallest ratio of all cases.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import random
@@ -25,9 +25,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from mkc_fast.benchmarks.common import write_result
-from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, PIECE_REACH, VOCODER_FILE, native_file
+from mkc_fast.benchmarks.common import result_parser, write_result
+from mkc_fast.engine.artifacts import (
+    CONFORMER_FILE,
+    CPU_VOCODER_FILE,
+    PIECE_REACH,
+    VOCODER_FILE,
+    WAVLM_FILE,
+    native_file,
+)
 from mkc_fast.engine.passes.windows import pieces
+from mkc_fast.export import export_model
+from mkc_fast.export.checkpoints.random_weights import write_voice, write_wavlm
 from mkc_fast.export.graphs.native import DIRECT, WINOGRAD, blocks_operator
 from mkc_fast.export.graphs.packing import PANEL, pack_convolution, pack_winograd
 from mkc_fast.kernels.cpu.loader import DOMAIN, native_library, register
@@ -38,8 +47,16 @@ if TYPE_CHECKING:
 
     Ways = dict[str, Callable[[], object]]
 
-WIDTHS = (2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 256, 384, 512)
-CHANNELS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# What is measured by default, and by --quick.
+FULL: dict[str, Any] = {
+    "widths": (2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256, 512),
+    "channels": (16, 32, 64, 128, 256, 512),
+    "dims": (64, 128, 256),
+    "budget_s": 0.2,
+}
+QUICK: dict[str, Any] = {"widths": (8,), "channels": (16,), "dims": (64,), "budget_s": 0.0}
+# Above this width the direct operator has always been the slower one.
+WIDEST_DIRECT = 64
 KERNELS, DILATIONS, SLOPE = (3, 7, 11), (1, 3, 5), 0.1
 SECONDS = (0.5, 2.0, 10.0)
 PLAIN, PIECED = "onnxruntime", "onnxruntime, in pieces"
@@ -47,30 +64,44 @@ VECTORS = {512: "AVX-512", 256: "AVX2"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=numbers, default=WIDTHS, help="of the stages measured alone")
-    parser.add_argument("--channels", type=numbers, default=CHANNELS, help="of the whole vocoders")
-    parser.add_argument("--budget-s", type=float, default=0.6, help="for each case")
-    parser.add_argument("--out", type=Path)
+    parser = result_parser(__doc__, "widths")
+    parser.add_argument("--widths", type=numbers, help="of the stages measured alone")
+    parser.add_argument("--channels", type=numbers, help="of the whole vocoders")
+    parser.add_argument("--dims", type=numbers, help="of WavLM and the conformer")
+    parser.add_argument("--budget-s", type=float, help="seconds for each case; each way runs three times at least")
+    parser.add_argument("--quick", action="store_true", help="one of each, in half a minute, to see that it works")
     args = parser.parse_args()
-    assert native_library() is not None, "the native operators are not built here"
-    result: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2), "blocks": [], "vocoders": []}
-    for case in cases(args.widths):
-        result["blocks"].append(measured_blocks(case, args.budget_s))
+    if native_library() is None:
+        raise SystemExit("the native operators are not built here")
+    given = {name: value for name in FULL if (value := getattr(args, name)) is not None}
+    effort = {**(QUICK if args.quick else FULL), **given}
+    budget_s = effort["budget_s"]
+    result: dict[str, Any] = {
+        "load_average": round(os.getloadavg()[0], 2),
+        "blocks": [],
+        "vocoders": [],
+        "encoders": [],
+    }
+    for case in cases(effort["widths"]):
+        result["blocks"].append(measured_blocks(case, budget_s))
         show(result["blocks"][-1])
-    for channels in args.channels:
-        for found in measured_vocoder(channels, args.budget_s):
+    for channels in effort["channels"]:
+        for found in measured_vocoder(channels, budget_s):
             result["vocoders"].append(found)
+            show(found)
+    for dim in effort["dims"]:
+        for found in measured_encoders(dim, budget_s):
+            result["encoders"].append(found)
             show(found)
     result["least"] = {
         kind: {
             label: min((case[label] for case in result[kind]), default=None)
             for label in ("times_as_fast", "processor_times_as_fast")
         }
-        for kind in ("blocks", "vocoders")
+        for kind in ("blocks", "vocoders", "encoders")
     }
     print(result["least"])
-    print(write_result("vocoder_widths", result, args.out))
+    write_result(args.out, result)
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -113,7 +144,8 @@ def cases(widths: tuple[int, ...]) -> list[Case]:
         # Samples a second of the stage of that width in the published vocoder.
         rate = 500 if width > 128 else 4000 if width > 64 else 8000 if width > 32 else 16000
         lengths = sorted({250, *(int(seconds * rate) for seconds in SECONDS)})
-        found += [Case(width, samples, threads) for samples in lengths for threads in (1, 2)]
+        found += [Case(width, samples, threads) for samples in lengths[:-1] for threads in (1, 2)]
+        found.append(Case(width, lengths[-1]))
         typical = int(2 * rate)
         found += [Case(width, typical, kernels=(kernel,)) for kernel in KERNELS]
         found.append(Case(width, typical, kernels=(3, 5, 7), resblock="2"))
@@ -136,7 +168,7 @@ def measured_blocks(case: Case, budget_s: float) -> dict[str, Any]:
     cut = np.ascontiguousarray(np.repeat(cut, case.threads, 0)[:, :, None])
     one, other = standard(case, weights, 1), standard(case, weights, 2)
     ways: Ways = {PLAIN: lambda: one.run(None, {"x": planes}), PIECED: lambda: other.run(None, {"x": cut})}
-    for operator in (DIRECT, WINOGRAD):
+    for operator in (DIRECT, WINOGRAD) if case.width <= WIDEST_DIRECT else (WINOGRAD,):
         session = native(case, weights, operator)
         for bits, name in sets():
             ways[f"{operator}, {name}"] = limited(bits, session, {"x": rows})
@@ -153,7 +185,7 @@ def compared(found: dict[str, dict[str, float]], way: str) -> dict[str, float]:
     told = {}
     for _, name in sets():
         for label, key in (("times_as_fast", "least"), ("processor_times_as_fast", "processor")):
-            own = min(found[other][key] for other in (PLAIN, PIECED))
+            own = min(found[other][key] for other in (PLAIN, PIECED) if other in found)
             told[label if name == sets()[0][1] else f"{label}_in_{name}"] = round(own / found[f"{way}, {name}"][key], 2)
     return told
 
@@ -198,7 +230,7 @@ def opened(nodes: list[Any], weights: dict[str, np.ndarray], shape: list[Any], t
 
 
 def standard(case: Case, weights: list[list[np.ndarray]], rank: int) -> Any:
-    """The blocks as ``mkc_fast.export.networks.hifigan`` (rank 1) and ``hifigan_cpu`` (rank 2) have them."""
+    """The blocks as in vocoder.onnx (rank 1) and vocoder.cpu.onnx (rank 2)."""
     nodes: list[Any] = []
     kept: dict[str, np.ndarray] = {"bias": np.full(case.width, 0.1, np.float32)}
 
@@ -242,9 +274,6 @@ def native(case: Case, weights: list[list[np.ndarray]], operator: str) -> Any:
 
 def measured_vocoder(channels: int, budget_s: float) -> list[dict[str, Any]]:
     """A whole vocoder, exported as any other, with a conformer and WavLM of the small size beside it."""
-    from mkc_fast.export import export_model
-    from mkc_fast.export.checkpoints.random_weights import write_voice, write_wavlm
-
     found = []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -270,6 +299,44 @@ def measured_vocoder(channels: int, budget_s: float) -> list[dict[str, Any]]:
     return found
 
 
+def measured_encoders(dim: int, budget_s: float) -> list[dict[str, Any]]:
+    """WavLM and a conformer of so many dimensions, otherwise of the small size."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        layers = f"[({dim // 2},10,5)] + [({dim // 2},3,2)] * 4 + [({dim // 2},2,2)] * 2"
+        sizes = {"encoder_embed_dim": dim, "encoder_ffn_embed_dim": 2 * dim, "conv_feature_layers": layers}
+        write_wavlm(home / "WavLM.pt", sizes)
+        write_voice(home / "voice.pth", {"feature_dim": dim, "ffn_dim": 2 * dim})
+        info = export_model(home / "WavLM.pt", home / "voice.pth", home / "model")
+        rng = np.random.default_rng(0)
+        for file in (WAVLM_FILE, CONFORMER_FILE):
+            for threads in (1, 2):
+                plain, ours = (session_of(home / "model" / name, threads) for name in (file, native_file(file)))
+                for seconds in SECONDS:
+                    samples = int(seconds * info.sample_rate)
+                    frames = info.frames(samples)
+                    inputs = (
+                        {"waveform": rng.standard_normal((1, samples), np.float32), "lengths": np.array([samples])}
+                        if file == WAVLM_FILE
+                        else {
+                            "features": rng.standard_normal((1, frames, dim), np.float32),
+                            "lengths": np.array([frames]),
+                        }
+                    )
+                    times = timed(ways_of_encoder(plain, ours, inputs), budget_s)
+                    found.append(
+                        {"graph": file, "dim": dim, "seconds": seconds, "threads": threads,
+                         **compared(times, "native"), "ms": times}
+                    )  # fmt: skip
+    return found
+
+
+def ways_of_encoder(plain: Any, ours: Any, inputs: dict[str, Any]) -> Ways:
+    ways: Ways = {PLAIN: lambda: plain.run(None, inputs)}
+    return ways | {f"native, {name}": limited(bits, ours, inputs) for bits, name in sets()}
+
+
 def session_of(path: Path, threads: int) -> Any:
     settings = options(threads)
     if ".native." in path.name:
@@ -288,13 +355,13 @@ def ways_of_vocoder(plain: Any, pieced: Any, ours: Any, features: np.ndarray, re
 
 
 def timed(ways: Ways, budget_s: float) -> dict[str, dict[str, float]]:
-    """Milliseconds of each way's fastest run and of its median, in turn until the time is up, five times at least."""
+    """Milliseconds of each way's fastest run and of its median, in turn until the time is up, three times at least."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     processor: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()  # to warm up
     start, turns = time.perf_counter(), 0
-    while turns < 5 or time.perf_counter() - start < budget_s:
+    while turns < 3 or time.perf_counter() - start < budget_s:
         for name in random.sample(list(ways), len(ways)):
             begin, used = time.perf_counter(), time.process_time()
             ways[name]()
