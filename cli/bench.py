@@ -121,9 +121,9 @@ def _set_up(
     given: dict[str, Path | None] | None = None,
 ) -> _Setup:
     from mkc_fast.benchmarks.target import Target
+    from mkc_fast.engine.cache_folder import default_cache
     from mkc_fast.engine.devices import cuda_index
     from mkc_fast.engine.options import EngineOptions
-    from mkc_fast.engine.sessions.providers import default_cache
 
     cuda_index(device)
     if (model is None) != (bank is None):

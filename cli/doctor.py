@@ -79,8 +79,8 @@ def doctor(
 
 def _verified(directories: list[Path]) -> list[dict[str, str | bool]]:
     """Of each artifact whether every file is as it was made, and what was found."""
+    from mkc_fast.engine.cache_folder import default_cache
     from mkc_fast.engine.digests import verify_whole
-    from mkc_fast.engine.sessions.providers import default_cache
 
     if not directories:
         raise MkcError("--verify: give the directories of models and banks")

@@ -332,7 +332,8 @@ def _check_sources(
 def _model(
     wavlm_ckpt: Path | None, ckpt: Path | None, hifi_config: Path | None, layer: int, cache_dir: Path | None
 ) -> Path:
-    from mkc_fast.export.cache import cached_model, default_cache
+    from mkc_fast.engine.cache_folder import default_cache
+    from mkc_fast.export.cache import cached_model
 
     assert wavlm_ckpt is not None
     assert ckpt is not None
@@ -341,7 +342,8 @@ def _model(
 
 
 def _bank(kmeans_scp: Path | None, cache_dir: Path | None) -> Path:
-    from mkc_fast.export.cache import cached_bank, default_cache
+    from mkc_fast.engine.cache_folder import default_cache
+    from mkc_fast.export.cache import cached_bank
 
     assert kmeans_scp is not None
     with counting("k-means models") as progress:

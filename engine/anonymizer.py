@@ -16,6 +16,7 @@ from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_inf
 from mkc_fast.engine.audio.read import ForwardSamples, Recording, peak_of, read_waveform
 from mkc_fast.engine.audio.waveform import LOUD_PEAK, check_waveform, resampled
 from mkc_fast.engine.audio.write import FORMATS, write_waveform
+from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.corpus.batching import group_by_length, parts_of
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.digests import Verification
@@ -52,7 +53,6 @@ from mkc_fast.engine.passes.windows import (
 )
 from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
-from mkc_fast.engine.sessions.providers import default_cache
 from mkc_fast.errors import (
     ArgumentError,
     ArtifactError,

@@ -13,10 +13,10 @@ import numpy as np
 
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, bank_contents, write_info
 from mkc_fast.engine.atomic_files import whole_directory
+from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.digests import remember
 from mkc_fast.engine.draws import check_seed, draw_entries
-from mkc_fast.engine.sessions.providers import default_cache
 from mkc_fast.errors import CheckpointError
 from mkc_fast.export.checkpoints.kmeans import memory_needed, read_kmeans, read_kmeans_and_digest
 from mkc_fast.export.checkpoints.readers import reading

@@ -11,12 +11,11 @@ from mkc_fast.engine.artifacts import BANK_FORMAT, MODEL_FORMAT, open_bank, read
 from mkc_fast.engine.atomic_files import discard, locked
 from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.digests import digests, verify
-from mkc_fast.engine.sessions.providers import default_cache
 from mkc_fast.errors import ArtifactError, InexactError, MkcError, OutputError
 from mkc_fast.export.bank import build_bank
 from mkc_fast.kernels.cpu.loader import NATIVE_FORMAT, native_library
 
-__all__ = ["cached_bank", "cached_model", "default_cache"]
+__all__ = ["cached_bank", "cached_model"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

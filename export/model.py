@@ -32,10 +32,11 @@ from mkc_fast.engine.artifacts import (
     write_info,
 )
 from mkc_fast.engine.atomic_files import sha256_of, whole_directory
+from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.digests import remember
 from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES
 from mkc_fast.engine.sessions.prepared import prepared_graph
-from mkc_fast.engine.sessions.providers import GRAPH_FILES, default_cache
+from mkc_fast.engine.sessions.providers import GRAPH_FILES
 from mkc_fast.errors import ArtifactError, CheckpointError, InexactError
 from mkc_fast.export.checkpoints.torch_files import load_voice, load_wavlm
 from mkc_fast.export.graphs.native import write_conformer, write_hifigan, write_wavlm

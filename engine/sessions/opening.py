@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.atomic_files import discard, holds_regular_files, locked, whole_directory
+from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.digests import digests
 from mkc_fast.engine.options import CPU, FP16, FP32, INT8, TENSORRT, Buckets, EngineOptions, check_choice
@@ -24,7 +25,6 @@ from mkc_fast.engine.sessions.providers import (
     EngineCache,
     Plan,
     candidates,
-    default_cache,
     free_dimensions,
     graph_file,
     profile,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,13 +114,6 @@ class Profile:
     least: dict[str, tuple[int, ...]]
     typical: dict[str, tuple[int, ...]]
     most: dict[str, tuple[int, ...]]
-
-
-def default_cache() -> Path:
-    """``$MKC_FAST_CACHE``, else ``mkc-fast`` in the user's cache folder."""
-    if os.environ.get("MKC_FAST_CACHE"):
-        return Path(os.environ["MKC_FAST_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mkc-fast"
 
 
 def candidates(index: int | None, provider: str) -> tuple[str, ...]:
