@@ -32,10 +32,10 @@ from mkc_fast.engine.artifacts import (
     read_model_info,
 )
 from mkc_fast.engine.cache_folder import default_cache
-from mkc_fast.engine.passes.windows import pieces
 from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES, configured
 from mkc_fast.engine.sessions.prepared import prepared_graph
 from mkc_fast.engine.sessions.providers import GRAPH_FILES, Plan
+from mkc_fast.engine.windows import pieces
 from mkc_fast.kernels.cpu.loader import native_library, register
 from mkc_fast.onnx_runtime import ort
 

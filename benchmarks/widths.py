@@ -34,7 +34,7 @@ from mkc_fast.engine.artifacts import (
     WAVLM_FILE,
     native_file,
 )
-from mkc_fast.engine.passes.windows import pieces
+from mkc_fast.engine.windows import pieces
 from mkc_fast.export import export_model
 from mkc_fast.export.checkpoints.random_weights import write_voice, write_wavlm
 from mkc_fast.export.graphs.native import DIRECT, WINOGRAD, blocks_operator

@@ -30,11 +30,11 @@ from mkc_fast.benchmarks.random_artifacts import SIZES, random_artifacts
 from mkc_fast.benchmarks.records import short
 from mkc_fast.benchmarks.utterances import count_for, cut, draw_lengths, write_corpus
 from mkc_fast.engine.audio.read import read_waveform
+from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.corpus.protocol import Settings
 from mkc_fast.engine.corpus.run import Run, Status, plan_folder, run_corpus
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.options import EngineOptions, default_batch_s
-from mkc_fast.engine.sessions.providers import default_cache
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

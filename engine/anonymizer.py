@@ -16,8 +16,8 @@ from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_inf
 from mkc_fast.engine.audio.read import ForwardSamples, Recording, peak_of, read_waveform
 from mkc_fast.engine.audio.waveform import LOUD_PEAK, check_waveform, resampled
 from mkc_fast.engine.audio.write import FORMATS, write_waveform
+from mkc_fast.engine.batching import group_by_length, parts_of
 from mkc_fast.engine.cache_folder import default_cache
-from mkc_fast.engine.corpus.batching import group_by_length, parts_of
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.digests import Verification
 from mkc_fast.engine.draws import (
@@ -41,7 +41,9 @@ from mkc_fast.engine.options import (
 )
 from mkc_fast.engine.passes.layout import BATCH_WINDOW_FRAMES, most_frames, window_frames
 from mkc_fast.engine.passes.stages import STAGES, NotFiniteError, check_finite, check_shape
-from mkc_fast.engine.passes.windows import (
+from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
+from mkc_fast.engine.sessions.opening import Sessions, open_sessions
+from mkc_fast.engine.windows import (
     NUMPY_ROWS,
     Window,
     common_window,
@@ -51,8 +53,6 @@ from mkc_fast.engine.passes.windows import (
     sample_range,
     window_groups,
 )
-from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
-from mkc_fast.engine.sessions.opening import Sessions, open_sessions
 from mkc_fast.errors import (
     ArgumentError,
     ArtifactError,

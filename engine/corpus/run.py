@@ -22,7 +22,7 @@ from mkc_fast.engine.atomic_files import remove_temporaries
 from mkc_fast.engine.audio.read import duration_s
 from mkc_fast.engine.audio.waveform import LOUD_PEAK
 from mkc_fast.engine.audio.write import FORMATS
-from mkc_fast.engine.corpus.batching import group_by_length
+from mkc_fast.engine.batching import group_by_length
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, Manifest
 from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.scheduler import Scheduler, share_out

@@ -22,7 +22,7 @@ import numpy as np
 
 from mkc_fast.engine.passes.layout import lay_out, most_frames, window_frames
 from mkc_fast.engine.passes.stages import STAGES, NotFiniteError
-from mkc_fast.engine.passes.windows import crossfaded, exact_pieces, exact_windows, sample_range
+from mkc_fast.engine.windows import crossfaded, exact_pieces, exact_windows, sample_range
 from mkc_fast.errors import DeviceError, DeviceMemoryError, LostDeviceError, MkcError
 from mkc_fast.kernels.cuda.device import import_cupy, one_line_errors, open_device
 from mkc_fast.kernels.cuda.rows import DeviceRows, copy, zero

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mkc_fast.engine.passes.windows import common_window, exact_windows, padded_windows, window_groups
+from mkc_fast.engine.windows import common_window, exact_windows, padded_windows, window_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.options import Buckets
-    from mkc_fast.engine.passes.windows import Window
+    from mkc_fast.engine.windows import Window
 
 # Where sizes are free, they are rounded up to multiples, so that neighbouring batches of a run, sorted by length, share
 # their shapes: ONNX Runtime plans a convolution anew when its shape changes (see providers.cuda_options). 16 frames

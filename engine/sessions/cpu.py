@@ -18,9 +18,9 @@ from mkc_fast.engine.artifacts import (
 )
 from mkc_fast.engine.devices import cores
 from mkc_fast.engine.options import CPU, FP32, INT8
-from mkc_fast.engine.passes.windows import pieces
 from mkc_fast.engine.sessions.prepared import prepared_graph
 from mkc_fast.engine.sessions.providers import GRAPH_FILES, ORT_NAMES, Plan, graph_file, session_settings
+from mkc_fast.engine.windows import pieces
 from mkc_fast.errors import ArtifactError
 from mkc_fast.kernels.cpu.loader import DOMAIN, instruction_set, native_library, register
 from mkc_fast.onnx_runtime import ort

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.engine.options import AUTO, BF16, CPU, CUDA, FP16, FP32, INT8, TENSORRT, TF32, Buckets, Tuning
-from mkc_fast.engine.passes.windows import exact_windows
+from mkc_fast.engine.windows import exact_windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -26,7 +26,7 @@ from mkc_fast.engine.artifacts import (
     WAVLM_FILE,
     GraphCheck,
 )
-from mkc_fast.engine.passes.windows import pieces
+from mkc_fast.engine.windows import pieces
 from mkc_fast.errors import CheckpointError, MkcError
 from mkc_fast.export.precision.half import open_session
 from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mkc_fast.engine.corpus.batching import group_by_length
+from mkc_fast.engine.batching import group_by_length
 from tests.conftest import Artifacts
 
 

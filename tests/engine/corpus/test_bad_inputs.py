@@ -26,7 +26,7 @@ from mkc_fast import AudioError, ListError
 from mkc_fast.cli import main
 from mkc_fast.cli.app import app
 from mkc_fast.engine.audio.read import duration_s, read_waveform
-from mkc_fast.engine.corpus.batching import group_by_length
+from mkc_fast.engine.batching import group_by_length
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.path_lists import read_audio_list
 from mkc_fast.engine.sessions.cpu import operators_used

@@ -11,7 +11,7 @@ import pytest
 from mkc_fast import Anonymizer, BankError, DeviceError, DeviceMemoryError, LostDeviceError
 from mkc_fast.engine.options import Buckets, Tuning
 from mkc_fast.engine.passes.layout import lay_out
-from mkc_fast.engine.passes.windows import NUMPY_ROWS
+from mkc_fast.engine.windows import NUMPY_ROWS
 from mkc_fast.kernels.cuda.rows import DeviceRows
 from tests.conftest import Artifacts
 from tests.fakes.cuda import fake_gpu

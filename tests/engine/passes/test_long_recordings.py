@@ -7,7 +7,7 @@ import pytest
 
 from mkc_fast import Anonymizer, MkcError
 from mkc_fast.engine import anonymizer as module
-from mkc_fast.engine.passes.windows import NUMPY_ROWS, crossfaded
+from mkc_fast.engine.windows import NUMPY_ROWS, crossfaded
 from tests.conftest import Artifacts
 
 

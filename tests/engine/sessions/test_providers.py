@@ -27,7 +27,6 @@ from mkc_fast.engine import devices
 from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, write_info
 from mkc_fast.engine.devices import Driver, Gpu, cores
 from mkc_fast.engine.options import Buckets, EngineOptions, Tuning, check_choice
-from mkc_fast.engine.passes.windows import exact_windows
 from mkc_fast.engine.sessions import opening as sessions
 from mkc_fast.engine.sessions import tensorrt as warm
 from mkc_fast.engine.sessions.gpu_facts import GpuFacts, Library, Runtime
@@ -49,6 +48,7 @@ from mkc_fast.engine.sessions.providers import (
     session_settings,
     tensorrt_options,
 )
+from mkc_fast.engine.windows import exact_windows
 from tests.conftest import signed
 
 INFO = ModelInfo(16000, 320, 400, 1024, 6, "fp32", 12, 15, {})

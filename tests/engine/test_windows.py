@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mkc_fast.engine.passes.windows import common_window, exact_windows
+from mkc_fast.engine.windows import common_window, exact_windows
 
 
 @pytest.mark.parametrize("frames", [1, 40, 41, 59, 60, 61, 100, 1000])
