@@ -548,8 +548,9 @@ def start_up(bench: Bench) -> dict[str, Any]:
 
 def files(bench: Bench) -> dict[str, Any]:
     """Files to files, as ``mkc-fast infer`` does it: one process on the device, and two."""
+    from mkc_fast.engine.corpus.outputs import plan_folder
     from mkc_fast.engine.corpus.protocol import Settings
-    from mkc_fast.engine.corpus.run import Run, plan_folder, run_corpus
+    from mkc_fast.engine.corpus.run import Run, run_corpus
     from mkc_fast.engine.datasets.dataset import Utterance
 
     sizes, source, listed = bench.sizes, bench.work / "files", []

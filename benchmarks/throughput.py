@@ -18,8 +18,9 @@ from mkc_fast.benchmarks.ceilings import best_of, measure_ceilings
 from mkc_fast.benchmarks.records import context, short
 from mkc_fast.benchmarks.timing import Budget, ratios, spread
 from mkc_fast.benchmarks.utterances import DISTRIBUTION, MEAN_S, count_for, cut, draw_lengths, write_corpus
+from mkc_fast.engine.corpus.outputs import plan_folder
 from mkc_fast.engine.corpus.protocol import Settings
-from mkc_fast.engine.corpus.run import Run, plan_folder, run_corpus
+from mkc_fast.engine.corpus.run import Run, run_corpus
 from mkc_fast.engine.devices import cores
 from mkc_fast.engine.passes.stages import STAGES
 from mkc_fast.errors import MkcError

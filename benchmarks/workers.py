@@ -31,13 +31,16 @@ from mkc_fast.benchmarks.records import short
 from mkc_fast.benchmarks.utterances import count_for, cut, draw_lengths, write_corpus
 from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.engine.cache_folder import default_cache
+from mkc_fast.engine.corpus.outputs import plan_folder
 from mkc_fast.engine.corpus.protocol import Settings
-from mkc_fast.engine.corpus.run import Run, Status, plan_folder, run_corpus
+from mkc_fast.engine.corpus.run import Run, run_corpus
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.options import EngineOptions, default_batch_s
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from mkc_fast.engine.corpus.status import Status
 
 ENGINE = "mkc_fast.engine.anonymizer:Anonymizer"
 NO_ENGINE = "mkc_fast.benchmarks.null_anonymizer:PinnedNullAnonymizer"

@@ -22,12 +22,6 @@ from mkc_fast.errors import MkcError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mkc_fast.engine.corpus.protocol import Settings
-    from mkc_fast.engine.corpus.run import Folder
-    from mkc_fast.engine.datasets.kaldi import DataDirectory
-
-# Groups of options in the help.
-
 EXIT_FAILED = 1  # some recordings failed, the others were written
 
 
@@ -210,57 +204,68 @@ def infer(
     Outputs have 16 kHz, and are 5 to 25 ms shorter than their recordings; --pad fills them up with silence.
     """
     from mkc_fast.cli.watch import watching
-    from mkc_fast.engine.corpus.protocol import Settings
-    from mkc_fast.engine.corpus.run import Run, check_fit, run_corpus
-    from mkc_fast.engine.datasets.kaldi import finish_data_directory
-    from mkc_fast.engine.devices import cuda_device_names, cuda_index
+    from mkc_fast.engine.corpus.anonymize import anonymize_corpus, default_devices, open_corpus
+    from mkc_fast.engine.corpus.run import check_fit
+    from mkc_fast.engine.devices import cuda_index
 
-    devices = gpus or ([f"cuda:{index}" for index in range(len(cuda_device_names()))] or ["cpu"])
+    devices = gpus or default_devices()
     for device in devices:
         cuda_index(device)
     options = EngineOptions(
         provider=provider.value, precision=precision.value, batch_s=batch_seconds, max_window_s=max_window_seconds
     )
-    settings = Settings("frame" if mode is Mode.frame else "audio", stride, seed, format_.value, record_draws, pad)
-    folders, directories = _folders(audio_scp, output_dir, data_dir or [], anon_suffix, settings, allow_commands)
-    _check_sources(model, bank, wavlm_ckpt, ckpt, kmeans_scp)
-    run = Run(
-        folders=folders,
-        model=model or _model(wavlm_ckpt, ckpt, hifi_config, layer, cache_dir),
-        bank=bank or _bank(kmeans_scp, cache_dir),
-        settings=settings,
-        devices=devices,
-        num_proc=num_proc,
-        options=options,
-        overwrite=overwrite,
-        timeout_s=timeout_seconds,
-        kmeans_num=kmeans_num,
-        allow_mixed=allow_mixed,
-        private_manifest=private_manifest,
+    _check_inputs(audio_scp, output_dir, data_dir)
+    corpus = open_corpus(
+        audio_list=audio_scp,
+        out=output_dir,
+        data_dirs=data_dir or [],
+        anon_suffix=anon_suffix,
+        audio_format=format_.value,
+        allow_commands=allow_commands,
     )
-    models = check_fit(run.model, run.bank)
+    _check_sources(model, bank, wavlm_ckpt, ckpt, kmeans_scp)
+    model = model or _model(wavlm_ckpt, ckpt, hifi_config, layer, cache_dir)
+    bank = bank or _bank(kmeans_scp, cache_dir)
+    models = check_fit(model, bank)
     if not quiet:
         draws = "from the system's entropy, not repeatable" if seed is None else f"from seed {seed}, repeatable"
-        count = sum(len(folder.utterances) for folder in folders)
+        count = sum(len(folder.utterances) for folder in corpus.folders)
         subset = f", from {kmeans_num} of {models} k-means models" if kmeans_num and kmeans_num < models else ""
-        told = f"{counted(count, 'recording')}, {mode.value} mode, stride {stride}; draws {draws}{subset}"
-        print(told, file=sys.stderr)
-    with _signals() as signalled, watching(quiet=quiet, as_json=json_, where=folders) as watch:
-        with _decoders_off_stdout(), shown_warnings():
-            summary = run_corpus(run, stopped=lambda: bool(signalled), watch=watch)
-        watch.finish(summary)
+        settings = f"{mode.value} mode, stride {stride}"
+        print(f"{counted(count, 'recording')}, {settings}; draws {draws}{subset}", file=sys.stderr)
+    with _signals() as signalled, watching(quiet=quiet, as_json=json_, where=corpus.folders) as watch:
+        try:
+            with _decoders_off_stdout(), shown_warnings():
+                summary = anonymize_corpus(
+                    model,
+                    bank,
+                    corpus=corpus,
+                    mode="frame" if mode is Mode.frame else "audio",
+                    stride=stride,
+                    seed=seed,
+                    kmeans_num=kmeans_num,
+                    pad=pad,
+                    record_draws=record_draws,
+                    devices=devices,
+                    num_proc=num_proc,
+                    options=options,
+                    timeout_s=timeout_seconds,
+                    overwrite=overwrite,
+                    allow_mixed=allow_mixed,
+                    private_manifest=private_manifest,
+                    progress=watch,
+                    stopped=lambda: bool(signalled),
+                )
+        finally:
+            watch.print_summary()  # of a run that came to its end, even if its data directories cannot be completed
     if summary.interrupted:
         return 128 + signalled[0]
-    failed = {name for name, _ in summary.failed}
-    for directory, folder in zip(directories, folders, strict=False):
-        written = {name: path for name, path in folder.outputs.items() if name not in failed and path.exists()}
-        finish_data_directory(directory, written)
     return EXIT_FAILED if summary.failed else 0
 
 
 @contextmanager
 def _decoders_off_stdout() -> Iterator[None]:
-    """Send what C libraries print about damaged files to the error stream; the output is for the summary."""
+    """Send what C libraries print about damaged files to the error stream; the standard output is for the summary."""
     sys.stdout.flush()
     output = os.dup(1)
     os.dup2(2, 1)
@@ -273,7 +278,7 @@ def _decoders_off_stdout() -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Yield the signals that ask the run to end, as they come; a second one ends the program at once."""
+    """Yield the list of signals received so far; the first asks the run to end, a second ends the program at once."""
     received: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -289,31 +294,11 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _folders(
-    audio_scp: Path | None,
-    output_dir: Path | None,
-    data_dirs: list[Path],
-    suffix: str,
-    settings: Settings,
-    allow_commands: bool,
-) -> tuple[list[Folder], list[DataDirectory]]:
-    """What goes where, from a list or from data directories."""
-    from mkc_fast.engine.corpus.run import plan_folder
-    from mkc_fast.engine.datasets.kaldi import read_data_directory
-    from mkc_fast.engine.datasets.path_lists import read_audio_list
-
-    if data_dirs:
-        if audio_scp is not None or output_dir is not None:
-            raise MkcError("give --data-dir, or --audio-scp and --output-dir, not both")
-        directories = [read_data_directory(path, suffix, allow_commands=allow_commands) for path in data_dirs]
-        twice = {directory.out.resolve() for directory in directories}
-        if len(twice) != len(directories):
-            raise MkcError("a --data-dir is there twice")
-        return [plan_folder(d.utterances, d.out, d.out / "wav", settings) for d in directories], directories
-    if audio_scp is None or output_dir is None:
+def _check_inputs(audio_scp: Path | None, output_dir: Path | None, data_dirs: list[Path] | None) -> None:
+    if data_dirs and (audio_scp is not None or output_dir is not None):
+        raise MkcError("give --data-dir, or --audio-scp and --output-dir, not both")
+    if not data_dirs and (audio_scp is None or output_dir is None):
         raise MkcError("give --audio-scp and --output-dir, or --data-dir")
-    utterances = read_audio_list(audio_scp, allow_commands=allow_commands)
-    return [plan_folder(utterances, output_dir, output_dir, settings)], []
 
 
 def _check_sources(

@@ -1,4 +1,4 @@
-"""Shows how a corpus run stands: a live display on a terminal, else a line now and then; and its summary."""
+"""Shows the progress of a corpus run, live on a terminal, otherwise a line from time to time; and its summary."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from mkc_fast.engine.corpus.run import Folder, Status, Summary
+    from mkc_fast.engine.corpus.outputs import Folder
+    from mkc_fast.engine.corpus.status import Status, Summary
 
 _SECONDS_BETWEEN_LINES = 30.0
 _SECONDS_OF_NOW = 30.0
 
 
 class Watch:
-    """Called with each status of a run; ``finish`` prints the summary."""
+    """Called with each status of a run; ``print_summary`` prints the summary of a run that has come to its end."""
 
     def __init__(self, live: Live | None, *, quiet: bool, as_json: bool, where: Sequence[Folder]) -> None:
         self.live = live
@@ -34,35 +35,42 @@ class Watch:
         self.as_json = as_json
         self.where = where
         self.recent: deque[tuple[float, float]] = deque()
-        self.said = time.perf_counter()
-        self.drawn = 0.0
-        self.chosen = 0  # lines shown
+        self.printed_at = time.perf_counter()
+        self.drawn_at = 0.0
+        self.chosen_shown = 0  # lines
+        self.summary: Summary | None = None  # once the run has come to its end
 
     def __call__(self, status: Status) -> None:
         """Show failures at once, the rest from time to time."""
+        if status.done:
+            self.summary = status.summary
+            return
         if status.failure is not None:
             name, why = status.failure
             errors.print(one_line(f"failed: {name}: {why}"), soft_wrap=True)
         for note in status.notes:
             errors.print(one_line(f"note: {note}"), soft_wrap=True)
-        while not self.quiet and len(status.summary.chosen) > self.chosen:
-            errors.print(one_line(status.summary.chosen[self.chosen]), soft_wrap=True)
-            self.chosen += 1
+        while not self.quiet and len(status.summary.chosen) > self.chosen_shown:
+            errors.print(one_line(status.summary.chosen[self.chosen_shown]), soft_wrap=True)
+            self.chosen_shown += 1
         now = time.perf_counter()
-        if now - self.drawn < 0.2 and status.failure is None:
+        if now - self.drawn_at < 0.2 and status.failure is None:
             return
-        self.drawn = now
+        self.drawn_at = now
         self.recent.append((now, status.summary.audio_s))
         while now - self.recent[0][0] > _SECONDS_OF_NOW:
             self.recent.popleft()
         if self.live is not None:
             self.live.update(self._table(status))
-        elif not self.quiet and now - self.said >= _SECONDS_BETWEEN_LINES:
-            self.said = now
+        elif not self.quiet and now - self.printed_at >= _SECONDS_BETWEEN_LINES:
+            self.printed_at = now
             print(self._line(status), file=sys.stderr, flush=True)
 
-    def finish(self, summary: Summary) -> None:
-        """Print the summary on the output."""
+    def print_summary(self) -> None:
+        """Print the summary on the standard output, if the run has come to its end."""
+        summary = self.summary
+        if summary is None:
+            return
         if self.live is not None:
             self.live.stop()
         if self.as_json:
@@ -80,7 +88,7 @@ class Watch:
         return (
             f"[{status.elapsed_s:7.0f} s] {done} of {summary.files}, {len(summary.failed)} failed, "
             f"{summary.audio_s:.0f} s of audio, RTFx {self._rtfx_now():.1f} now, {summary.rtfx:.1f} overall, "
-            f"{_time(_left(status))} left{''.join(f', {trouble}' for trouble in _troubles(summary))}"
+            f"{_time(_left(status))} left{''.join(f', {loss}' for loss in _worker_losses(summary))}"
         )
 
     def _table(self, status: Status) -> RenderableType:
@@ -113,15 +121,15 @@ class Watch:
                 else f"{min(1.0, worker.busy_s / max(alive, 1e-9)):4.0%} busy"
             )
             rows.add_row(f"worker {number}", worker.device, f"pid {worker.pid}", load)
-        return Group(head, speed, rows, *_troubles(summary))
+        return Group(head, speed, rows, *_worker_losses(summary))
 
 
 def _left(status: Status) -> float | None:
     return status.remaining_s / status.summary.rtfx if status.summary.rtfx else None
 
 
-def _troubles(summary: Summary) -> list[str]:
-    """Workers that were replaced or lost, if any."""
+def _worker_losses(summary: Summary) -> list[str]:
+    """How many workers were replaced or lost, a line each; none if there were none."""
     replaced, lost = summary.replaced_workers, summary.lost_workers
     return [
         *([f"{replaced} worker{'s' * (replaced > 1)} died and replaced"] if replaced else []),
@@ -156,8 +164,8 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
     )
     if summary.loud:
         console.print(f"{summary.loud} with a peak above 1: is their scale right?")
-    for trouble in _troubles(summary):
-        console.print(trouble)
+    for loss in _worker_losses(summary):
+        console.print(loss)
     if not summary.written:
         return
     work = summary.wall_s - summary.start_up_s
@@ -171,7 +179,7 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
 
 @contextlib.contextmanager
 def watching(*, quiet: bool, as_json: bool, where: Sequence[Folder]) -> Iterator[Watch]:
-    """Yield what shows a run."""
+    """Yield the display of a run."""
     if quiet or not errors.is_terminal:
         yield Watch(None, quiet=quiet, as_json=as_json, where=where)
         return

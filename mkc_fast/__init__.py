@@ -1,7 +1,8 @@
 """mkc-fast: fast, exact multi-k-means voice anonymization.
 
-The public API is ``Anonymizer`` (here) and ``export_model`` and ``build_bank`` (in ``mkc_fast.export``). Importing this
-package loads neither torch nor onnxruntime nor cupy, and switches ONNX Runtime's telemetry off.
+The public API is ``Anonymizer`` and ``anonymize_corpus`` (here), and ``export_model`` and ``build_bank`` (in
+``mkc_fast.export``). Importing this package loads neither torch nor onnxruntime nor cupy, and switches ONNX Runtime's
+telemetry off.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mkc_fast.errors import (
 
 if TYPE_CHECKING:
     from mkc_fast.engine.anonymizer import Anonymizer, Result
+    from mkc_fast.engine.corpus.anonymize import anonymize_corpus
 
 _telemetry.switch_off()  # before anything here can import ONNX Runtime, and inherited by every process started here
 
@@ -53,6 +55,7 @@ __all__ = [
     "StoppedError",
     "WriteError",
     "__version__",
+    "anonymize_corpus",
 ]
 
 
@@ -65,4 +68,8 @@ def __getattr__(name: str) -> object:
         from mkc_fast.engine import anonymizer
 
         return getattr(anonymizer, name)
+    if name == "anonymize_corpus":
+        from mkc_fast.engine.corpus.anonymize import anonymize_corpus
+
+        return anonymize_corpus
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """A worker process: loads the models once, then decodes, anonymizes and writes batches until it is told to stop.
 
-Decoding of the next batch and writing of the last one go on in threads while the device works on the current one. A GPU
-is given the next batch before the current one's results are asked for, so that it never waits for this process. What is
-in flight is bounded by the parent, which never sends more than ``WorkerConfig.ahead`` batches.
+Threads decode the next batch and write the last one while the device computes the current one. A GPU gets the next
+batch before the results of the current one are read, so it never waits for this process. The scheduler limits the
+number of batches in flight: it never sends more than ``WorkerConfig.ahead``.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from mkc_fast.engine.corpus.protocol import Task, WorkerConfig
 
 _T = TypeVar("_T")
-_LOOK_ROUND_S = 0.5
-# A longer recording is decoded, computed and written window by window; of shorter ones all samples are held, 38 MB.
-_MOST_HELD_S = 600
+_POLL_S = 0.5
+# A longer recording is decoded, computed and written window by window. Shorter ones are kept in memory: 38 MB at most.
+_MAX_IN_MEMORY_S = 600
 
 
 @dataclass
@@ -52,14 +52,14 @@ class _Batch:
 
 
 @dataclass
-class _Begun:
-    """A batch that is computed: what of it was read, and what is to come of it (None if it could not begin).
+class InFlightBatch:
+    """A batch that is being computed: what was read of it, and its results to come.
 
     Attributes:
         number: Of the batch.
-        read: Of each utterance that is held, its samples and the seconds it took to read them.
-        long: The same of recordings that are not held; they are computed when the others are finished.
-        pending: What comes of those that are held.
+        read: Each utterance in memory: task, samples, and the seconds it took to read them.
+        long: The same of recordings that are not in memory; they are computed after the others.
+        pending: The results of those in memory, to come; None if their computation could not be started.
     """
 
     number: int
@@ -68,8 +68,8 @@ class _Begun:
     pending: PendingBatch | None
 
 
-class _Notes(logging.Handler):
-    """Sends what the engine has to say to the scheduler, as messages of one kind."""
+class _ForwardWarnings(logging.Handler):
+    """Sends the engine's warnings to the scheduler, as messages of one kind."""
 
     def __init__(self, send: Callable[[str, str], None], kind: str) -> None:
         super().__init__(logging.WARNING)
@@ -77,19 +77,19 @@ class _Notes(logging.Handler):
         self.kind = kind
 
     def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "peak"):  # of one recording: outcomes have it, and the run counts them
+        if hasattr(record, "peak"):  # about one recording: its outcome has the peak, and the run counts it
             return
         self.send(self.kind, one_line(record.getMessage()))
 
 
 @contextlib.contextmanager
-def _noting(send: Callable[[str, str], None], kind: str) -> Iterator[None]:
-    notes, logger = _Notes(send, kind), logging.getLogger("mkc_fast")
-    logger.addHandler(notes)
+def _forwarded_warnings(send: Callable[[str, str], None], kind: str) -> Iterator[None]:
+    handler, logger = _ForwardWarnings(send, kind), logging.getLogger("mkc_fast")
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(notes)
+        logger.removeHandler(handler)
 
 
 class Worker:
@@ -105,13 +105,13 @@ class Worker:
         self.writers = ThreadPoolExecutor(config.host_threads, "write")
         module, _, name = config.factory.partition(":")
         begin = time.perf_counter()
-        with _noting(self.send, "load note"):
+        with _forwarded_warnings(self.send, "load note"):
             kind = getattr(importlib.import_module(module), name)
             self.anonymizer: Anonymizer = kind.load(config.model, config.bank, config.device, options=config.options)
         self.load_s = time.perf_counter() - begin
 
     def send(self, kind: str, *content: object) -> None:
-        """Send a message to the scheduler, or leave with it."""
+        """Send a message to the scheduler; if it has ended, end this process."""
         with self.sending:
             try:
                 self.connection.send((kind, *content))
@@ -120,7 +120,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to stop."""
-        with _noting(self.send, "note"):
+        with _forwarded_warnings(self.send, "note"):
             self._work()
 
     def _work(self) -> None:
@@ -128,25 +128,25 @@ class Worker:
         ran = {"package": __version__, **getattr(self.anonymizer, "ran", {})}
         self.send("ready", self.load_s, getattr(self.anonymizer, "chosen", ""), ran)
         writing: deque[list[Future[None]]] = deque()
-        computing: _Begun | None = None
+        computing: InFlightBatch | None = None
         while (batch := self._next(waiting=computing is None)) is not None or computing is not None:
-            begun = None if batch is None else self._begin(batch, alone=computing is None)
+            started = None if batch is None else self._begin(batch, alone=computing is None)
             if computing is not None:
                 writing.append(self._finish(computing))
-            if begun is not None:
+            if started is not None:
                 if computing is not None:
-                    self.send("start", begun.number)  # of several on the device, the oldest is the one to blame
-                if begun.pending is None or begun.pending.done:
-                    writing.append(self._finish(begun))
-                    begun = None
-            computing = begun
+                    self.send("start", started.number)  # the oldest batch on the device counts as the cause of a death
+                if started.pending is None or started.pending.done:
+                    writing.append(self._finish(started))
+                    started = None
+            computing = started
             while len(writing) > 1:
                 wait(writing.popleft())
         while writing:
             wait(writing.popleft())
 
     def _next(self, *, waiting: bool) -> _Batch | None:
-        """The next batch, None at the end, or when there is none yet and nothing to wait for it."""
+        """The next batch; None at the end, or if there is none yet and ``waiting`` is false."""
         if self._ended:
             return None
         try:
@@ -157,12 +157,12 @@ class Worker:
         return batch
 
     def _receive(self) -> None:
-        """Take batches and begin to decode them at once; leave with the scheduler."""
+        """Receive batches and start to decode them at once; end this process if the scheduler has ended."""
         while True:
             try:
                 message = self.connection.recv()
             except (EOFError, OSError):
-                _leave()  # the scheduler is gone, and nobody would hear of anything more
+                _leave()  # the scheduler has ended
                 return
             if message is None:
                 self.incoming.put(None)
@@ -173,12 +173,12 @@ class Worker:
     def _read(self, task: Task) -> tuple[NDArray[np.float32] | Recording, float]:
         begin = time.perf_counter()
         info = self.anonymizer.info
-        most = _MOST_HELD_S * info.sample_rate if hasattr(self.anonymizer, "anonymize_recording") else None
+        most = _MAX_IN_MEMORY_S * info.sample_rate if hasattr(self.anonymizer, "anonymize_recording") else None
         waveform = read_utterance(task.utterance, info.sample_rate, info.min_samples, most)
         return waveform, time.perf_counter() - begin
 
-    def _begin(self, batch: _Batch, *, alone: bool) -> _Begun:
-        """Begin to compute a batch; on a GPU, without waiting for what is before it."""
+    def _begin(self, batch: _Batch, *, alone: bool) -> InFlightBatch:
+        """Start to compute a batch; on a GPU, without waiting for the one before it."""
         read: list[tuple[Task, NDArray[np.float32], float]] = []
         long: list[tuple[Task, Recording, float]] = []
         for task, future in zip(batch.tasks, batch.waveforms, strict=True):
@@ -190,47 +190,47 @@ class Worker:
                     read.append((task, waveform, read_s))
             except MkcError as error:
                 self.send("outcome", batch.number, Outcome(task.index, error=str(error)))
-            except Exception as error:  # a decoder's own failure is this recording's, not the run's
+            except Exception as error:  # a decoder's own failure concerns this recording, not the run
                 self.send("outcome", batch.number, Outcome(task.index, error=_one_line(task, error)))
         if alone:
             self.send("start", batch.number)
         submit = getattr(self.anonymizer, "submit_batch", None)
         if submit is None or not read:
-            return _Begun(batch.number, read, long, None)
+            return InFlightBatch(batch.number, read, long, None)
         try:
-            return _Begun(batch.number, read, long, self._batch(submit, read))
+            return InFlightBatch(batch.number, read, long, self._batch(submit, read))
         except LostDeviceError as error:
             self._leave(error)
-        except Exception:  # whichever utterance is at fault is found when it is finished
-            return _Begun(batch.number, read, long, None)
+        except Exception:  # the utterance at fault is found when the batch is finished
+            return InFlightBatch(batch.number, read, long, None)
 
-    def _finish(self, begun: _Begun) -> list[Future[None]]:
-        """Wait for a batch's results and begin to write them."""
+    def _finish(self, in_flight: InFlightBatch) -> list[Future[None]]:
+        """Wait for a batch's results and start to write them."""
         futures = []
-        for (task, waveform, read_s), result in zip(begun.read, self._results(begun), strict=True):
+        for (task, waveform, read_s), result in zip(in_flight.read, self._results(in_flight), strict=True):
             if isinstance(result, str):
-                self.send("outcome", begun.number, Outcome(task.index, error=result))
+                self.send("outcome", in_flight.number, Outcome(task.index, error=result))
             else:
-                futures.append(self.writers.submit(self._write, begun.number, task, waveform, read_s, result))
-        for item in begun.long:
-            self._stream(begun.number, *item)
+                futures.append(self.writers.submit(self._write, in_flight.number, task, waveform, read_s, result))
+        for item in in_flight.long:
+            self._stream(in_flight.number, *item)
         return futures
 
-    def _results(self, begun: _Begun) -> list[Result | str]:
+    def _results(self, in_flight: InFlightBatch) -> list[Result | str]:
         """The results of a batch; if it fails as a whole, of each utterance alone, or its error."""
         try:
-            if begun.pending is not None:
-                return list(begun.pending.result())
-            if len(begun.read) > 1:
-                return list(self._batch(self.anonymizer.anonymize_batch, begun.read))
+            if in_flight.pending is not None:
+                return list(in_flight.pending.result())
+            if len(in_flight.read) > 1:
+                return list(self._batch(self.anonymizer.anonymize_batch, in_flight.read))
         except LostDeviceError as error:
             self._leave(error)
         except ArtifactError as error:
             self._end_run(error)
-        except Exception:  # noqa: S110 - whichever utterance is at fault is found below
+        except Exception:  # noqa: S110 - the utterance at fault is found below
             pass
         results: list[Result | str] = []
-        for task, waveform, read_s in begun.read:
+        for task, waveform, read_s in in_flight.read:
             try:
                 results += self._batch(self.anonymizer.anonymize_batch, [(task, waveform, read_s)])
             except LostDeviceError as error:
@@ -244,30 +244,30 @@ class Worker:
         return results
 
     def _leave(self, error: LostDeviceError) -> NoReturn:
-        """Die with the device: a process whose device is lost can do nothing more; another one may."""
+        """End this process: it can no longer use the device; a new process may."""
         self.send("note", str(error))
         os._exit(EXIT_LOST_DEVICE)
 
     def _end_run(self, error: MkcError) -> NoReturn:
-        """Tell the scheduler what no recording is to blame for, and wait for it to end this process."""
+        """Report an error that no recording has caused, and wait for the scheduler to end this process."""
         self.send("fatal", type(error).__name__, str(error))
         while True:
-            time.sleep(_LOOK_ROUND_S)
+            time.sleep(_POLL_S)
 
     def _batch(self, run: Callable[..., _T], read: list[tuple[Task, NDArray[np.float32], float]]) -> _T:
         settings = self.config.settings
         waveforms, ids = [waveform for _, waveform, _ in read], [task.utterance.id for task, _, _ in read]
-        # The scheduler has chosen what runs together: all of it does.
+        # The scheduler has chosen the batch: all of it runs at once.
         options = {"batch_s": float("inf"), **self._options()}
         return run(waveforms, settings.mode, settings.stride, settings.seed, ids, **options)
 
     def _options(self) -> dict[str, Any]:
-        """What every call is given besides; stand-ins for the anonymizer need not know what is not asked for."""
+        """Further options of every call, as far as they are set."""
         entries, pad = self.config.entries, self.config.settings.pad
         return {**({} if entries is None else {"entries": entries}), **({"pad": True} if pad else {})}
 
     def _stream(self, number: int, task: Task, recording: Recording, read_s: float) -> None:
-        """Anonymize a recording that is not held, and write it while it is computed."""
+        """Anonymize a recording that is not in memory, and write it while it is computed."""
         settings, write_s = self.config.settings, 0.0
         try:
             with written_waveform(task.output, self.anonymizer.info.sample_rate) as writer:
@@ -306,7 +306,9 @@ class Worker:
         try:
             size = write_waveform(task.output, result.waveform, rate)
         except WriteError as error:
-            self.send("fatal", type(error).__name__, str(error))  # from here: the device may have nothing more to do
+            self.send(
+                "fatal", type(error).__name__, str(error)
+            )  # sent from this thread: the main one may be waiting for work
             return
         except Exception as error:
             self.send("outcome", number, Outcome(task.index, error=_one_line(task, error)))
@@ -323,7 +325,7 @@ class Worker:
         write_s: float,
         size_bytes: int,
     ) -> None:
-        """Say that an utterance is written."""
+        """Report that an utterance is written."""
         outcome = Outcome(
             task.index,
             None,
@@ -338,7 +340,7 @@ class Worker:
 
 
 def _leave() -> None:
-    """End this process and, where it leads a group of its own, the commands that it has begun."""
+    """End this process and, if it leads its own process group, the commands that it has started."""
     if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
@@ -353,16 +355,16 @@ def _short(error: Exception) -> str:
 
 
 def main() -> None:
-    """Serve the scheduler at the socket whose number is the first argument, and leave."""
-    # A terminal's Ctrl-C goes to the whole group; the scheduler decides what it means.
+    """Serve the scheduler at the socket whose number is the first argument, then exit."""
+    # A terminal sends Ctrl-C to the whole process group; the scheduler decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     try:
         config: WorkerConfig = connection.recv()
     except (EOFError, OSError):
-        return  # the scheduler is gone
+        return  # the scheduler has ended
     try:
-        with _leaving_with_scheduler(connection):
+        with _ending_with_scheduler(connection):
             worker = Worker(connection, config)
     except Exception as error:
         known = isinstance(error, MkcError)
@@ -371,23 +373,23 @@ def main() -> None:
             connection.send(("fatal", type(error).__name__ if known else "MkcError", text))
         return
     worker.run()
-    os._exit(0)  # threads may still be decoding what nobody will ask for
+    os._exit(0)  # without waiting for threads that still decode
 
 
 @contextlib.contextmanager
-def _leaving_with_scheduler(connection: Connection[Any, Any]) -> Iterator[None]:
-    """End this process if the scheduler ends during the block, in which it has nothing to send."""
-    over = threading.Event()
+def _ending_with_scheduler(connection: Connection[Any, Any]) -> Iterator[None]:
+    """End this process if the scheduler ends during the block. It sends nothing meanwhile."""
+    finished = threading.Event()
 
-    def look_round() -> None:
-        while not over.wait(_LOOK_ROUND_S):
+    def poll() -> None:
+        while not finished.wait(_POLL_S):
             if connection.poll():
                 _leave()
 
-    thread = threading.Thread(target=look_round, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,12 @@ class Dataset(Protocol):
     @property
     def audio_dir(self) -> Path: ...
 
-    def finish(self, written: Mapping[str, Path]) -> None:
+    def finish(self, outputs: Mapping[str, Path], failed: Collection[str]) -> None:
         """Complete the output folder after a run that was not interrupted.
 
         Args:
-            written: The output of each utterance that has one, by utterance id.
+            outputs: Where the output of each utterance goes, by utterance id.
+            failed: Ids of utterances that failed.
 
         Raises:
             OutputError: A file cannot be written.

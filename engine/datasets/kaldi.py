@@ -17,7 +17,7 @@ from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 # wav.scp is written new. The others describe the original recordings, and segments would cut the outputs again.
 _NOT_COPIED = frozenset(
@@ -48,8 +48,9 @@ class DataDirectory:
         """The folder ``wav`` in ``out``."""
         return self.out / "wav"
 
-    def finish(self, written: Mapping[str, Path]) -> None:
-        """Make ``out`` a data directory: see ``finish_data_directory``."""
+    def finish(self, outputs: Mapping[str, Path], failed: Collection[str]) -> None:
+        """Make ``out`` a data directory of the outputs that exist: see ``finish_data_directory``."""
+        written = {name: path for name, path in outputs.items() if name not in failed and path.exists()}
         finish_data_directory(self, written)
 
 

@@ -13,7 +13,7 @@ from mkc_fast.errors import ListError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class AudioList:
         """The output folder itself."""
         return self.out
 
-    def finish(self, written: Mapping[str, Path]) -> None:
+    def finish(self, outputs: Mapping[str, Path], failed: Collection[str]) -> None:
         """Do nothing: the outputs are all there is."""
 
 

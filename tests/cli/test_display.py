@@ -20,7 +20,7 @@ from mkc_fast.benchmarks.report import _table
 from mkc_fast.cli import bench_tables, main, panels
 from mkc_fast.cli.show import counting
 from mkc_fast.cli.watch import Watch
-from mkc_fast.engine.corpus.run import Status, Summary
+from mkc_fast.engine.corpus.status import Status, Summary
 
 GROUPS = {value for name, value in vars(panels).items() if name.isupper()}
 

@@ -12,7 +12,7 @@ from mkc_fast import BankError, CheckpointError, MkcError
 from mkc_fast.cli import main
 from mkc_fast.cli.watch import Watch
 from mkc_fast.engine.artifacts import BankInfo, write_info
-from mkc_fast.engine.corpus.run import Status, Summary
+from mkc_fast.engine.corpus.status import Status, Summary
 from mkc_fast.text import MAX_MESSAGE, MAX_QUOTED, one_line, printable
 
 # A terminal's escape sequence, a bell, an 8-bit control, a direction of writing, a line's end of Unicode, half a pair.

@@ -14,7 +14,7 @@ import soundfile
 
 from mkc_fast.engine.corpus import worker as module
 from mkc_fast.engine.corpus.protocol import AHEAD, AHEAD_ON_GPU, EXIT_LOST_DEVICE, Settings, Task, WorkerConfig
-from mkc_fast.engine.corpus.scheduler import share_out
+from mkc_fast.engine.corpus.scheduler import worker_configs
 from mkc_fast.engine.corpus.worker import Worker
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.devices import cores
@@ -146,12 +146,12 @@ def test_a_worker_dies_with_its_device(
 def test_workers_on_a_cpu_share_its_blas_threads_and_nothing_else(artifacts: Artifacts) -> None:
     """Their graphs have all cores, whose threads sleep; BLAS threads wait awake, and would take the cores from them."""
     for count in (1, 2, 64):
-        shares = share_out(config(artifacts), ["cpu"], count)
+        shares = worker_configs(config(artifacts), ["cpu"], count)
         assert [share.options.threads for share in shares] == [cores()] * count
         assert [share.blas_threads for share in shares] == [max(1, cores() // count)] * count
-    assert share_out(config(artifacts), ["cuda:0"], 2)[0].blas_threads is None
+    assert worker_configs(config(artifacts), ["cuda:0"], 2)[0].blas_threads is None
 
 
 def test_a_gpu_is_sent_one_batch_more(artifacts: Artifacts) -> None:
-    there = share_out(config(artifacts), ["cuda:0", "cpu"], None)
+    there = worker_configs(config(artifacts), ["cuda:0", "cpu"], None)
     assert [each.ahead for each in there] == [AHEAD_ON_GPU, AHEAD]

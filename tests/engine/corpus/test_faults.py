@@ -27,210 +27,32 @@ from mkc_fast import OutputError, WriteError, __version__
 from mkc_fast.cli import main
 from mkc_fast.engine import devices
 from mkc_fast.engine.audio.waveform import to_pcm16
+from mkc_fast.engine.corpus import anonymize, scheduler
 from mkc_fast.engine.corpus import run as corpus
-from mkc_fast.engine.corpus import scheduler
 from mkc_fast.engine.corpus import watchdog as patience
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
+from mkc_fast.engine.corpus.outputs import plan_folder
 from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task
+from mkc_fast.engine.corpus.status import Status
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.path_lists import read_audio_list
 from mkc_fast.engine.draws import draw_entries
-from tests.conftest import Artifacts, signed
+from tests.conftest import ROOT, Artifacts, signed
+from tests.fakes.anonymizers import DEADLY, factory
 
 # What a slow machine may take for what takes a fraction of a second.
 PATIENCE_S = 60
 # The two seconds that what has begun is waited for, and what leaving takes.
 AT_ONCE_S = 5
 RECORDINGS = 300
-# Samples of the recording that kills, in the tests that have one: no other has as many.
-DEADLY = 12345
-# Stand-ins for the anonymizer, in a module that workers import by name. They give back what they are given, and load
-# nothing, so that a worker starts in a fraction of a second.
-STAND_INS = f"""
-import os, signal, time
-from collections import namedtuple
-from pathlib import Path
-from types import SimpleNamespace
-import numpy as np
-from mkc_fast.engine.corpus import worker
-
-Result = namedtuple("Result", "waveform bank_ids stage_seconds")
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def first(name):
-    try:
-        os.close(os.open(Path(os.environ["STAND_INS"]) / name, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-class Echo:
-    info = SimpleNamespace(sample_rate=16000, min_samples=400)
-
-    @classmethod
-    def load(cls, *args, **options):
-        return cls()
-
-    def anonymize_batch(self, waveforms, mode, stride, seed, ids, *, batch_s):
-        return [self.one(waveform) for waveform in waveforms]
-
-    def one(self, waveform):
-        return Result(waveform, np.zeros(len(waveform) // 320, int), {{}})
-
-class Slow(Echo):
-    def one(self, waveform):
-        time.sleep(0.1)
-        return super().one(waveform)
-
-class SlowToLoad(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        first("loading")
-        time.sleep(60)
-
-class DiesOfOne(Echo):
-    def one(self, waveform):
-        if len(waveform) == {DEADLY}:
-            die()
-        return super().one(waveform)
-
-class DiesReadingOne(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        read = worker.read_utterance
-        def deadly(utterance, *args):
-            waveform = read(utterance, *args)
-            if len(waveform) == {DEADLY}:
-                die()
-            return waveform
-        worker.read_utterance = deadly
-        return cls()
-
-class HangsOnOne(Echo):
-    def one(self, waveform):
-        if len(waveform) == {DEADLY}:
-            time.sleep(1000)
-        return super().one(waveform)
-
-class HangsReadingOne(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        read = worker.read_utterance
-        def endless(utterance, *args):
-            waveform = read(utterance, *args)
-            while len(waveform) == {DEADLY}:
-                pass
-            return waveform
-        worker.read_utterance = endless
-        return cls()
-
-class HangsLoadingOnce(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        if first("loaded"):
-            time.sleep(1000)
-        return cls()
-
-class StartsOnce(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        if not first("loaded"):
-            raise RuntimeError("the device is gone")
-        return cls()
-
-    def one(self, waveform):
-        if len(waveform) == {DEADLY}:
-            die()
-        return super().one(waveform)
-
-class DiesOfAll(Echo):
-    def one(self, waveform):
-        die()
-
-class FailsOfOne(Echo):
-    def one(self, waveform):
-        if len(waveform) == {DEADLY}:
-            raise ValueError("a\\nline of\\nits own")
-        return super().one(waveform)
-
-class DiesLoading(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        die()
-
-class ExitsLoading(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        os._exit(7)
-
-class FailsLoading(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        raise RuntimeError("a library\\nis missing")
-
-class OnlyOneLoads(Slow):
-    @classmethod
-    def load(cls, *args, **options):
-        if not first("loaded"):
-            any(first("death " + str(number)) for number in range(5))
-            die()
-        return cls()
-
-    def one(self, waveform):
-        while not (Path(os.environ["STAND_INS"]) / "death 4").exists():
-            time.sleep(0.01)
-        return super().one(waveform)
-
-class DiesOnceItHasReported(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        send = worker.Worker.send
-        def last_words(self, kind, *content):
-            send(self, kind, *content)
-            if kind == "outcome" and first("reported"):
-                die()
-        worker.Worker.send = last_words
-        return cls()
-
-class FailsOnceItHasWritten(Echo):
-    @classmethod
-    def load(cls, *args, **options):
-        send = worker.Worker.send
-        def fails(self, kind, *content):
-            send(self, *(("fatal", "WriteError", "no more") if kind == "outcome" else (kind, *content)))
-        worker.Worker.send = fails
-        return cls()
-
-class TellsWhatItRuns(Echo):
-    @property
-    def ran(self):
-        return {{"operators": os.environ["OPERATORS"]}}
-
-class RunsSomethingElse(Slow):
-    @property
-    def ran(self):
-        return {{"operators": "first" if first("told") else "second"}}
-
-class TakesEntries(Echo):
-    def anonymize_batch(self, waveforms, mode, stride, seed, ids, *, batch_s, entries=None):
-        return [self.one(waveform)._replace(bank_ids=np.array(entries)) for waveform in waveforms]
-
-class SaysMuch(Echo):
-    def one(self, waveform):
-        return super().one(waveform)._replace(bank_ids=np.arange(200_000))
-"""
 
 
 @pytest.fixture
 def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The stand-ins' folder, where workers of this process and of programs that it starts find them."""
+    """The stand-ins' folder for notes; workers of this process and of programs that it starts find the stand-ins."""
     folder = tmp_path / "stand_ins"
     folder.mkdir()
-    (folder / "stand_ins.py").write_text(STAND_INS)
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("STAND_INS", str(folder))
     return folder
 
@@ -239,7 +61,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stand_in(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Has commands run in this process use a stand-in for the anonymizer."""
     run = corpus.Run
-    return lambda name: monkeypatch.setattr(corpus, "Run", functools.partial(run, factory=f"stand_ins:{name}"))
+    return lambda name: monkeypatch.setattr(anonymize, "Run", functools.partial(run, factory=factory(name)))
 
 
 @pytest.fixture(scope="module")
@@ -352,9 +174,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(arguments: list[str], stand_in: str | None = None) -> subprocess.Popen[str]:
-        change = f"c.Run = partial(c.Run, factory='stand_ins:{stand_in}'); " if stand_in else ""
+        change = f"c.Run = partial(c.Run, factory={factory(stand_in)!r}); " if stand_in else ""
         program = (
-            "import sys; from functools import partial; import mkc_fast.engine.corpus.run as c; "
+            "import sys; from functools import partial; import mkc_fast.engine.corpus.anonymize as c; "
             f"from mkc_fast.cli import main; {change}sys.exit(main())"
         )
         process = subprocess.Popen(
@@ -561,7 +383,7 @@ def test_workers_that_are_stopped_are_not_taken_for_hung(
     stopped: list[int] = []
     timers: list[threading.Timer] = []
 
-    def stop(status: corpus.Status) -> None:
+    def stop(status: Status) -> None:
         if not stopped and status.summary.written > 4:
             stopped.extend(worker.pid for worker in status.workers if worker.outstanding)
             for pid in stopped:
@@ -570,10 +392,10 @@ def test_workers_that_are_stopped_are_not_taken_for_hung(
                 timers[-1].start()
 
     out = tmp_path / "out"
-    folder = corpus.plan_folder(read_audio_list(few), out, out, Settings(seed=7))
+    folder = plan_folder(read_audio_list(few), out, out, Settings(seed=7))
     run = corpus.Run([folder], artifacts.model, artifacts.bank, Settings(seed=7), num_proc=2)
     # Half of four seconds would be too long for one who works.
-    summary = corpus.run_corpus(replace(run, timeout_s=2, factory="stand_ins:Slow"), watch=stop)
+    summary = corpus.run_corpus(replace(run, timeout_s=2, factory=factory("Slow")), watch=stop)
     for timer in timers:
         timer.join()
     assert stopped
@@ -676,8 +498,8 @@ def test_a_signal_before_the_first_worker_ends_the_run(
     artifacts: Artifacts, few: Path, tmp_path: Path, stand_ins: Path
 ) -> None:
     asked: list[bool] = []
-    folder = corpus.plan_folder([Utterance("u", few)], tmp_path / "out", tmp_path / "out", Settings())
-    run = corpus.Run([folder], artifacts.model, artifacts.bank, Settings(), factory="stand_ins:SlowToLoad")
+    folder = plan_folder([Utterance("u", few)], tmp_path / "out", tmp_path / "out", Settings())
+    run = corpus.Run([folder], artifacts.model, artifacts.bank, Settings(), factory=factory("SlowToLoad"))
     summary = corpus.run_corpus(run, stopped=lambda: not asked.append(True))
     assert (summary.interrupted, summary.written, summary.failed) == (True, 0, [])
     assert not (stand_ins / "loading").exists()
@@ -891,10 +713,10 @@ def test_a_manifest_that_is_removed_during_the_run_ends_it_with_3(
     instead: str | None, artifacts: Artifacts, few: Path, tmp_path: Path, stand_ins: Path
 ) -> None:
     out = tmp_path / "out"
-    folder = corpus.plan_folder(read_audio_list(few), out, out, Settings(seed=7))
-    run = corpus.Run([folder], artifacts.model, artifacts.bank, Settings(seed=7), factory="stand_ins:Echo")
+    folder = plan_folder(read_audio_list(few), out, out, Settings(seed=7))
+    run = corpus.Run([folder], artifacts.model, artifacts.bank, Settings(seed=7), factory=factory("Echo"))
 
-    def remove(status: corpus.Status) -> None:
+    def remove(status: Status) -> None:
         if status.summary.written >= 24 and (out / MANIFEST_FILE).exists():  # nothing comes after that
             (out / MANIFEST_FILE).unlink()
             if instead is not None:
@@ -940,9 +762,14 @@ def test_without_a_seed_a_recorded_subset_is_kept_and_another_is_said(
     for record_draws in (True, False):
         out = tmp_path / f"{record_draws}"
         settings = Settings(record_draws=record_draws)
-        folder = corpus.plan_folder(read_audio_list(few), out, out, settings)
+        folder = plan_folder(read_audio_list(few), out, out, settings)
         run = corpus.Run(
-            [folder], artifacts.model, artifacts.bank, settings, factory="stand_ins:TakesEntries", kmeans_num=3
+            [folder],
+            artifacts.model,
+            artifacts.bank,
+            settings,
+            factory=factory("TakesEntries"),
+            kmeans_num=3,
         )
         corpus.run_corpus(run)
         assert not caplog.messages
@@ -960,7 +787,7 @@ def test_without_a_seed_a_recorded_subset_is_kept_and_another_is_said(
         lines = [json.dumps({**json.loads(header), "entries": entries}), *rest]
         (out / MANIFEST_FILE).write_text("\n".join(lines) + "\n")
         settings = Settings(record_draws=True)
-        folder = corpus.plan_folder(read_audio_list(few), out, out, settings)
+        folder = plan_folder(read_audio_list(few), out, out, settings)
         run = corpus.Run([folder], artifacts.model, artifacts.bank, settings, kmeans_num=3)
         with pytest.raises(OutputError, match="damaged"):
             corpus.run_corpus(run)
@@ -1047,7 +874,7 @@ def test_workers_that_start_go_on_without_those_that_do_not(bench: Bench) -> Non
 
 
 def test_workers_that_die_of_everything_end_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "_DEATHS_IN_VAIN", 4)  # twenty, in earnest
+    monkeypatch.setattr(scheduler, "_DEATHS_WITHOUT_OUTCOME", 4)  # twenty, in earnest
     ended = bench.infer("DiesOfAll")
     assert ended.code == 2
     assert "4 workers died, and nothing came of any recording" in ended.error

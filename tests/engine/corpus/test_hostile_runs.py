@@ -15,10 +15,10 @@ from mkc_fast import AudioError, ListError, OutputError
 from mkc_fast.cli import main
 from mkc_fast.engine.audio.headers import HEAD_BYTES, length_s
 from mkc_fast.engine.audio.read import duration_s, read_waveform
-from mkc_fast.engine.corpus import run as corpus
+from mkc_fast.engine.corpus import outputs as module
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
+from mkc_fast.engine.corpus.outputs import check_recordings, plan_folder
 from mkc_fast.engine.corpus.protocol import Settings
-from mkc_fast.engine.corpus.run import check_recordings, plan_folder
 from mkc_fast.engine.datasets.dataset import Utterance
 from tests.conftest import Artifacts
 
@@ -92,7 +92,7 @@ def test_a_data_directory_given_twice_in_two_spellings_is_refused(
     data.mkdir()
     (data / "wav.scp").write_text(f"a {audio}/a.wav\n")
     spelled = ["--data-dir", str(data), "--data-dir", f"{tmp_path}/audio/../data"]
-    assert "a --data-dir is there twice" in refusal(infer(artifacts, *spelled), capsys)
+    assert "the data directory is given twice" in refusal(infer(artifacts, *spelled), capsys)
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
@@ -123,7 +123,7 @@ def test_ids_that_differ_in_how_accents_are_put_together(
     utterances = [Utterance(name, audio / "a.wav") for name in ("\u00c9", "e\u0301")]
     assert len(plan_folder(utterances, tmp_path, tmp_path / "out", Settings()).outputs) == 2
     # On a file system such as macOS's they are one name.
-    monkeypatch.setattr(corpus, "_folds_case", lambda _: True)
+    monkeypatch.setattr(module, "_folds_case", lambda _: True)
     with pytest.raises(ListError, match="would write the same file"):
         plan_folder(utterances, tmp_path, tmp_path / "out", Settings())
 

@@ -16,7 +16,7 @@ from mkc_fast.engine.audio.read import COMMAND_TIMEOUT_S
 from mkc_fast.engine.corpus import scheduler
 from mkc_fast.engine.corpus import watchdog as patience
 from mkc_fast.engine.corpus.protocol import Settings, Task, WorkerConfig
-from mkc_fast.engine.corpus.watchdog import Clock, Silence, is_stopped
+from mkc_fast.engine.corpus.watchdog import Clock, SilenceTimer, is_stopped
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.options import EngineOptions
 
@@ -26,7 +26,7 @@ def task(audio_s: float, command: str | None = None) -> Task:
 
 
 def test_the_limit_grows_with_the_audio_and_never_falls_below_the_timeout() -> None:
-    fresh = Silence()
+    fresh = SilenceTimer()
     assert fresh.limit_s(900, loading=False, tasks=[]) == 900
     # Two cores compute full size at 2.4 times real time; a hundredth of that is allowed before anything is measured.
     assert fresh.limit_s(900, loading=False, tasks=[task(40)]) >= 900 + 40 / 0.024
@@ -39,7 +39,7 @@ def test_the_limit_grows_with_the_audio_and_never_falls_below_the_timeout() -> N
 
 @pytest.mark.parametrize("rtfx", [0.1, 2.4, 4000.0])
 def test_a_worker_of_any_pace_has_twenty_times_what_it_needs(rtfx: float) -> None:
-    silence = Silence()
+    silence = SilenceTimer()
     for _ in range(3):
         silence.silent_s += 40 / rtfx
         silence.heard(40)
@@ -47,7 +47,7 @@ def test_a_worker_of_any_pace_has_twenty_times_what_it_needs(rtfx: float) -> Non
 
 
 def test_silence_does_not_lengthen_its_own_limit() -> None:
-    silence = Silence()
+    silence = SilenceTimer()
     silence.silent_s = 1
     silence.heard(10)
     before = silence.limit_s(900, False, [task(10)])

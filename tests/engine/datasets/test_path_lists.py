@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from mkc_fast import ListError
+from mkc_fast.engine.corpus.outputs import plan_folder
 from mkc_fast.engine.corpus.protocol import Settings
-from mkc_fast.engine.corpus.run import plan_folder
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.lines import check_name
 from mkc_fast.engine.datasets.path_lists import read_audio_list, read_named_paths

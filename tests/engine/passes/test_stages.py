@@ -197,7 +197,7 @@ def test_in_a_worker_only_the_utterance_at_fault_fails(
     (tmp_path / "out").mkdir()
     tasks = [Task(index, Utterance(f"u{index}", tmp_path / f"{index}.wav"), tmp_path / "out") for index in range(3)]
     read = [(task, waveform, 0.0) for task, waveform in zip(tasks, waveforms, strict=True)]
-    for future in worker._finish(module._Begun(1, read, [], None)):
+    for future in worker._finish(module.InFlightBatch(1, read, [], None)):
         future.result()
     outcomes = {message[2].index: message[2] for message in said if message[0] == "outcome"}
     assert [outcomes[index].error is None for index in range(3)] == [True, False, True]

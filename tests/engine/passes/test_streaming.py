@@ -95,7 +95,7 @@ def make_worker(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> Callab
     def make(anonymizer: Anonymizer) -> tuple[Worker, list]:
         said: list[Any] = []
         monkeypatch.setattr(Anonymizer, "load", lambda *_, **__: anonymizer)
-        monkeypatch.setattr(module, "_MOST_HELD_S", 5)
+        monkeypatch.setattr(module, "_MAX_IN_MEMORY_S", 5)
         config = WorkerConfig(
             artifacts.model, artifacts.bank, "cpu", EngineOptions(max_window_s=8), 1, Settings(seed=7)
         )

@@ -1,0 +1,208 @@
+"""A whole corpus in one call: lists or data directories in, anonymized recordings and data directories out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkc_fast.engine.corpus.outputs import Folder, plan_folder
+from mkc_fast.engine.corpus.protocol import Settings
+from mkc_fast.engine.corpus.run import Run, run_corpus
+from mkc_fast.engine.corpus.status import Status, Summary
+from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
+from mkc_fast.engine.datasets.kaldi import read_data_directory
+from mkc_fast.engine.datasets.path_lists import AudioList, read_audio_list
+from mkc_fast.engine.devices import cuda_device_names, cuda_index
+from mkc_fast.engine.options import EngineOptions
+from mkc_fast.errors import ArgumentError, ListError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from os import PathLike
+
+    from mkc_fast.engine.datasets.dataset import Dataset
+    from mkc_fast.engine.draws import Mode
+
+DEFAULT_SUFFIX = "_mkc"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Recordings to anonymize and where their outputs go, read and checked; nothing is written yet.
+
+    Attributes:
+        datasets: What goes in and comes out.
+        folders: The planned outputs of each.
+        audio_format: Of the outputs, ``wav`` or ``flac``.
+    """
+
+    datasets: list[Dataset]
+    folders: list[Folder]
+    audio_format: str
+
+    def finish(self, summary: Summary) -> None:
+        """Complete each output folder with the recordings that were written.
+
+        Raises:
+            OutputError: A file cannot be written.
+        """
+        failed = {utterance_id for utterance_id, _ in summary.failed}
+        for dataset, folder in zip(self.datasets, self.folders, strict=True):
+            dataset.finish(folder.outputs, failed)
+
+
+def open_corpus(
+    *,
+    audio_list: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    data_dirs: Sequence[str | PathLike[str]] = (),
+    anon_suffix: str = DEFAULT_SUFFIX,
+    audio_format: str = "wav",
+    allow_commands: bool = False,
+) -> Corpus:
+    """Read a list or data directories and plan their outputs; the arguments are those of ``anonymize_corpus``.
+
+    ``anonymize_corpus`` does this itself. Call it before a slow step, such as the conversion of checkpoints, so that a
+    bad list is reported first.
+
+    Raises:
+        ArgumentError: Not exactly one form of input is given, or the format is unknown.
+        ListError: A list is unreadable, empty or contradictory, or a data directory is given twice.
+        OutputError: An output folder cannot be used, or an output would replace a recording.
+    """
+    datasets: list[Dataset]
+    if data_dirs:
+        if audio_list is not None or out is not None:
+            raise ArgumentError("give data_dirs, or audio_list and out, not both")
+        directories = [read_data_directory(Path(p), anon_suffix, allow_commands=allow_commands) for p in data_dirs]
+        seen: set[Path] = set()
+        for directory in directories:
+            resolved = directory.out.resolve()
+            if resolved in seen:
+                raise ListError(f"{directory.path}: the data directory is given twice")
+            seen.add(resolved)
+        datasets = [*directories]
+    else:
+        if audio_list is None or out is None:
+            raise ArgumentError("give audio_list and out, or data_dirs")
+        datasets = [AudioList(read_audio_list(Path(audio_list), allow_commands=allow_commands), Path(out))]
+    settings = Settings(format=audio_format)
+    folders = [plan_folder(each.utterances, each.out, each.audio_dir, settings) for each in datasets]
+    return Corpus(datasets, folders, audio_format)
+
+
+def default_devices() -> list[str]:
+    """All CUDA devices of this machine, or the CPU if there is none."""
+    return [f"cuda:{index}" for index in range(len(cuda_device_names()))] or ["cpu"]
+
+
+def anonymize_corpus(
+    model: str | PathLike[str],
+    bank: str | PathLike[str],
+    *,
+    audio_list: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    data_dirs: Sequence[str | PathLike[str]] = (),
+    anon_suffix: str = DEFAULT_SUFFIX,
+    audio_format: str = "wav",
+    allow_commands: bool = False,
+    corpus: Corpus | None = None,
+    mode: Mode = "frame",
+    stride: int = 1,
+    seed: int | None = None,
+    kmeans_num: int | None = None,
+    pad: bool = False,
+    record_draws: bool = False,
+    devices: Sequence[str] | None = None,
+    num_proc: int | None = None,
+    options: EngineOptions | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    overwrite: bool = False,
+    allow_mixed: bool = False,
+    private_manifest: bool = False,
+    progress: Callable[[Status], None] | None = None,
+    stopped: Callable[[], bool] | None = None,
+) -> Summary:
+    """Anonymize the recordings of a list or of Kaldi data directories, as ``mkc-fast infer`` does.
+
+    The recordings are processed in worker processes. Outputs are written atomically, and the same call continues a run
+    that was stopped: it processes what is missing and retries what failed. Workers are new interpreters that do not
+    import the calling script, so the call needs no ``if __name__ == "__main__"``.
+
+    Args:
+        model: Directory made by ``export_model``.
+        bank: Directory made by ``build_bank``.
+        audio_list: List of ``path`` or ``utt-id path`` a line (Kaldi ``wav.scp``); ``-`` is the standard input.
+        out: Output folder for ``audio_list``: ``<utt-id>.wav`` of each recording, and ``manifest.jsonl``.
+        data_dirs: Kaldi data directories, instead of ``audio_list`` and ``out``. Each gets an anonymized directory
+            beside it, with a ``wav.scp`` and copies of its other lists.
+        anon_suffix: Added to the name of each data directory, it names the anonymized one.
+        audio_format: Of the outputs: ``"wav"`` or ``"flac"``, 16-bit at 16 kHz.
+        allow_commands: Run the commands (lines that end in ``|``) of a ``wav.scp``.
+        corpus: What ``open_corpus`` returned, instead of the six arguments above.
+        mode: ``"audio"`` draws one bank entry for a recording, ``"frame"`` one every ``stride`` frames.
+        stride: Frames (20 ms) that share a draw in frame mode.
+        seed: Makes the draws repeatable. Default: the operating system's entropy.
+        kmeans_num: Draw from a random subset of so many bank entries. Default: from all.
+        pad: Fill each output's end with silence, up to the length of its recording.
+        record_draws: Record the bank entry of each frame in the manifest; it helps an attacker.
+        devices: ``"cpu"``, ``"cuda:0"``, …. Default: all CUDA devices, or the CPU if there is none.
+        num_proc: Number of worker processes, over the devices in turn. Default: one for each device.
+        options: How the engine runs on each device: provider, precision, window, batch. Default: ``EngineOptions()``.
+        timeout_s: Seconds. A worker that reports nothing for longer, beyond what the length of its recordings explains,
+            is replaced; 0 never replaces one.
+        overwrite: Start over, whatever the output folders hold.
+        allow_mixed: Continue with another device, provider, precision or version, whose results differ in the last bit.
+        private_manifest: Record salted digests of the recordings' paths instead of the paths.
+        progress: Called with a ``Status`` several times a second, in this thread, and with ``Status.done`` at the end.
+            If it raises, the workers are ended and the error is passed on.
+        stopped: Called often. Once it returns true, the run ends within seconds and ``Summary.interrupted`` is set.
+            Data directories are then not completed.
+
+    Returns:
+        What was done. Recordings that failed are in ``failed``, with the reason; they raise nothing.
+
+    Raises:
+        ArgumentError: Not exactly one form of input is given, or a value is not possible.
+        ListError: A list is unreadable, empty or contradictory.
+        ArtifactError: The model or the bank is missing or damaged, or they do not fit each other.
+        DeviceError: A device or provider cannot be used.
+        OutputError: An output folder holds outputs of other settings, recordings or programs, or cannot be written.
+        WriteError: The disk is full, or a manifest was removed during the run.
+        StoppedError: Workers no longer start. What was written is complete, and the same call continues.
+    """
+    used = default_devices() if devices is None else list(devices)
+    for device in used:
+        cuda_index(device)
+    if corpus is None:
+        corpus = open_corpus(
+            audio_list=audio_list,
+            out=out,
+            data_dirs=data_dirs,
+            anon_suffix=anon_suffix,
+            audio_format=audio_format,
+            allow_commands=allow_commands,
+        )
+    elif audio_list is not None or out is not None or data_dirs:
+        raise ArgumentError("give corpus, or what it is read from, not both")
+    run = Run(
+        folders=corpus.folders,
+        model=Path(model),
+        bank=Path(bank),
+        settings=Settings(mode, stride, seed, corpus.audio_format, record_draws, pad),
+        devices=used,
+        num_proc=num_proc,
+        options=options or EngineOptions(),
+        overwrite=overwrite,
+        timeout_s=timeout_s,
+        kmeans_num=kmeans_num,
+        allow_mixed=allow_mixed,
+        private_manifest=private_manifest,
+    )
+    watch = progress or (lambda _: None)
+    summary = run_corpus(run, stopped=stopped or (lambda: False), watch=watch)
+    watch(Status(summary, 0.0, summary.wall_s - summary.start_up_s, [], done=True))
+    if not summary.interrupted:
+        corpus.finish(summary)
+    return summary

@@ -1,0 +1,169 @@
+"""Where outputs go, and the checks that they replace nothing that they must not."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkc_fast.engine.atomic_files import remove_temporaries
+from mkc_fast.engine.audio.write import FORMATS
+from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
+from mkc_fast.errors import ListError, MkcError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mkc_fast.engine.corpus.manifest import Manifest
+    from mkc_fast.engine.corpus.protocol import Settings
+    from mkc_fast.engine.datasets.dataset import Utterance
+
+
+class Outputs(Mapping[str, Path]):
+    """Where the output of each utterance goes, by id; made on access, since a million paths would fill the memory.
+
+    Attributes:
+        folder: Where all of them go.
+        suffix: Of their names, with its dot.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], folder: Path, suffix: str) -> None:
+        self.folder = folder
+        self.suffix = suffix
+        self._utterances = utterances
+
+    def __getitem__(self, utterance_id: str) -> Path:
+        """The output that an utterance of this id has."""
+        return self.folder / (utterance_id + self.suffix)
+
+    def __iter__(self) -> Iterator[str]:
+        return (utterance.id for utterance in self._utterances)
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def existing(self) -> Iterator[Path]:
+        """The outputs that exist, under any name that the file system takes for theirs."""
+        try:
+            # One listing instead of a look-up for each utterance.
+            names = set(os.listdir(self.folder))  # noqa: PTH208
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError:  # a folder that cannot be listed
+            yield from (output for output in self.values() if output.exists())
+            return
+        if names and _folds_case(self.folder):
+            folded = {_folded(name) for name in names}
+            yield from (self[name] for name in self if _folded(name + self.suffix) in folded)
+        elif names:
+            yield from (self[name] for name in self if name + self.suffix in names)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Utterances that go into one output folder.
+
+    Attributes:
+        path: Where the manifest is.
+        utterances: To anonymize.
+        outputs: Where the output of each goes, by id.
+    """
+
+    path: Path
+    utterances: Sequence[Utterance]
+    outputs: Outputs
+
+    @property
+    def directories(self) -> set[Path]:
+        """The directories that hold the folder's files."""
+        return {self.path, self.outputs.folder}
+
+
+def plan_folder(utterances: Sequence[Utterance], folder: Path, audio_folder: Path, settings: Settings) -> Folder:
+    """Plan where each output goes; nothing is written.
+
+    Raises:
+        ListError: Two outputs have one name where the file system does not tell upper case from lower.
+        OutputError: An output would replace its own recording, or the folder is a file.
+        MkcError: The format is not known.
+    """
+    if settings.format not in FORMATS:
+        raise MkcError(f"format is {settings.format!r}; expected one of {', '.join(FORMATS)}")
+    for part in (folder, audio_folder):
+        try:
+            if part.exists() and not part.is_dir():
+                raise OutputError(f"{part}: exists, and is no folder")
+        except OSError as error:
+            raise OutputError(f"{part}: cannot be used ({error.strerror})") from None
+    outputs = Outputs(utterances, audio_folder, f".{settings.format}")
+    if _folds_case(folder):
+        folded = Counter(_folded(name) for name in outputs)
+        for name in outputs:
+            if folded[_folded(name)] > 1:
+                raise ListError(f"{name}: another id differs only in case, and would write the same file")
+    planned = Folder(folder, utterances, outputs)
+    check_recordings([planned])
+    return planned
+
+
+def check_recordings(folders: Sequence[Folder]) -> None:
+    """Refuse to replace a recording: no output of any folder may be a recording of any.
+
+    Raises:
+        OutputError: An output is one.
+    """
+    existing = (output for folder in folders for output in folder.outputs.existing())
+    replaced = {file: output for output in existing if (file := _file_of(output))}
+    recordings = {u.path for folder in folders if replaced for u in folder.utterances if u.command is None}
+    for recording in recordings:
+        file = _file_of(recording)
+        if file in replaced:
+            output = replaced[file]
+            raise OutputError(f"{output}: is the recording {recording} itself; choose another output folder")
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    """The device and inode that a path leads to, through any links; None if there is no such file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _folded(name: str) -> str:
+    """A name as such file systems compare it: without case, and with accents composed."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def _folds_case(folder: Path) -> bool:
+    """Whether the file system of a folder, which may not exist yet, ignores the case of names."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    swapped = existing.absolute().parent / existing.absolute().name.swapcase()
+    return swapped.name != existing.absolute().name and swapped.exists() and swapped.samefile(existing)
+
+
+def check_foreign(folder: Folder) -> None:
+    """Refuse to replace files that no recorded run has written.
+
+    Raises:
+        OutputError: The folder has no manifest, but a file under the name of an output.
+    """
+    if (folder.path / MANIFEST_FILE).exists():
+        return
+    for output in folder.outputs.existing():
+        raise OutputError(
+            f"{output}: exists, and no run recorded here has written it; choose another folder, or --overwrite"
+        )
+
+
+def remove_left_over(folders: Sequence[Folder], manifests: Sequence[Manifest]) -> None:
+    """Remove the temporary files of killed processes, in folders whose manifests are locked by this run."""
+    for folder, manifest in zip(folders, manifests, strict=False):
+        if manifest.is_there():  # otherwise another run may have begun in the folder
+            for path in folder.directories:
+                remove_temporaries(path)

@@ -1,0 +1,64 @@
+"""Plans the batches of a run: reads the headers of recordings and groups them by length, while the workers start."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from mkc_fast.engine.audio.read import duration_s
+from mkc_fast.engine.batching import group_by_length
+from mkc_fast.engine.corpus.protocol import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
+
+_HEADERS_AT_ONCE = 64
+# More than cores: on a network file system, reading a header is mostly waiting.
+_HEADER_THREADS = 8
+
+
+@contextmanager
+def planned_batches(
+    tasks: list[Task], budget: float, stopped: Callable[[], bool]
+) -> Iterator[Future[list[list[Task]]]]:
+    """Start to read the headers of tasks, which tell their lengths, and to make batches of them.
+
+    Args:
+        tasks: Replaced, in place, by the same tasks with their lengths.
+        budget: Padded seconds of a batch.
+        stopped: Called often; once it returns true, no more headers are read.
+    """
+    ended = threading.Event()
+
+    def is_over() -> bool:
+        return ended.is_set() or stopped()
+
+    def plan() -> list[list[Task]]:
+        # In pieces: a future for each of 100,000 headers costs more than reading it.
+        pieces = [tasks[start : start + _HEADERS_AT_ONCE] for start in range(0, len(tasks), _HEADERS_AT_ONCE)]
+        tasks[:] = chain.from_iterable(readers.map(lambda piece: _measured(piece, is_over), pieces))
+        # A recording of unknown length runs alone.
+        lengths = [task.audio_s or math.inf for task in tasks]
+        groups = group_by_length(lengths, budget)
+        groups.reverse()  # each is freed once its batch is made: of a million recordings both are large
+        return [[tasks[index] for index in groups.pop()] for _ in range(len(groups))]
+
+    with ThreadPoolExecutor(_HEADER_THREADS, "header") as readers, ThreadPoolExecutor(1, "plan") as planner:
+        try:
+            yield planner.submit(plan)
+        finally:
+            ended.set()
+
+
+def _measured(tasks: Sequence[Task], is_over: Callable[[], bool]) -> list[Task]:
+    return [
+        task
+        if is_over()
+        else Task(task.index, task.utterance, task.folder, task.suffix, audio_s=duration_s(task.utterance))
+        for task in tasks
+    ]

@@ -1,0 +1,88 @@
+"""What a run reports: how it stands while it goes on, and what it did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mkc_fast.engine.audio.waveform import LOUD_PEAK
+
+if TYPE_CHECKING:
+    from mkc_fast.engine.corpus.protocol import Outcome, Task
+    from mkc_fast.engine.corpus.scheduler import WorkerState
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        files: Utterances asked for.
+        written: Of them, written by this run.
+        present: Of them, written by an earlier run.
+        failed: Id and error of each that failed.
+        loud: Of those written, recordings with a peak above 1, whose scale may be wrong.
+        audio_s: Seconds of audio written by this run.
+        wall_s: Seconds from the first worker's start to the end.
+        start_up_s: Of them, until headers were read and the first worker was ready.
+        stage_seconds: Seconds of each stage, over all workers.
+        replaced_workers: Workers that died and were replaced.
+        lost_workers: Workers that died several times in a row while they started, and were not replaced again.
+        interrupted: Whether the run was stopped before its end.
+        chosen: What the workers' graphs ran on, and why on nothing faster, a line for each kind of device.
+    """
+
+    files: int = 0
+    written: int = 0
+    present: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    loud: int = 0
+    audio_s: float = 0.0
+    wall_s: float = 0.0
+    start_up_s: float = 0.0
+    stage_seconds: Counter[str] = field(default_factory=Counter)
+    replaced_workers: int = 0
+    lost_workers: int = 0
+    interrupted: bool = False
+    chosen: list[str] = field(default_factory=list)
+
+    def count(self, task: Task, outcome: Outcome) -> tuple[str, str] | None:
+        """Count an outcome; returns id and error if it failed."""
+        if outcome.error is not None:
+            self.failed.append((task.utterance.id, outcome.error))
+            return self.failed[-1]
+        self.written += 1
+        self.loud += outcome.peak > LOUD_PEAK
+        self.audio_s += outcome.audio_s
+        self.stage_seconds.update(outcome.stage_seconds)
+        return None
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio a second of work, start-up not counted."""
+        work = self.wall_s - self.start_up_s
+        return self.audio_s / work if work > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a run.
+
+    Attributes:
+        summary: What is done.
+        remaining_s: Seconds of audio still to do, as far as headers tell.
+        elapsed_s: Since the end of the start-up.
+        workers: The workers at work.
+        failure: The utterance that has just failed, and why.
+        notes: New notes and warnings of the workers, a line each.
+        done: Whether this is the last one, after the last output.
+    """
+
+    summary: Summary
+    remaining_s: float
+    elapsed_s: float
+    workers: list[WorkerState]
+    failure: tuple[str, str] | None = None
+    notes: tuple[str, ...] = ()
+    done: bool = False
