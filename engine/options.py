@@ -156,10 +156,14 @@ def _check_names(provider: str, precision: str) -> None:
 def _checked_window(max_window_s: object) -> float:
     try:
         seconds = float(max_window_s)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+        shown = f"{seconds:g}"
+    except OverflowError:  # a large integer
+        seconds, shown = float("inf"), "too large"
+    except (TypeError, ValueError):
         seconds = float("nan")
+        shown = ascii(max_window_s[:40]) if isinstance(max_window_s, str) else f"of type {type(max_window_s).__name__}"
     if not _LEAST_WINDOW_S <= seconds <= _MOST_WINDOW_S:
         raise ArgumentError(
-            f"max_window_s is {seconds:g}; it must be a number of seconds, at least {_LEAST_WINDOW_S:g}, at most a day"
+            f"max_window_s is {shown}; it must be a number of seconds, at least {_LEAST_WINDOW_S:g}, at most a day"
         )
     return seconds

@@ -40,7 +40,7 @@ class AudioError(MkcError, ValueError):
 
 
 class StageError(MkcError):
-    """A stage of the pass gave values that are not finite: the model or the bank is damaged, or a precision too low."""
+    """A stage gave values that are not finite: the model or bank is damaged, or the precision is too low."""
 
 
 class ListError(MkcError):
@@ -48,7 +48,7 @@ class ListError(MkcError):
 
 
 class OutputError(MkcError):
-    """An output cannot be written where it was asked for."""
+    """An output cannot be written at the given path."""
 
 
 class WriteError(OutputError):
@@ -56,16 +56,16 @@ class WriteError(OutputError):
 
 
 class StoppedError(MkcError):
-    """A run that had begun could not go on; what was written is whole, and the same command continues."""
+    """A run had to stop; what was written is complete, and the same command continues it."""
 
 
 class DeviceError(MkcError):
-    """The device or provider asked for is not there, or fails."""
+    """A device or provider is not available here, or fails."""
 
 
 class DeviceMemoryError(DeviceError):
-    """The device has no memory left for so much at once."""
+    """The device has too little memory for what was to run at once."""
 
 
 class LostDeviceError(DeviceError):
-    """The device answers this process no more; a new process may be able to use it."""
+    """The device no longer answers this process; a new process may be able to use it."""
