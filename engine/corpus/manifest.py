@@ -1,8 +1,8 @@
 """The record of a run in its output folder: what was done, with which settings, so that it can be continued.
 
 ``manifest.jsonl`` has a line of JSON for the run's settings and what it ran on, then one for each utterance finished or
-failed. A line that was cut off by a kill is passed over; the last line about an utterance counts. Where runs that are
-not equal to the bit were mixed on purpose, a line says what else has run.
+failed. A line that was cut off by a kill is ignored; the last line about an utterance counts. If runs whose results
+differ in the last bit were mixed on purpose, a line says what else has run.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Manifest:
             raise OutputError(f"{self.path}: cannot be used ({error.strerror or error})") from None
 
     def _read(self) -> None:
-        """Take in what is recorded, and check that it is of these settings."""
+        """Read what is recorded, and check that it is of these settings."""
         self._file.seek(0)
         head = self._file.read(len(_HEADER))
         self._file.seek(0)
@@ -144,7 +144,7 @@ class Manifest:
         elif not (head.startswith(_HEADER) or _HEADER.startswith(head)):
             raise OutputError(f"{self.path}: not a manifest; {_INSTEAD}")
         else:
-            # Nothing is recorded, so nothing binds: a run that was refused or killed at its start may have been here.
+            # Nothing is recorded, so any settings fit: a run that was refused or killed at its start has left this.
             self._ran = []
 
     def _parsed(self) -> Iterator[dict[str, Any]]:
@@ -227,7 +227,7 @@ class Manifest:
         return utterance_id in self._known
 
     def finished(self, utterance_id: str, output: Path) -> bool:
-        """Whether this output was written and is there as it was."""
+        """Whether this output was written and still exists with its size."""
         known = self._known.get(utterance_id)
         if known is None or known.suffix is None or utterance_id + known.suffix != output.name:
             return False
@@ -236,14 +236,14 @@ class Manifest:
         return False
 
     def forget(self) -> None:
-        """Let go of what is known of each utterance: a run that has begun needs it no more."""
+        """Free what is recorded of each utterance: once the tasks are known, a run does not need it."""
         self._known = {}
 
     def append(self, utterance: Utterance, record: Mapping[str, object], ran: Mapping[str, object]) -> None:
-        """Record what became of an utterance.
+        """Record the outcome of an utterance.
 
         Args:
-            utterance: It.
+            utterance: The utterance.
             record: ``file``, ``bytes``, ``seconds``, ``frames`` and, if they are to be recorded, ``bank_ids``; or
                 ``error``.
             ran: What its worker runs, as given to ``begin``.
@@ -273,7 +273,7 @@ class Manifest:
             )
 
     def close(self, outputs: Iterable[Path] = ()) -> None:
-        """Let go of the folder; of a run that came to nothing, none of its outputs and no record, leave nothing."""
+        """Close the manifest and release its lock; remove it if the run has neither written nor recorded anything."""
         with contextlib.suppress(OSError):
             ours = (self._begun or self._nothing) and not self._recorded
             if ours and self.is_there() and not any(output.exists() for output in outputs):
