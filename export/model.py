@@ -38,7 +38,7 @@ from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES
 from mkc_fast.engine.sessions.prepared import prepared_graph
 from mkc_fast.engine.sessions.providers import GRAPH_FILES
 from mkc_fast.errors import ArtifactError, CheckpointError, InexactError
-from mkc_fast.export.checkpoints.torch_files import load_voice, load_wavlm
+from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
 from mkc_fast.export.graphs.native import write_conformer, write_hifigan, write_wavlm
 from mkc_fast.export.networks.conformer import Conformer
 from mkc_fast.export.networks.hifigan import HifiGan, reach_frames

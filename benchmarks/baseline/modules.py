@@ -14,19 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from mkc_fast.errors import CheckpointError
-from mkc_fast.export.checkpoints.torch_files import WeightReader
+from mkc_fast.export.checkpoints.weights import WeightReader
 from mkc_fast.export.networks.wavlm import relative_buckets
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mkc_fast.export.checkpoints.torch_files import (
-        ConformerConfig,
-        HifiGanConfig,
-        VoiceCheckpoint,
-        WavLMCheckpoint,
-        WavLMConfig,
-    )
+    from mkc_fast.export.checkpoints.configs import ConformerConfig, HifiGanConfig, WavLMConfig
+    from mkc_fast.export.checkpoints.published import VoiceCheckpoint, WavLMCheckpoint
 
 _SLOPE = 0.1
 

@@ -27,7 +27,7 @@ from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.draws import draw_bank_ids
 from mkc_fast.errors import BankError
 from mkc_fast.export.checkpoints.kmeans import read_kmeans
-from mkc_fast.export.checkpoints.torch_files import load_voice, load_wavlm
+from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

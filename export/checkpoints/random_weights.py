@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from mkc_fast.export.checkpoints.torch_files import (
-    HIFIGAN_V1,
-    ConformerConfig,
-    HifiGanConfig,
-    VoiceCheckpoint,
-    Weights,
-    parse_conv_layers,
-)
+from mkc_fast.export.checkpoints.configs import HIFIGAN_V1, ConformerConfig, HifiGanConfig, parse_conv_layers
+from mkc_fast.export.checkpoints.published import VoiceCheckpoint
 from mkc_fast.export.networks.hifigan import HifiGan
 
 if TYPE_CHECKING:
@@ -27,6 +21,8 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from numpy.typing import NDArray
+
+    from mkc_fast.export.checkpoints.weights import Weights
 
 _T = TypeVar("_T")
 

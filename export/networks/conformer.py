@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mkc_fast.export.checkpoints.torch_files import ConformerConfig, VoiceCheckpoint, WeightReader
+from mkc_fast.export.checkpoints.weights import WeightReader
 from mkc_fast.export.networks.layers import Linear, SelfAttention, key_mask, take_layer_norm, take_linear, valid_frames
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mkc_fast.export.checkpoints.configs import ConformerConfig
+    from mkc_fast.export.checkpoints.published import VoiceCheckpoint
 
 _BATCH_NORM_EPSILON = 1e-5
 

@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mkc_fast.export.checkpoints.torch_files import HifiGanConfig, VoiceCheckpoint, WeightReader
+from mkc_fast.export.checkpoints.weights import WeightReader
 from mkc_fast.export.networks.layers import take_linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from mkc_fast.export.checkpoints.configs import HifiGanConfig
+    from mkc_fast.export.checkpoints.published import VoiceCheckpoint
 
     Convolve = Callable[["Conv", torch.Tensor], torch.Tensor]
 

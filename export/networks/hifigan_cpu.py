@@ -12,7 +12,7 @@ from torch import nn
 from mkc_fast.export.networks.hifigan import LAST_SLOPE, SLOPE, Conv, HifiGan, Stage, reach_frames
 
 if TYPE_CHECKING:
-    from mkc_fast.export.checkpoints.torch_files import HifiGanConfig
+    from mkc_fast.export.checkpoints.configs import HifiGanConfig
 
 # Stages from this one on work on pieces. The first has the most channels, enough of them for a few threads.
 FIRST_PIECED = 1

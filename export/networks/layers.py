@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from mkc_fast.export.checkpoints.torch_files import WeightReader
+    from mkc_fast.export.checkpoints.weights import WeightReader
 
 # Added to the scores of keys that are padding: exp() of it is 0, and it still fits in half precision.
 MASKED_SCORE = -30000.0

@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from mkc_fast.errors import CheckpointError
-from mkc_fast.export.checkpoints.torch_files import WavLMCheckpoint, WavLMConfig, WeightReader
+from mkc_fast.export.checkpoints.weights import WeightReader
 from mkc_fast.export.networks.layers import Linear, SelfAttention, key_mask, take_layer_norm, take_linear
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mkc_fast.export.checkpoints.configs import WavLMConfig
+    from mkc_fast.export.checkpoints.published import WavLMCheckpoint
 
 
 class WavLM(nn.Module):

@@ -12,8 +12,8 @@ import torch
 from mkc_fast import CheckpointError
 from mkc_fast.benchmarks.baseline.modules import EagerWavLM
 from mkc_fast.engine.audio.read import read_waveform
+from mkc_fast.export.checkpoints.published import load_wavlm
 from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_wavlm
-from mkc_fast.export.checkpoints.torch_files import load_wavlm
 from mkc_fast.export.networks.wavlm import WavLM
 from tests.conftest import RECORDINGS, Artifacts
 

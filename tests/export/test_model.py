@@ -14,8 +14,9 @@ from mkc_fast import Anonymizer, CheckpointError, OutputError
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.export import build_bank, export_model
 from mkc_fast.export import model as module
+from mkc_fast.export.checkpoints.configs import parse_conv_layers
+from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
 from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_voice, write_wavlm
-from mkc_fast.export.checkpoints.torch_files import load_voice, load_wavlm, parse_conv_layers
 from mkc_fast.export.networks.conformer import Conformer
 from mkc_fast.export.networks.hifigan import HifiGan, reach_frames
 from mkc_fast.export.networks.wavlm import WavLM

@@ -42,9 +42,12 @@ from mkc_fast.engine.artifacts import (
     write_info,
 )
 from mkc_fast.export import build_bank, export_model
+from mkc_fast.export.checkpoints.configs import parse_conv_layers
 from mkc_fast.export.checkpoints.kmeans import read_kmeans
+from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
 from mkc_fast.export.checkpoints.random_weights import write_kmeans, write_voice, write_wavlm
-from mkc_fast.export.checkpoints.torch_files import WeightReader, load_torch, load_voice, load_wavlm, parse_conv_layers
+from mkc_fast.export.checkpoints.torch_files import load_torch
+from mkc_fast.export.checkpoints.weights import WeightReader
 from mkc_fast.export.networks.hifigan import HifiGan
 from mkc_fast.export.networks.wavlm import WavLM
 from tests.conftest import signed

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from mkc_fast.export.checkpoints.published import load_wavlm
 from mkc_fast.export.checkpoints.random_weights import write_wavlm
-from mkc_fast.export.checkpoints.torch_files import load_wavlm
 from mkc_fast.export.networks.wavlm import WavLM, relative_buckets
 
 transformers = pytest.importorskip("transformers")

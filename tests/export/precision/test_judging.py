@@ -40,8 +40,8 @@ from mkc_fast.engine.doctor import examine
 from mkc_fast.export import export_model
 from mkc_fast.export import model as exporter
 from mkc_fast.export.cache import cached_model
+from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
 from mkc_fast.export.checkpoints.random_weights import Checkpoints
-from mkc_fast.export.checkpoints.torch_files import load_voice, load_wavlm
 from mkc_fast.export.graphs.native import write_hifigan
 from mkc_fast.export.networks.conformer import Conformer
 from mkc_fast.export.networks.hifigan import HifiGan
