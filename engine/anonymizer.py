@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
-from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_info
-from mkc_fast.engine.audio.read import ForwardSamples, Recording, peak_of, read_waveform
+from mkc_fast.engine.audio.read import Recording, peak_of, read_waveform
 from mkc_fast.engine.audio.waveform import LOUD_PEAK, check_waveform, resampled
 from mkc_fast.engine.audio.write import FORMATS, write_waveform
-from mkc_fast.engine.batching import group_by_length, parts_of
+from mkc_fast.engine.batching import group_for_pass
 from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.engine.digests import Verification
@@ -39,91 +37,31 @@ from mkc_fast.engine.options import (
     Tuning,
     default_batch_s,
 )
-from mkc_fast.engine.passes.layout import BATCH_WINDOW_FRAMES, most_frames, window_frames
-from mkc_fast.engine.passes.stages import STAGES, NotFiniteError, check_finite, check_shape
+from mkc_fast.engine.passes.clock import StageClock
+from mkc_fast.engine.passes.host import HostPass
+from mkc_fast.engine.passes.layout import most_frames
+from mkc_fast.engine.passes.pending import PendingBatch
+from mkc_fast.engine.passes.results import Result, StreamedResult, Utterance
+from mkc_fast.engine.passes.stages import NotFiniteError, check_finite
 from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
-from mkc_fast.engine.windows import (
-    NUMPY_ROWS,
-    Window,
-    common_window,
-    crossfaded,
-    exact_pieces,
-    exact_windows,
-    sample_range,
-    window_groups,
-)
-from mkc_fast.errors import (
-    ArgumentError,
-    ArtifactError,
-    AudioError,
-    BankError,
-    DeviceError,
-    DeviceMemoryError,
-    MkcError,
-    OutputError,
-)
+from mkc_fast.errors import ArgumentError, ArtifactError, AudioError, BankError, DeviceError, MkcError, OutputError
 from mkc_fast.kernels import Lookup, make_lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
 
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
     from mkc_fast.engine.draws import Mode
-    from mkc_fast.engine.passes.device import DevicePass, Pending
+    from mkc_fast.engine.passes.device import DevicePass
+    from mkc_fast.engine.passes.pending import Pass
 
-_T = TypeVar("_T")
+__all__ = ["Anonymizer", "PendingBatch", "Result", "StreamedResult"]
+
 logger = logging.getLogger("mkc_fast")
-
-# The vocoder's buffers take some 15 MB a second of audio; past so many frames it runs in exact windows.
-_VOCODER_WINDOW_FRAMES = 1500
-# Groups of utterances that are on a device at once: one computes while the next goes up and the last comes down.
-_GROUPS_AT_ONCE = 2
-
-
-@dataclass(frozen=True)
-class Result:
-    """An anonymized utterance.
-
-    Attributes:
-        waveform: (T * hop,) float32 in [-1, 1] at the model's rate: 5 to 25 ms shorter than the input, since a frame of
-            20 ms needs 25 ms of it. With ``pad`` it is as long as the input, and ends in silence.
-        bank_ids: (T,) int64, the bank entry of each frame.
-        cluster_ids: (T,) int32, the cluster of each frame in its entry.
-        stage_seconds: Wall-clock seconds of each stage.
-    """
-
-    waveform: NDArray[np.float32]
-    bank_ids: NDArray[np.int64]
-    cluster_ids: NDArray[np.int32]
-    stage_seconds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class StreamedResult:
-    """An anonymized utterance whose waveform was handed on in blocks; attributes as those of ``Result``."""
-
-    bank_ids: NDArray[np.int64]
-    cluster_ids: NDArray[np.int32]
-    stage_seconds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class _Utterance:
-    """What the pass is run over.
-
-    Attributes:
-        waveform: (S,) float32.
-        banks: (T,) int, the bank entry of each frame.
-        name: In messages.
-    """
-
-    waveform: NDArray[np.float32]
-    banks: NDArray[np.int64]
-    name: str
 
 
 class Anonymizer:
@@ -152,7 +90,6 @@ class Anonymizer:
         self._sessions = sessions
         self._lookup = lookup
         self._device_pass: DevicePass | None = None
-        self._padded_s_limit = float("inf")  # of a batch, once the device had too little memory for more
         per_second = info.sample_rate / info.hop
         self._overlap_frames = int(OVERLAP_S * per_second)
         self._window_frames = int(options.max_window_s * per_second)
@@ -163,6 +100,9 @@ class Anonymizer:
                 raise ArgumentError(
                     f"the buckets take {sessions.buckets.max_seconds:g} s; they must take at least {2 * OVERLAP_S:g}"
                 )
+        self._host_pass = HostPass(
+            info, sessions, lookup, window_frames=self._window_frames, overlap_frames=self._overlap_frames
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +113,7 @@ class Anonymizer:
     def close(self) -> None:
         """Close the sessions and free the device's memory; every use after that is an ``MkcError``."""
         self._closed = True
-        for name in ("_sessions", "_lookup", "_device_pass", "bank"):
+        for name in ("_sessions", "_lookup", "_host_pass", "_device_pass", "bank"):
             self.__dict__.pop(name, None)
 
     def _check_open(self) -> None:
@@ -267,11 +207,12 @@ class Anonymizer:
             check_graphs(model_path, info, sessions)
             verification.begin(model_path, files_of(model_path, info, sessions.files))
             return cls(info, opened, sessions, make_lookup(*arrays), device, options, verification)
-        from mkc_fast.engine.passes.device import DevicePass, Place
+        from mkc_fast.engine.passes.device import DevicePass
+        from mkc_fast.engine.passes.device_context import DeviceContext
         from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
 
-        place = Place(index)
-        stream = place.compute.ptr
+        context = DeviceContext(index)
+        stream = context.compute.ptr
         sessions = open_sessions(model_path, device, options, stream=stream)
         check_graphs(model_path, info, sessions)
         verification.begin(model_path, files_of(model_path, info, sessions.files))
@@ -289,7 +230,7 @@ class Anonymizer:
         assert isinstance(lookup, CupyLookup)
         anonymizer = cls(info, opened, sessions, lookup, device, options, verification)
         anonymizer._device_pass = DevicePass(
-            place,
+            context,
             info,
             lookup,
             sessions,
@@ -314,7 +255,7 @@ class Anonymizer:
         """
         checked = self._checked(waveform, None, "the waveform")
         with self._verified():
-            return _joined(self._encoded(checked), self.info.frames(len(checked)), self.info.dim)
+            return _joined(self._host_pass.encode(checked), self.info.frames(len(checked)), self.info.dim)
 
     def assign(self, features: ArrayLike, bank_ids: ArrayLike) -> NDArray[np.int32]:
         """The nearest cluster of each frame in that frame's bank entry: (T, D), (T,) int → (T,) int32.
@@ -348,7 +289,8 @@ class Anonymizer:
         """
         checked = self._check_features(quantized)
         with self._verified():
-            return _joined(self._restored(len(checked), lambda a, b: checked[a:b]), len(checked), self.info.dim)
+            pieces = self._host_pass.restore(len(checked), lambda start, stop: checked[start:stop])
+            return _joined(pieces, len(checked), self.info.dim)
 
     def vocode(self, restored: ArrayLike) -> NDArray[np.float32]:
         """HiFi-GAN: features (T, D) → waveform (T * hop,) float32 in [-1, 1].
@@ -361,7 +303,7 @@ class Anonymizer:
         """
         checked = self._check_features(restored)
         with self._verified():
-            return np.concatenate(list(self._vocoded(len(checked), iter([(0, checked)]))))
+            return np.concatenate(list(self._host_pass.vocode(len(checked), iter([(0, checked)]))))
 
     def draw_entries(self, kmeans_num: int, seed: int | None = None) -> NDArray[np.int64]:
         """A random subset of the bank's entries, for ``entries`` of ``anonymize``: (min(N, kmeans_num),) int64.
@@ -425,8 +367,8 @@ class Anonymizer:
             raise BankError("bank_ids are given and entries to draw them from; give one of the two")
         banks = self._banks(checked, mode, stride, seed, utterance_id, bank_ids, self._entries(entries))
         with self._failing_verified():
-            utterances = [_Utterance(checked, banks, name)]
-            return PendingBatch([[0]], utterances, self._submitted, self._verified, pad=pad).result()[0]
+            utterances = [Utterance(checked, banks, name)]
+            return PendingBatch([[0]], utterances, self._pass, self._verified, pad=pad).result()[0]
 
     def anonymize_file(
         self,
@@ -513,11 +455,12 @@ class Anonymizer:
         name = f"utterance {utterance_id}"
         self._warn_of_peak(recording, name)
         banks = self._banks(recording, mode, stride, seed, utterance_id, None, self._entries(entries))
-        clock, samples, written = _Clock(), recording.forward(), 0
+        clock, samples, written = StageClock(), recording.forward(), 0
         try:
-            with self._verified(), self._device_errors():
-                cluster_ids, speech = self._begun(samples, banks, clock)
+            with self._verified(), self._pass.errors():
+                cluster_ids, speech = self._host_pass.stream(samples, banks, clock)
                 samples.finish()
+                self._wait_for_digests()  # before anything is handed out
                 for part in speech:
                     write(part)
                     written += len(part)
@@ -606,14 +549,24 @@ class Anonymizer:
             except AudioError as error:
                 raise AudioError(f"{name}: {error}") from None
             banks = self._banks(checked, mode, stride, seed, utterance_id, None, subset)
-            utterances.append(_Utterance(checked, banks, name))
+            utterances.append(Utterance(checked, banks, name))
         if batch_s is None:
             batch_s = self.options.batch_s
         if batch_s is None:
             batch_s = default_batch_s(self.device)
-        groups = self._groups([utterance.waveform for utterance in utterances], batch_s)
+        groups = group_for_pass(
+            [len(utterance.banks) for utterance in utterances],
+            [len(utterance.waveform) / self.info.sample_rate for utterance in utterances],
+            batch_s,
+            window_frames=self._window_frames,
+            max_batch=None if self._sessions.buckets is None else self._sessions.buckets.max_batch,
+        )
         with self._failing_verified():
-            return PendingBatch(groups, utterances, self._submitted, self._verified, pad=pad)
+            return PendingBatch(groups, utterances, self._pass, self._verified, pad=pad)
+
+    @property
+    def _pass(self) -> Pass:
+        return self._host_pass if self._device_pass is None else self._device_pass
 
     def _checked(self, waveform: ArrayLike, sample_rate: float | None, name: str) -> NDArray[np.float32]:
         """A waveform (S,) float32 at the model's rate."""
@@ -636,8 +589,7 @@ class Anonymizer:
         """Let nothing out of the block, a result or an error, before the artifacts' files are known to be as made."""
         with self._failing_verified():
             yield
-        if self._verification is not None:
-            self._verification.wait()
+        self._wait_for_digests()
 
     @contextlib.contextmanager
     def _failing_verified(self) -> Iterator[None]:
@@ -645,61 +597,12 @@ class Anonymizer:
         try:
             yield
         except Exception:
-            if self._verification is not None:
-                self._verification.wait()
+            self._wait_for_digests()
             raise
 
-    def _groups(self, waveforms: Sequence[NDArray[np.float32]], batch_s: float) -> list[list[int]]:
-        """Which of them run together: of like length, no longer than a window, and as many as the sessions take."""
-        seconds = [len(waveform) / self.info.sample_rate for waveform in waveforms]
-        most = self._sessions.buckets.max_batch if self._sessions.buckets is not None else len(waveforms)
-        groups: list[list[int]] = []
-        for group in group_by_length(seconds, batch_s):
-            long = [i for i in group if self.info.frames(len(waveforms[i])) > self._window_frames]
-            groups += [[index] for index in long]
-            groups += parts_of(group[len(long) :], most)
-        return groups
-
-    def _submitted(self, utterances: list[_Utterance]) -> _Part:
-        """Begin several utterances that run at once, or one that may be long."""
-        if self._device_pass is None:
-            if len(utterances) == 1:
-                return _Done([self._run_one(utterances[0])])
-            return _Done(self._run_batch(utterances))
-        checked = [replace(each, banks=self._lookup.checked_bank_ids(each.banks)) for each in utterances]
-        return self._on_device(self._device_pass, checked)
-
-    def _on_device(self, device: DevicePass, utterances: list[_Utterance], *, shrink: bool = False) -> _Part:
-        """Begin utterances on the device; a batch that needs too much memory is split into halves."""
-        padded_s = len(utterances) * max(len(each.waveform) for each in utterances) / self.info.sample_rate
-        if len(utterances) == 1 or padded_s <= self._padded_s_limit:
-            try:
-                waveforms, banks = [each.waveform for each in utterances], [each.banks for each in utterances]
-                return _OnDevice(device.submit(waveforms, banks, shrink=shrink), utterances)
-            except DeviceMemoryError as error:
-                device.recover()
-                if len(utterances) == 1:
-                    if shrink:
-                        raise
-                    # Once more, now that nothing else is there.
-                    return self._on_device(device, utterances, shrink=True)
-                self._padded_s_limit, shrink = padded_s / 2, True
-                logger.warning(
-                    "%s: too little memory for %d utterances (%.0f s, padded) at once, going on with halves: %s",
-                    self.device,
-                    len(utterances),
-                    padded_s,
-                    error,
-                )
-        middle, parts = len(utterances) // 2, []
-        for half in (slice(None, middle), slice(middle, None)):
-            part = self._on_device(device, utterances[half], shrink=shrink)
-            parts.append(_Done(part.result()) if shrink else part)  # where memory is short, one after the other
-        return _Joined(parts)
-
-    def _device_errors(self) -> contextlib.AbstractContextManager[None]:
-        """What a device raises while the host runs its graphs, in one line."""
-        return contextlib.nullcontext() if self._device_pass is None else self._device_pass.errors()
+    def _wait_for_digests(self) -> None:
+        if self._verification is not None:
+            self._verification.wait()
 
     def _banks(
         self,
@@ -734,125 +637,6 @@ class Anonymizer:
     def _entries(self, given: ArrayLike | None) -> NDArray[np.int64] | None:
         return None if given is None else check_entries(given, len(self.bank))
 
-    def _run_one(self, utterance: _Utterance) -> Result:
-        """The whole pass over one utterance; of a long one, no more than a window's features are held at a time."""
-        clock, banks = _Clock(), utterance.banks
-        waveform, filled = np.empty(len(banks) * self.info.hop, np.float32), 0
-        try:
-            cluster_ids, speech = self._begun(utterance.waveform, banks, clock)
-            for part in speech:
-                waveform[filled : filled + len(part)] = part
-                filled += len(part)
-        except NotFiniteError as error:
-            raise error.of(utterance.name) from None
-        return Result(waveform, banks.astype(np.int64), cluster_ids, dict(clock.seconds))
-
-    def _begun(
-        self, waveform: NDArray[np.float32] | ForwardSamples, banks: NDArray[np.int64], clock: _Clock
-    ) -> tuple[NDArray[np.int32], Iterator[NDArray[np.float32]]]:
-        """Read an utterance: its cluster ids, and its samples in consecutive parts, computed as they are asked for."""
-        frames = len(banks)
-        cluster_ids = np.empty(frames, np.int32)
-        for start, features in clock.over("encode", self._encoded(waveform)):
-            part = slice(start, start + len(features))
-            with clock.of("assign"):
-                cluster_ids[part] = self.assign(features, banks[part])
-        restored = self._restored(frames, lambda a, b: self.lookup(banks[a:b], cluster_ids[a:b]))
-        speech = self._vocoded(frames, clock.over("restore", restored, within="vocode"))
-        return cluster_ids, clock.over("vocode", speech)
-
-    def _run_batch(self, utterances: list[_Utterance]) -> list[Result]:
-        """The whole pass over several utterances at once."""
-        try:
-            return self._run_together([each.waveform for each in utterances], [each.banks for each in utterances])
-        except NotFiniteError as error:
-            raise error.of(utterances[error.row].name) from None
-
-    def _run_together(self, waveforms: list[NDArray[np.float32]], banks: list[NDArray[np.int64]]) -> list[Result]:
-        clock, dim = _Clock(), self.info.dim
-        with clock.of("encode"):
-            lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
-            padded = np.zeros((len(waveforms), int(lengths.max())), np.float32)
-            for row, waveform in zip(padded, waveforms, strict=True):
-                row[: len(waveform)] = waveform
-            shape = len(waveforms), self.info.frames(padded.shape[1]), dim
-            features = self._run("wavlm", "features", {"waveform": padded, "lengths": lengths}, shape)
-        counts = [len(part) for part in banks]
-        with clock.of("assign"):
-            together = np.concatenate(_rows("encode", features, counts))
-            all_banks = np.concatenate(banks)
-            all_ids = self.assign(together, all_banks)
-            quantized = np.zeros_like(features)
-            ends = np.cumsum(counts)
-            cluster_ids = np.split(all_ids, ends[:-1])
-            for row, count, part in zip(
-                quantized, counts, np.split(self._lookup.lookup(all_banks, all_ids), ends[:-1]), strict=True
-            ):
-                row[:count] = part
-            _rows("lookup", quantized, counts)
-        with clock.of("restore"):
-            inputs = {"features": quantized, "lengths": np.array(counts, np.int64)}
-            restored = _rows("restore", self._run("conformer", "restored", inputs, shape), counts)
-        with clock.of("vocode"):
-            speech = self._vocoded_batch(restored)
-        # An utterance's share of the batch's time is its share of the frames.
-        shares = [{stage: s * count / sum(counts) for stage, s in clock.seconds.items()} for count in counts]
-        return [Result(*parts) for parts in zip(speech, banks, cluster_ids, shares, strict=True)]
-
-    def _run(self, graph: str, output: str, inputs: Mapping[str, Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Run a graph on the host's arrays: its output of this shape, float32."""
-        session = getattr(self._sessions, graph)
-        return check_shape(graph, session.run([output], inputs)[0], shape)
-
-    def _encoded(self, waveform: NDArray[np.float32] | ForwardSamples) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Features of a waveform in consecutive pieces: the first frame's number, (n, D)."""
-        hop, least = self.info.hop, self.info.min_samples
-        frames = self.info.frames(len(waveform))
-
-        def compute(start: int, stop: int) -> NDArray[np.float32]:
-            begin, end = sample_range(start, stop, frames, len(waveform), hop, least)
-            samples = waveform[begin:end]
-            inputs = {"waveform": samples[None], "lengths": np.array([len(samples)], np.int64)}
-            return check_finite("encode", self._run("wavlm", "features", inputs, (1, stop - start, self.info.dim))[0])
-
-        return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
-
-    def _restored(
-        self, frames: int, quantized: Callable[[int, int], NDArray[np.float32]]
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """What the conformer makes of ``quantized(start, stop)``, in consecutive pieces."""
-
-        def compute(start: int, stop: int) -> NDArray[np.float32]:
-            inputs = {"features": quantized(start, stop)[None], "lengths": np.array([stop - start], np.int64)}
-            shape = 1, stop - start, self.info.dim
-            return check_finite("restore", self._run("conformer", "restored", inputs, shape)[0])
-
-        return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
-
-    def _vocoded(self, frames: int, pieces: Iterator[tuple[int, NDArray[np.float32]]]) -> Iterator[NDArray[np.float32]]:
-        """The waveform of features that come in consecutive pieces, computed in exact windows as they come."""
-        hop, reach = self.info.hop, self.info.vocoder_reach
-        size = max(_VOCODER_WINDOW_FRAMES, 4 * reach)
-        if self._sessions.buckets is not None:
-            size = window_frames(self._sessions.buckets, self.info)
-        for window, features in exact_pieces(exact_windows(frames, size, reach), pieces, NUMPY_ROWS):
-            shape = 1, len(features) * hop
-            part = self._run("vocoder", "waveform", {"features": features[None]}, shape)[0]
-            yield check_finite("vocode", _kept(window, part, hop))
-
-    def _vocoded_batch(self, restored: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Waveforms of several utterances: windows of one length together, utterances shorter than that by length."""
-        hop, reach = self.info.hop, self.info.vocoder_reach
-        size = common_window([len(features) for features in restored], max(BATCH_WINDOW_FRAMES, 4 * reach), reach)
-        waveforms = [np.empty(len(features) * hop, np.float32) for features in restored]
-        for group in window_groups([exact_windows(len(features), size, reach) for features in restored]):
-            batch = np.stack([restored[index][window.start : window.stop] for index, window in group.windows])
-            parts = self._run("vocoder", "waveform", {"features": batch}, (len(batch), group.length * hop))
-            for (index, window), part in zip(group.windows, parts, strict=True):
-                kept = check_finite("vocode", _kept(window, part, hop), index)
-                waveforms[index][window.keep_start * hop : window.keep_stop * hop] = kept
-        return waveforms
-
     def _check_features(self, features: ArrayLike) -> NDArray[np.float32]:
         self._check_open()
         array = np.asarray(features)
@@ -867,104 +651,6 @@ class Anonymizer:
         return checked
 
 
-class _Part(Protocol):
-    """Utterances that have begun."""
-
-    def result(self) -> list[Result]:
-        """Of each, in their order."""
-
-
-@dataclass(frozen=True)
-class _Done:
-    """Utterances that are finished."""
-
-    results: list[Result]
-
-    def result(self) -> list[Result]:
-        return self.results
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """Utterances that run in several parts."""
-
-    parts: list[_Part]
-
-    def result(self) -> list[Result]:
-        return [result for part in self.parts for result in part.result()]
-
-
-@dataclass(frozen=True)
-class _OnDevice:
-    """Utterances that a device computes."""
-
-    pending: Pending
-    utterances: list[_Utterance]
-
-    def result(self) -> list[Result]:
-        try:
-            passed = self.pending.result()
-        except NotFiniteError as error:
-            raise error.of(self.utterances[error.row].name) from None
-        return [
-            Result(each.waveform, utterance.banks.astype(np.int64), each.cluster_ids, each.stage_seconds)
-            for each, utterance in zip(passed, self.utterances, strict=True)
-        ]
-
-
-class PendingBatch:
-    """A batch that has begun; ask for its ``result`` once."""
-
-    def __init__(
-        self,
-        groups: list[list[int]],
-        utterances: list[_Utterance],
-        submit: Callable[[list[_Utterance]], _Part],
-        verified: Callable[[], contextlib.AbstractContextManager[None]],
-        *,
-        pad: bool,
-    ) -> None:
-        self._groups, self._utterances, self._submit, self._pad = iter(groups), utterances, submit, pad
-        self._verified = verified
-        self._begun: deque[tuple[list[int], _Part]] = deque()
-        self._begin()
-
-    @property
-    def done(self) -> bool:
-        """Whether ``result`` has nothing to wait for and nothing to compute."""
-        return all(isinstance(part, _Done) for _, part in self._begun)
-
-    def _begin(self) -> None:
-        """Begin as many groups as may be on a device at once."""
-        while len(self._begun) < _GROUPS_AT_ONCE and (group := next(self._groups, None)) is not None:
-            self._begun.append((group, self._submit([self._utterances[index] for index in group])))
-
-    def result(self) -> list[Result]:
-        """Of each utterance, in their order; waits for the device.
-
-        Raises:
-            StageError: What a stage makes of an utterance, which it names, is not finite.
-            DeviceError: The device failed.
-        """
-        results: dict[int, Result] = {}
-        with self._verified():
-            while self._begun:
-                group, part = self._begun.popleft()
-                results.update(zip(group, part.result(), strict=True))
-                self._begin()
-        ordered = [results[index] for index in range(len(self._utterances))]
-        if not self._pad:
-            return ordered
-        return [_padded(each, len(self._utterances[index].waveform)) for index, each in enumerate(ordered)]
-
-
-def _padded(result: Result, samples: int) -> Result:
-    """A result with so many samples, the last of them silence."""
-    waveform = np.zeros(samples, np.float32)
-    waveform[: len(result.waveform)] = result.waveform
-    return replace(result, waveform=waveform)
-
-
 def _latency_tuning(tuning: Tuning, seconds: float, info: ModelInfo, *, recorded: bool) -> Tuning:
     """For single utterances of up to so many seconds, padded to that, in one window of the vocoder."""
     if not seconds * info.sample_rate >= info.min_samples + 2 * info.vocoder_reach * info.hop:
@@ -972,13 +658,6 @@ def _latency_tuning(tuning: Tuning, seconds: float, info: ModelInfo, *, recorded
     buckets = Buckets(max_batch=1, max_seconds=seconds, fixed=True)
     buckets = replace(buckets, window_frames=most_frames(buckets, info))
     return replace(tuning, buckets=buckets, cuda_graph=recorded)
-
-
-def _rows(stage: str, values: NDArray[np.float32], counts: list[int]) -> list[NDArray[np.float32]]:
-    """What a stage gave each of several utterances: (T, D) of (B, most T, D), finite."""
-    return [
-        check_finite(stage, row[:count], index) for index, (row, count) in enumerate(zip(values, counts, strict=True))
-    ]
 
 
 def _joined(pieces: Iterator[tuple[int, NDArray[np.float32]]], frames: int, dim: int) -> NDArray[np.float32]:
@@ -991,35 +670,3 @@ def _joined(pieces: Iterator[tuple[int, NDArray[np.float32]]], frames: int, dim:
     for begin, piece in pieces:
         whole[begin : begin + len(piece)] = piece
     return whole
-
-
-def _kept(window: Window, part: NDArray[np.float32], hop: int) -> NDArray[np.float32]:
-    """What a window keeps of its samples."""
-    return part[(window.keep_start - window.start) * hop : (window.keep_stop - window.start) * hop]
-
-
-class _Clock:
-    """Adds up wall-clock seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-
-    @contextlib.contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Count the block towards a stage."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - begin
-
-    def over(self, stage: str, items: Iterator[_T], within: str | None = None) -> Iterator[_T]:
-        """Count what it takes to get each item towards a stage, and not towards the one it happens ``within``."""
-        while True:
-            begin = time.perf_counter()
-            item = next(items, None)
-            taken = time.perf_counter() - begin
-            self.seconds[stage] += taken
-            if within:
-                self.seconds[within] -= taken
-            if item is None:
-                return
-            yield item

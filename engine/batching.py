@@ -27,3 +27,23 @@ def group_by_length(lengths: Sequence[float], budget: float) -> list[list[int]]:
 def parts_of(group: list[int], most: int) -> list[list[int]]:
     """A group in parts of at most so many."""
     return [group[start : start + most] for start in range(0, len(group), most)]
+
+
+def group_for_pass(
+    frames: Sequence[int], seconds: Sequence[float], batch_s: float, *, window_frames: int, max_batch: int | None
+) -> list[list[int]]:
+    """Indices of the utterances that run together in one pass.
+
+    Args:
+        frames: Of each utterance.
+        seconds: Of each utterance.
+        batch_s: Padded seconds of audio that run at once; 0 runs each alone.
+        window_frames: An utterance of more frames runs alone, in windows.
+        max_batch: The most utterances that the sessions take; None: any number.
+    """
+    groups: list[list[int]] = []
+    for group in group_by_length(seconds, batch_s):
+        long = [index for index in group if frames[index] > window_frames]
+        groups += [[index] for index in long]
+        groups += parts_of(group[len(long) :], max_batch or len(frames))
+    return groups

@@ -37,8 +37,8 @@ def test_mixed_lengths_equal_each_alone_to_the_last_sample(
     waveforms = [clip[:size] for size in sizes] + [np.tile(clip, 3)]  # 16 s: more than one window of the vocoder
     names = [f"u{index}" for index in range(len(waveforms))]
     batches: list[int] = []
-    run_batch = anonymizer._run_batch
-    monkeypatch.setattr(anonymizer, "_run_batch", lambda u: (batches.append(len(u)), run_batch(u))[1])
+    run_batch = anonymizer._host_pass._run_batch
+    monkeypatch.setattr(anonymizer._host_pass, "_run_batch", lambda u: (batches.append(len(u)), run_batch(u))[1])
     found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=batch_s)
     assert batches, "nothing ran as a batch"
     assert batch_s < 1000 or batches == [9]

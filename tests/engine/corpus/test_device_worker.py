@@ -135,7 +135,7 @@ def test_a_worker_dies_with_its_device(
         raise gpu.cupy.cuda.runtime.CUDARuntimeError("cudaErrorIllegalAddress")
 
     monkeypatch.setattr(module.os, "_exit", leave)
-    monkeypatch.setattr(worker.anonymizer._device_pass._place.compute, "synchronize", fails)
+    monkeypatch.setattr(worker.anonymizer._device_pass._context.compute, "synchronize", fails)
     gpu.failures = [RuntimeError("CUDA failure 700: an illegal memory access was encountered")]
     said = serve(worker, ours, [tasks[:1]])
     assert left == [EXIT_LOST_DEVICE]

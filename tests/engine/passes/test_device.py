@@ -223,7 +223,7 @@ def test_a_lost_device_is_told_from_an_error(
     def fails() -> None:
         raise gpu.cupy.cuda.runtime.CUDARuntimeError("cudaErrorIllegalAddress")
 
-    monkeypatch.setattr(anonymizer._device_pass._place.compute, "synchronize", fails)
+    monkeypatch.setattr(anonymizer._device_pass._context.compute, "synchronize", fails)
     with pytest.raises(LostDeviceError, match=r"lost.*illegal memory access"):
         anonymizer.anonymize(clip)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mkc_fast import Anonymizer, MkcError
-from mkc_fast.engine import anonymizer as module
+from mkc_fast.engine.passes import host as module
 from mkc_fast.engine.windows import NUMPY_ROWS, crossfaded
 from tests.conftest import Artifacts
 

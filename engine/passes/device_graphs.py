@@ -1,0 +1,93 @@
+"""Runs the three sessions on device arrays, bound to buffers, and recorded as CUDA graphs where sizes are fixed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from mkc_fast.kernels.cuda.rows import copy
+from mkc_fast.onnx_runtime import ort
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import DTypeLike
+
+    from mkc_fast.engine.passes.device_context import DeviceContext
+    from mkc_fast.engine.sessions.opening import Sessions
+
+
+class DeviceGraphs:
+    """Runs three sessions on device arrays.
+
+    Where runs are recorded as CUDA graphs, each shape has its own buffers, which are kept: a recording reads and
+    writes the addresses that it was made with.
+    """
+
+    def __init__(self, context: DeviceContext, sessions: Sessions) -> None:
+        self._context, self._recorded = context, sessions.cuda_graph
+        # On a GPU all are ONNX Runtime's own.
+        self._sessions = {
+            name: cast("ort.InferenceSession", session)
+            for name, session in (
+                ("wavlm", sessions.wavlm), ("conformer", sessions.conformer), ("vocoder", sessions.vocoder),
+            )
+        }  # fmt: skip
+        self.buckets = sessions.buckets
+        self._buffers: dict[tuple[object, ...], Any] = {}
+        self._recordings: dict[tuple[object, ...], tuple[Any, ort.RunOptions]] = {}
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32, *, bound: bool = True) -> Any:
+        """An uninitialized array for an input of this name, ``graph.input``."""
+        if not (self._recorded and bound):
+            return self._context.cupy.empty(shape, dtype)
+        key = (name, shape)
+        if key not in self._buffers:
+            self._buffers[key] = self._context.cupy.empty(shape, dtype)
+        return self._buffers[key]
+
+    def copy_in(self, name: str, array: Any) -> Any:
+        """The array as the input of this name: itself, or copied into the buffer that a recording reads."""
+        if not self._recorded:
+            return array
+        buffer = self.allocate(name, array.shape, array.dtype)
+        copy(buffer, array)
+        return buffer
+
+    def run(
+        self,
+        graph: str,
+        inputs: Mapping[str, Any],
+        output: str,
+        shape: tuple[int, ...],
+        *,
+        shrink: bool = False,
+        bound: bool = True,
+    ) -> Any:
+        """Queue a run; the output's shape is known beforehand, so it is written straight into a buffer."""
+        session, recorded = self._sessions[graph], self._recorded and bound
+        made = self.allocate(f"{graph}.{output}", shape, bound=bound)
+        key = (graph, *((name, array.shape) for name, array in inputs.items()))
+        if recorded and key in self._recordings:
+            binding, options = self._recordings[key]
+        else:
+            binding = session.io_binding()
+            for name, array in inputs.items():
+                binding.bind_input(name, "cuda", self._context.index, array.dtype.type, array.shape, array.data.ptr)
+            binding.bind_output(output, "cuda", self._context.index, np.float32, shape, made.data.ptr)
+            options = self._options(shrink=shrink)
+            if self._recorded:
+                options.add_run_config_entry("gpu_graph_id", str(len(self._recordings) + 1) if recorded else "-1")
+            if recorded:
+                self._recordings[key] = binding, options
+        session.run_with_iobinding(binding, options)
+        return made
+
+    def _options(self, *, shrink: bool) -> ort.RunOptions:
+        options = ort.RunOptions()
+        # Otherwise every run would wait for the stream at its end.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if shrink and not self._recorded:  # buffers of a CUDA graph must not move
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._context.index}")
+        return options
