@@ -24,6 +24,11 @@ GOLDEN = DATA / "golden"
 RECORDINGS = ("jfk_b", "jfk_c")
 
 
+# A shell starts background jobs with SIGINT ignored, which processes started here would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass(frozen=True)
 class Artifacts:
     """An exported model, a bank, and an anonymizer over both."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from importlib import machinery
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,8 @@ if TYPE_CHECKING:
 
 # The operators' domain in a graph.
 DOMAIN = "mkc_fast"
-_LIBRARY = "_cpu"
+# Loaded with ctypes, so its name has no version of Python.
+_LIBRARY = "_cpu.so"
 # Raised whenever the exporter writes the operators' graphs in another way: cached models are then exported again.
 NATIVE_FORMAT = 2
 
@@ -21,11 +21,8 @@ NATIVE_FORMAT = 2
 @functools.cache
 def native_library() -> Path | None:
     """The operators' library, beside this file; None if it was not built, or without AVX2 and AVX-512."""
-    for suffix in machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"{_LIBRARY}{suffix}")
-        if path.is_file() and vector_bits(path):
-            return path
-    return None
+    path = Path(__file__).with_name(_LIBRARY)
+    return path if path.is_file() and vector_bits(path) else None
 
 
 def vector_bits(library: Path) -> int:
