@@ -195,8 +195,8 @@ def _packages(
                 "onnxruntime",
                 f"{' and '.join(_listed(packages))} are installed together, and each overwrote files of the other",
                 FAULT,
-                f"pip uninstall -y {' '.join(names)} && pip install 'mkc-fast"
-                + (f"[{extra}]'" if facts.driver.gpus else "'"),
+                f"pip uninstall -y {' '.join(names)} && "
+                f"pip install 'mkc-fast[{extra if facts.driver.gpus else 'cpu'}]'",
             )
         )
     hindrance = obstacle(facts, CPU, None)

@@ -63,6 +63,10 @@ class DeviceError(MkcError):
     """A device or provider is not available here, or fails."""
 
 
+class RuntimeMissingError(DeviceError, ImportError):
+    """ONNX Runtime is not installed."""
+
+
 class DeviceMemoryError(DeviceError):
     """The device has too little memory for what was to run at once."""
 

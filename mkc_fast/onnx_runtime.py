@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnxruntime as ort
-
 from mkc_fast import telemetry
+from mkc_fast.errors import RuntimeMissingError
+
+try:
+    import onnxruntime as ort
+except ModuleNotFoundError as error:
+    if error.name != "onnxruntime":
+        raise
+    raise RuntimeMissingError(
+        "ONNX Runtime is not installed: pip install 'mkc-fast[cpu]', or with a GPU 'mkc-fast[cuda13]'"
+    ) from None
 
 telemetry.quiet(ort)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.devices import Driver, driver
 from mkc_fast.engine.options import CPU, CUDA, TENSORRT
+from mkc_fast.errors import RuntimeMissingError
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ class Runtime:
         cuda: The CUDA that it was built for, as ``13.0``; None for a build without.
         providers: Those it was built with, by its own names.
         problem: Why it does not import, None if it does.
+        installed: Whether it is there at all.
     """
 
     version: str = ""
     cuda: str | None = None
     providers: tuple[str, ...] = ()
     problem: str | None = None
+    installed: bool = True
 
     @property
     def cuda_major(self) -> int | None:
@@ -79,6 +82,8 @@ def read_runtime() -> Runtime:
     """The ONNX Runtime that Python imports; libraries that its build needs are loaded on the way."""
     try:
         from mkc_fast.onnx_runtime import ort
+    except RuntimeMissingError:
+        return Runtime(problem="it is not installed", installed=False)
     except Exception as error:  # a broken installation can raise anything
         return Runtime(problem=f"{type(error).__name__}: {one_line(str(error), 200)}")
     cuda = getattr(ort, "cuda_version", "") or None

@@ -36,11 +36,13 @@ def obstacle(facts: GpuFacts, provider: str, index: int | None) -> Obstacle | No
     runtime, said = facts.runtime, facts.driver
     extra = fitting_extra(facts, index)
     install = f"pip install 'mkc-fast[{extra}]'"
+    if not runtime.installed:
+        return Obstacle("ONNX Runtime is not installed", f"pip install 'mkc-fast[{extra if said.found else 'cpu'}]'")
     if runtime.problem:
         again = "pip install --force-reinstall --no-deps onnxruntime" + ("-gpu" if said.found else "")
         return Obstacle(f"onnxruntime does not import ({runtime.problem})", again)
     if is_broken_release(runtime.version):
-        upgrade = f"pip install --upgrade 'mkc-fast[{extra}]'" if said.found else "pip install --upgrade mkc-fast"
+        upgrade = f"pip install --upgrade 'mkc-fast[{extra if said.found else 'cpu'}]'"
         return Obstacle(f"onnxruntime {runtime.version} is a release known to be broken", upgrade)
     if provider == CPU:
         return None

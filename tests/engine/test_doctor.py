@@ -271,7 +271,7 @@ def test_a_broken_release_is_named_on_any_device(version: str) -> None:
 def test_broken_releases_are_those_that_pyproject_excludes() -> None:
     packaging = pytest.importorskip("packaging.specifiers")
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    wanted = packaging.SpecifierSet(re.findall(r'"onnxruntime-gpu(>=[^;]*);', text)[0])
+    wanted = packaging.SpecifierSet(re.findall(r'^cpu = \["onnxruntime(.*)"', text, re.MULTILINE)[0])
     for version in ("1.19.2", "1.20.0", "1.23.2", "1.24.1", "1.24.4", "1.25.0", "1.25.1", "1.26.0", "1.27.0", "1.31.0"):
         assert is_broken_release(version) != wanted.contains(version), version
 
@@ -280,6 +280,16 @@ def test_an_onnx_runtime_that_does_not_import_is_a_fault() -> None:
     report = examine("cpu", probes=machine(runtime=Runtime(problem="ImportError: libpython.so")))
     assert (report.ok, used(report)) == (False, None)
     assert "does not import (ImportError: libpython.so)" in finding(report, "onnxruntime").found
+
+
+@pytest.mark.parametrize(("device", "extra"), [("cpu", "cpu"), ("cuda:0", "cuda13")])
+def test_without_an_onnx_runtime_the_extra_that_brings_it_is_named(device: str, extra: str) -> None:
+    driver = NEW_DRIVER if device == "cuda:0" else Driver()
+    report = examine(device, probes=machine(driver, Runtime(problem="it is not installed", installed=False)))
+    fault = finding(report, "onnxruntime")
+    assert not report.ok
+    assert fault.found == "ONNX Runtime is not installed"
+    assert fault.mend == f"pip install 'mkc-fast[{extra}]'"
 
 
 def test_two_onnx_runtimes_together_are_a_fault() -> None:

@@ -177,6 +177,20 @@ def test_events_of_an_onnx_runtime_that_came_first_are_stopped(monkeypatch: pyte
     telemetry.switch_off()
 
 
+def test_a_missing_onnx_runtime_is_one_error_that_names_the_extra() -> None:
+    code = """
+import sys
+sys.modules["onnxruntime"] = None
+from mkc_fast.errors import MkcError
+try:
+    from mkc_fast import Anonymizer
+except MkcError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("ONNX Runtime is not installed: pip install 'mkc-fast[cpu]'")
+
+
 def test_one_module_imports_onnx_runtime() -> None:
     found = []
     for folder in ("mkc_fast", "engine", "export", "kernels", "cli", "benchmarks"):
