@@ -22,9 +22,7 @@ from mkc_fast.engine.devices import cores, cuda_index
 from mkc_fast.errors import DeviceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Sequence
 
     from mkc_fast.benchmarks.target import Target
 
@@ -38,7 +36,8 @@ def measure_ceilings(
     device: str,
     threads: int | None = None,
     budget_s: float = 10.0,
-    products: Mapping[str, Callable[[NDArray[np.float32], NDArray[np.float32]], object]] | None = None,
+    *,
+    torch: bool = False,
 ) -> dict[str, Any]:
     """Rates of a device.
 
@@ -46,7 +45,7 @@ def measure_ceilings(
         device: ``cpu`` or ``cuda:<number>``.
         threads: On a CPU; default: one a core. NumPy takes what its library takes.
         budget_s: Seconds to measure for, about.
-        products: Other libraries' matrix products on the CPU, by name: the best of all is the ceiling.
+        torch: On a CPU, measure PyTorch's matrix products, too: the best library is the ceiling.
 
     Returns:
         ``gemm_gflops`` by precision (on a CPU float32 alone, the best of all libraries), ``gemm_by`` with the rate of
@@ -66,8 +65,11 @@ def measure_ceilings(
     arms: dict[str, Callable[[], object]] = {
         "numpy": lambda: left @ right,
         "onnxruntime": lambda: session.run(None, {"a": left, "b": right}),
-        **{name: partial(product, left, right) for name, product in (products or {}).items()},
     }
+    if torch:
+        from mkc_fast.benchmarks.baseline.pipeline import product
+
+        arms["torch"] = partial(product, left, right)
     rates = {name: operations / _least_s(arm, budget_s / (len(arms) + 1)) for name, arm in arms.items()}
     return {
         "gemm_gflops": {"fp32": short(max(rates.values()) / 1e9)},

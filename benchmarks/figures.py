@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, GREY, RULE = "#1c2733", "#6b7580", "#d7dce1"
-OURS, PRACTICE = "#0072B2", "#D55E00"
+OURS, BASELINE = "#0072B2", "#D55E00"
 STAGES = {"encode": "#56B4E9", "assign": "#E69F00", "restore": "#009E73", "vocode": "#CC79A7"}
 STAGE_TITLES = {"encode": "WavLM", "assign": "look-up", "restore": "conformer", "vocode": "vocoder"}
 _MODES = {"frame": (OURS, "o", "-"), "audio": ("#009E73", "s", "--")}
-_ARMS = (OURS, PRACTICE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_ARMS = (OURS, BASELINE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH_IN, _DPI, _COLORS = 7.4, 170, 64
 _STYLE: dict[Any, Any] = {
@@ -107,14 +107,14 @@ def _log(axis: Any, ticks: list[float]) -> None:
 
 
 def _comparison(figure: Figure, record: Mapping[str, Any]) -> None:
-    """Milliseconds of work a second of audio, by stage, the practice above mkc-fast."""
+    """Milliseconds of work a second of audio, by stage, the baseline above mkc-fast."""
     comparison = record["comparison"]
     axes: Axes = figure.subplots()
     rows, labels = [], []
     for mode in comparison["modes"]:
         rows += [(mode, "practice"), (mode, "ours")]
         stride = f", stride {mode['stride']}" if mode["stride"] else ""
-        labels += [f"{mode['mode']} mode{stride}\npractice", "mkc-fast"]
+        labels += [f"{mode['mode']} mode{stride}\nbaseline", "mkc-fast"]
     heights = [index + 0.35 * (index // 2) for index in range(len(rows))]
     longest = 0.0
     for place, (mode, arm) in zip(heights, rows, strict=True):
@@ -125,7 +125,7 @@ def _comparison(figure: Figure, record: Mapping[str, Any]) -> None:
             left += width
         longest = max(longest, left)
         speed = mode["practice_rtfx" if arm == "practice" else "ours_rtfx"]
-        text = f"RTFx {speed:g}" + (f", {mode['ratio']:g} times the practice" if arm == "ours" else "")
+        text = f"RTFx {speed:g}" + (f", {mode['ratio']:g} times the baseline" if arm == "ours" else "")
         axes.text(left * 1.01, place, f" {text}", va="center", fontweight="bold" if arm == "ours" else "normal")
     axes.set_yticks(heights, labels)
     axes.invert_yaxis()
@@ -196,7 +196,7 @@ def _latency(figure: Figure, record: Mapping[str, Any]) -> None:
     left.plot(
         lengths,
         [case["first_s"]["all"] for case in cases],
-        color=PRACTICE,
+        color=BASELINE,
         marker="x",
         linestyle="none",
         label="first call",
@@ -299,7 +299,7 @@ def _start_up(figure: Figure, record: Mapping[str, Any]) -> None:
     axes: Axes = figure.subplots()
     start_up = record["start_up"]
     arms = {"mkc-fast": start_up["median_s"]} if "median_s" in start_up else {
-        title: start_up[name] for name, title in (("practice", "practice"), ("ours", "mkc-fast")) if name in start_up
+        title: start_up[name] for name, title in (("practice", "baseline"), ("ours", "mkc-fast")) if name in start_up
     }  # fmt: skip
     parts = {
         "import_s": ("imports", "#8fa3b5"),
@@ -337,7 +337,7 @@ def _loading(figure: Figure, record: Mapping[str, Any]) -> None:
     left, right = figure.subplots(1, 2)
     cases = record["cases"]
     for name, title, color, marker in (
-        ("practice", "practice: unpickling", PRACTICE, "s"),
+        ("practice", "baseline: unpickling", BASELINE, "s"),
         ("ours", "mkc-fast", OURS, "o"),
     ):
         for axes, value in ((left, "ready_s"), (right, "pss_mb")):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mkc_fast.benchmarks.ceilings import best_of, floors, measure_ceilings
-from mkc_fast.benchmarks.child import read_through, run_children
+from mkc_fast.benchmarks.child import read_through
+from mkc_fast.benchmarks.ready import run_ready
 from mkc_fast.benchmarks.records import context, short
 from mkc_fast.benchmarks.timing import Budget, summary
 from mkc_fast.benchmarks.utterances import cut
@@ -151,7 +152,7 @@ def measure_start_up(
             if count and (time.perf_counter() - begin) * (count + 1) / count > share_s:
                 budget.cut.append(f"start-up: {count} of {times} processes, no time for more")
                 break
-            runs += run_children("mkc_fast.benchmarks.engine_ready", [arguments])
+            runs += run_ready(arguments)
     if not runs:
         return None
     parts = ("import_s", "load_s", "first_output_s", "ready_s")
@@ -169,7 +170,7 @@ def start_up_arguments(target: Target, speech: NDArray[np.float32], mode: Mode, 
     waveform = folder / "waveform.npy"
     np.save(waveform, cut(speech, START_UP_LENGTH_S, target.info.sample_rate, 0))
     return {
-        "what": "pass",
+        "what": "engine",
         "model": str(target.model),
         "bank": str(target.bank),
         "device": target.device,

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast.benchmarks.child import read_through, run_children
+from mkc_fast.benchmarks.child import read_through
 from mkc_fast.benchmarks.latency import start_up_arguments
+from mkc_fast.benchmarks.ready import run_ready
 from mkc_fast.benchmarks.records import context, short
+from mkc_fast.benchmarks.setup import missing_for_baseline
 from mkc_fast.benchmarks.timing import Budget
 from mkc_fast.engine.artifacts import BANK_FILE, CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, open_bank, write_info
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mkc_fast.benchmarks.setup import Checkpoints
     from mkc_fast.benchmarks.target import Target
 
 ENTRIES = (100, 1000, 1165)
@@ -35,20 +38,19 @@ def bench_load(
     target: Target,
     speech: NDArray[np.float32],
     *,
-    kmeans: Sequence[Path] = (),
-    checkpoints: dict[str, str] | None = None,
+    checkpoints: Checkpoints | None = None,
     entries: Sequence[int] = ENTRIES,
     budget_s: float = 240.0,
     repeats: int = 3,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Time and memory to be ready, ours and the practice's.
+    """Time and memory to be ready, ours and the baseline's.
 
     Args:
         target: Its bank gives the entries; more than it has are made by repeating them, in a file of full size.
         speech: (S,) float32 at the model's rate.
-        kmeans: Pickled models, to compare with; they repeat where more are asked for. Without them, ours alone.
-        checkpoints: ``wavlm_ckpt``, ``ckpt`` and ``kmeans_scp``, to compare the start-up of a whole pass.
+        checkpoints: What the baseline loads; its k-means models repeat where more are asked for. Without them, or
+            without what the baseline needs, ours alone.
         entries: Numbers of entries.
         budget_s: Seconds to measure for, about.
         repeats: Processes started for each number; the median counts.
@@ -60,6 +62,11 @@ def bench_load(
     """
     record = context()
     budget = Budget(budget_s)
+    missing = missing_for_baseline()
+    kmeans = checkpoints.checked_kmeans() if checkpoints is not None and missing is None else []
+    if missing is not None:
+        checkpoints = None
+        budget.cut.append(f"the baseline: it needs {missing}")
     progress("start-up of a whole pass")
     start_up = _start_up(target, speech, checkpoints, kmeans, budget, repeats)
     cases: list[dict[str, Any]] = []
@@ -71,10 +78,10 @@ def bench_load(
             if bank is not None:
                 read_through(bank.iterdir())
                 arguments = {"what": "bank", "bank": str(bank), "frames": _FRAMES}
-                case["ours"] = _ready("mkc_fast.benchmarks.engine_ready", arguments, repeats)
-                case["ours_two_processes"] = _two("mkc_fast.benchmarks.engine_ready", arguments)
+                case["ours"] = _ready(arguments, repeats)
+                case["ours_two_processes"] = _two(arguments)
         if kmeans:
-            case.update(_practice(kmeans, count, cases, budget, repeats))
+            case.update(_baseline(kmeans, count, cases, budget, repeats))
         cases.append(case)
     return {
         "bench": "load",
@@ -131,21 +138,20 @@ def _bank_of(source: Path, count: int, folder: Path, budget: Budget) -> Path | N
     return made
 
 
-def _practice(
+def _baseline(
     kmeans: Sequence[Path], count: int, before: Sequence[dict[str, Any]], budget: Budget, repeats: int
 ) -> dict[str, Any]:
     """Unpickling so many models: measured, or extrapolated from the largest number measured, and marked so."""
-    module = "mkc_fast.benchmarks.baseline.ready"
     arguments = {"what": "kmeans", "kmeans": [str(kmeans[i % len(kmeans)]) for i in range(count)], "frames": _FRAMES}
     size = sum(kmeans[i % len(kmeans)].stat().st_size for i in range(count))
     fits = size < min(_MEMORY_LIMIT_BYTES, _MEMORY_SHARE * available_bytes())
     measured = [case for case in before if "practice" in case and not case["practice"].get("extrapolated")]
     rate = measured[-1]["practice"]["ready_s"] / measured[-1]["entries"] if measured else 0.02
-    if fits and budget.allows(1.5 * rate * count, f"the practice with {count} entries"):
+    if fits and budget.allows(1.5 * rate * count, f"the baseline with {count} entries"):
         times = max(1, min(repeats, int(budget.left / 3 / max(rate * count, 0.1))))
-        found = {"practice": _ready(module, arguments, times)}
+        found = {"practice": _ready(arguments, times)}
         if 2 * size < min(_MEMORY_LIMIT_BYTES, _MEMORY_SHARE * available_bytes()):
-            found["practice_two_processes"] = _two(module, arguments)
+            found["practice_two_processes"] = _two(arguments)
         else:
             one = found["practice"]
             found["practice_two_processes"] = {
@@ -154,7 +160,7 @@ def _practice(
             }
         return found
     if not fits:
-        budget.cut.append(f"the practice with {count} entries: {size / 1e9:.1f} GB do not fit in memory")
+        budget.cut.append(f"the baseline with {count} entries: {size / 1e9:.1f} GB do not fit in memory")
     if not measured:
         return {}
     last = measured[-1]
@@ -165,16 +171,16 @@ def _practice(
     return {"practice": {**scaled, "extrapolated": f"{factor:.3g} times what {last['entries']} entries took"}}
 
 
-def _ready(module: str, arguments: dict[str, Any], repeats: int) -> dict[str, Any]:
+def _ready(arguments: dict[str, Any], repeats: int) -> dict[str, Any]:
     """Medians over processes, one at a time."""
-    runs = [run_children(module, [arguments])[0] for _ in range(repeats)]
+    runs = [run_ready(arguments)[0] for _ in range(repeats)]
     names = [name for name, value in runs[0].items() if isinstance(value, float)]
     return {**{name: short(float(np.median([run[name] for run in runs]))) for name in names}, "runs": repeats}
 
 
-def _two(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _two(arguments: dict[str, Any]) -> dict[str, Any]:
     """Memory of two processes that are ready at once."""
-    reports = run_children(module, [arguments, arguments])
+    reports = run_ready(arguments, arguments)
     sizes = [report.get("pss_mb") for report in reports]
     return {"pss_mb_in_all": short(sum(size for size in sizes if size)) if all(sizes) else None}
 
@@ -182,28 +188,29 @@ def _two(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def _start_up(
     target: Target,
     speech: NDArray[np.float32],
-    checkpoints: dict[str, str] | None,
+    checkpoints: Checkpoints | None,
     kmeans: Sequence[Path],
     budget: Budget,
     repeats: int,
 ) -> dict[str, Any]:
-    """From the start of a process to the first output of 10 s, in turn: ours, the practice, ours, the practice."""
+    """From the start of a process to the first output of 10 s, in turn: ours, the baseline, ours, the baseline."""
     found: dict[str, list[dict[str, Any]]] = {"ours": []}
     with tempfile.TemporaryDirectory() as folder:
         ours = start_up_arguments(target, speech, "frame", Path(folder))
-        arms = {"ours": ("mkc_fast.benchmarks.engine_ready", ours)}
+        arms = {"ours": ours}
         if checkpoints is not None:
-            arms["practice"] = ("mkc_fast.benchmarks.baseline.ready", {**ours, **checkpoints})
+            files = vars(checkpoints)
+            arms["practice"] = {**ours, **{name: str(path) for name, path in files.items()}, "what": "baseline"}
             found["practice"] = []
-            read_through([*map(Path, checkpoints.values()), *kmeans])
+            read_through([*files.values(), *kmeans])
         read_through([*target.model.iterdir(), *target.bank.iterdir()])
         begin = time.perf_counter()
         for count in range(repeats):
             if count and (time.perf_counter() - begin) * (count + 1) / count > _START_UP_SHARE * budget.seconds:
                 budget.cut.append(f"start-up: {count} of {repeats} rounds, no time for more")
                 break
-            for name, (module, arguments) in arms.items():
-                found[name] += run_children(module, [arguments])
+            for name, arguments in arms.items():
+                found[name] += run_ready(arguments)
     parts = ("import_s", "load_s", "first_output_s", "ready_s", "pss_mb", "peak_rss_mb")
     return {
         name: {

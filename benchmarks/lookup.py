@@ -10,6 +10,7 @@ import numpy as np
 from mkc_fast.benchmarks.ceilings import measure_ceilings
 from mkc_fast.benchmarks.load import available_bytes
 from mkc_fast.benchmarks.records import context, short
+from mkc_fast.benchmarks.rivals import find_rivals
 from mkc_fast.benchmarks.timing import Budget, in_turn, spread
 from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.engine.devices import cuda_index
@@ -21,11 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mkc_fast.benchmarks.rivals import Rival
     from mkc_fast.benchmarks.target import Target
 
-    # What a rival makes of (N, K, D) float32 centroids: features (T, D), bank ids (T,), stride → cluster ids (T,).
-    Rival = Callable[[NDArray[np.float32], NDArray[np.int64], int], NDArray[np.integer[Any]]]
-    RivalFactory = Callable[[NDArray[np.float32]], Rival]
 
 FRAMES = (50, 500, 5000)
 ENTRIES = (1, 100, 1165)
@@ -41,8 +40,6 @@ def bench_lookup(
     frames: Sequence[int] = FRAMES,
     entries: Sequence[int] = ENTRIES,
     strides: Sequence[int] = STRIDES,
-    rivals: Mapping[str, RivalFactory] | None = None,
-    missing: Mapping[str, str] | None = None,
     budget_s: float = 200.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -54,8 +51,6 @@ def bench_lookup(
         frames: Numbers of frames T.
         entries: Numbers of bank entries N.
         strides: Frames that share a draw.
-        rivals: Other libraries' look-ups, by name.
-        missing: Libraries that are not here, by name, and why.
         budget_s: Seconds to measure for, about.
         progress: Called with a line as each part begins.
 
@@ -68,7 +63,8 @@ def bench_lookup(
     # Only whole entries: rivals know nothing of padding rows.
     clusters = min(bank.info.num_clusters)
     sample = np.ascontiguousarray(bank.centroids[:, :clusters])
-    prepared = {name: make(sample) for name, make in (rivals or {}).items()}
+    rivals, missing = find_rivals(target.device, target.used_threads)
+    prepared = {name: make(sample) for name, make in rivals.items()}
     ceilings = measure_ceilings(target.device, target.used_threads, min(6.0, budget_s / 10))
     cases: list[dict[str, Any]] = []
     rates: dict[tuple[str, int], float] = {}
@@ -100,7 +96,7 @@ def bench_lookup(
         "budget_s": budget_s,
         "measuring_s": short(budget.spent),
         "cut": budget.cut,
-        "missing": dict(missing or {}),
+        "missing": missing,
         "ceilings": ceilings,
         "notes": [
             f"K {clusters}, D {info_dim(sample)}; rivals hold {len(sample)} different entries and repeat them",

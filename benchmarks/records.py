@@ -1,4 +1,7 @@
-"""Benchmark results as JSON: what was measured, on which machine, with which versions, by which command and when."""
+"""Benchmark results as JSON: what was measured, on which machine, with which versions, by which command and when.
+
+In results the baseline's values have keys with ``practice``, as in the first files.
+"""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def _lead(records: Mapping[str, Mapping[str, Any]]) -> str:
             for mode in comparison["modes"]
         ]
         text += (
-            f" Beside today's practice (PyTorch and scikit-learn, one file at a time) it is "
+            f" Beside the baseline (PyTorch and scikit-learn, one file at a time) it is "
             f"<b>{' and '.join(parts)}</b>,"
             " on the same machine, threads, recordings and draws"
         )
@@ -154,7 +154,7 @@ def _tiles(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     if throughput:
         comparison = throughput.get("comparison")
         tiles += [
-            (f"{_number(mode['ratio'])} times", f"as fast as the practice, {_e(mode['mode'])} mode")
+            (f"{_number(mode['ratio'])} times", f"as fast as the baseline, {_e(mode['mode'])} mode")
             for mode in (comparison["modes"] if comparison else [])
         ]
         shares = [case["utilization"] for case in throughput["device_only"]["cases"] if case["utilization"]]
@@ -281,7 +281,7 @@ def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Sect
         ]
         text = [
             (
-                "The practice is eager PyTorch in float32, one utterance at a time: WavLM with all its layers in "
+                "The baseline is eager PyTorch in float32, one utterance at a time: WavLM with all its layers in "
                 "memory and "
                 "its pass stopped at the sixth, PyTorch's fused attention, weight norm removed, every k-means "
                 "model unpickled, "
@@ -299,7 +299,7 @@ def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Sect
         rounds = f"{comparison['rounds']} round{'s' * (comparison['rounds'] > 1)}"
         sections.append(
             _Section(
-                "Beside the practice",
+                "Beside the baseline",
                 "comparison",
                 f"Work for one second of audio by stage; {comparison['utterances']} utterances, "
                 f"{comparison['audio_s']:g} s of audio, {rounds}, {comparison['threads']} "
@@ -309,7 +309,7 @@ def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Sect
                     (
                         "mode",
                         "mkc-fast RTFx",
-                        "practice RTFx",
+                        "baseline RTFx",
                         "ratio",
                         "ratio by utterance, quartiles",
                         "ratio by round",
@@ -438,7 +438,7 @@ def _load_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
         start_up = record["start_up"]
         runs = {"mkc-fast": start_up["median_s"]} if "median_s" in start_up else {
             title: start_up[name]
-            for name, title in (("practice", "practice"), ("ours", "mkc-fast"))
+            for name, title in (("practice", "baseline"), ("ours", "mkc-fast"))
             if name in start_up
         }  # fmt: skip
         names = ("import_s", "load_s", "first_output_s", "ready_s")
@@ -448,7 +448,7 @@ def _load_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
                 "startup",
                 "From the start of a fresh process to the first output of 10 s of audio; files are in the page cache.",
                 [f"Both open models and {record['target']['entries']} k-means models, then run once."]
-                if "practice" in runs
+                if "baseline" in runs
                 else [],
                 _table(
                     ("", "imports", "loading", "first output", "in all"),
@@ -460,7 +460,7 @@ def _load_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
     if load:
         rows = []
         for case in load["cases"]:
-            for name, title in (("ours", "mkc-fast"), ("practice", "practice")):
+            for name, title in (("ours", "mkc-fast"), ("practice", "baseline")):
                 one, two = case.get(name), case.get(f"{name}_two_processes", {})
                 if one:
                     mark = " (extrapolated)" if "extrapolated" in one else ""
@@ -476,7 +476,7 @@ def _load_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
                 [
                     (
                         "mkc-fast maps one file of all centroids in float32, so that what is not used is not read, and "
-                        "processes share what is; the practice unpickles every model, float64, in every process."
+                        "processes share what is; the baseline unpickles every model, float64, in every process."
                     ),
                     _notes(load),
                 ],

@@ -1,4 +1,4 @@
-"""Other libraries' nearest centroids, for ``bench lookup``: scikit-learn as the practice asks it, PyTorch, FAISS.
+"""Other libraries' nearest centroids, for ``bench lookup``: scikit-learn as the baseline asks it, PyTorch, FAISS.
 
 Bank ids past the entries that a rival was given begin anew: frames are grouped by the ids, and only memory is repeated.
 """
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    # Features (T, D), bank ids (T,), stride → cluster ids (T,).
     Rival = Callable[[NDArray[np.float32], NDArray[np.int64], int], NDArray[np.integer[Any]]]
 
 _INSTALL = "pip install 'mkc-fast[bench]'"

@@ -1,7 +1,7 @@
-"""``bench throughput``: RTFx on a corpus with LibriSpeech's lengths, by batch and workers, beside the practice.
+"""``bench throughput``: RTFx on a corpus with LibriSpeech's lengths, by batch and workers, beside the baseline.
 
 Device only: arrays in, arrays out, in this process. Files to files: what ``mkc-fast infer`` does, in worker processes,
-without the time they take to start. Beside the practice: each utterance by the engine and by the baseline in turn.
+without the time they take to start. Beside the baseline: each utterance by the engine and by the baseline in turn.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,10 +26,12 @@ from mkc_fast.engine.passes.stages import STAGES
 from mkc_fast.errors import MkcError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from mkc_fast.benchmarks.baseline.pipeline import Baseline
+    from mkc_fast.benchmarks.setup import Checkpoints
     from mkc_fast.benchmarks.target import Target
     from mkc_fast.engine.anonymizer import Anonymizer, Result
     from mkc_fast.engine.draws import Mode
@@ -46,20 +48,6 @@ _CEILING_S = 8.0
 _TRIAL_S = 4.0
 
 
-class OneByOne(Protocol):
-    """What is compared with: ``Anonymizer`` and the baseline have it alike."""
-
-    def anonymize(
-        self,
-        waveform: NDArray[np.float32],
-        mode: Mode = ...,
-        stride: int = ...,
-        seed: int = ...,
-        utterance_id: str = ...,
-    ) -> Result:
-        """As ``Anonymizer.anonymize``."""
-
-
 def bench_throughput(
     target: Target,
     speech: NDArray[np.float32],
@@ -68,9 +56,8 @@ def bench_throughput(
     stride: int = 1,
     batches_s: Sequence[float] | None = None,
     workers: Sequence[int] | None = None,
-    baseline: Callable[[], OneByOne] | None = None,
+    baseline: Checkpoints | None = None,
     rounds: int = 3,
-    products: Mapping[str, Callable[[NDArray[np.float32], NDArray[np.float32]], object]] | None = None,
     budget_s: float = 330.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -83,9 +70,8 @@ def bench_throughput(
         stride: Frames that share a draw in frame mode.
         batches_s: Padded seconds of audio that run at once, device only; default: by the device.
         workers: Numbers of worker processes, files to files; default: 1, and 2 where there are as many cores.
-        baseline: Loads the practice to compare with; None compares with nothing.
+        baseline: What the baseline loads, to compare with it; None compares with nothing.
         rounds: How often each utterance is run by both, at the most.
-        products: As in ``measure_ceilings``.
         budget_s: Seconds to measure for, about: it decides how many utterances are drawn.
         progress: Called with a line as each part begins.
 
@@ -100,7 +86,8 @@ def bench_throughput(
     progress("machine ceilings")
 
     def measure() -> dict[str, Any]:
-        return measure_ceilings(target.device, target.used_threads, min(_CEILING_S, budget_s / 20), products)
+        seconds = min(_CEILING_S, budget_s / 20)
+        return measure_ceilings(target.device, target.used_threads, seconds, torch=baseline is not None)
 
     ceilings = [measure()]
     progress("loading")
@@ -141,7 +128,7 @@ def bench_throughput(
     return {**result, "measuring_s": short(budget.spent), "cut": budget.cut}
 
 
-def _trial_rate(arm: OneByOne, trial: NDArray[np.float32], mode: Mode, stride: int) -> float:
+def _trial_rate(arm: Anonymizer | Baseline, trial: NDArray[np.float32], mode: Mode, stride: int) -> float:
     """RTFx of a short utterance, the second time."""
     for _ in range(2):
         begin = time.perf_counter()
@@ -258,7 +245,7 @@ def _files(
 
 def _compare(
     anonymizer: Anonymizer,
-    load: Callable[[], OneByOne],
+    checkpoints: Checkpoints,
     target: Target,
     speech: NDArray[np.float32],
     modes: Sequence[Mode],
@@ -268,15 +255,24 @@ def _compare(
     budget: Budget,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Each utterance by the engine and by the practice in turn, the same threads, inputs and draws."""
-    progress("loading the practice")
+    """Each utterance by the engine and by the baseline in turn, the same threads, inputs and draws."""
+    from mkc_fast.benchmarks.baseline.pipeline import Baseline
+
+    progress("loading the baseline")
     begin = time.perf_counter()
-    practice = load()
+    baseline = Baseline.load(
+        checkpoints.wavlm_ckpt,
+        checkpoints.ckpt,
+        checkpoints.kmeans_scp,
+        device=target.device,
+        threads=target.used_threads,
+        layer=target.info.layer,
+    )
     load_s = time.perf_counter() - begin
     budget.seconds += load_s  # the budget is for measuring
     rate = anonymizer.info.sample_rate
     trial = cut(speech, _TRIAL_S, rate, 0)
-    slow_rate = min(_trial_rate(practice, trial, mode, stride) for mode in modes)
+    slow_rate = min(_trial_rate(baseline, trial, mode, stride) for mode in modes)
     cost = len(modes) * (1 / ours_rate + 1 / slow_rate)
     share_s = _COMPARISON_SHARE * budget.left
     lengths = draw_lengths(count_for(share_s / cost / (rounds + 1), least=2, most=60))
@@ -284,8 +280,9 @@ def _compare(
     # A warm-up of both on the longest, in the mode that touches most: buffers have grown, and the bank is in memory.
     progress("warming both up")
     started = time.perf_counter()
-    for each in (anonymizer, practice):
-        each.anonymize(max(waveforms, key=len), "frame", 1, _SEED, "warm-up")
+    arms: dict[str, Anonymizer | Baseline] = {"ours": anonymizer, "practice": baseline}
+    for arm in arms.values():
+        arm.anonymize(max(waveforms, key=len), "frame", 1, _SEED, "warm-up")
     every = np.arange(len(anonymizer.bank))
     anonymizer.assign(np.ones((len(every), anonymizer.info.dim), np.float32), every)
     share_s -= time.perf_counter() - started
@@ -300,19 +297,18 @@ def _compare(
         if count and spent * (count + 1) / count > share_s:
             budget.cut.append(f"comparison: {count} of {rounds} rounds, no time for more")
             break
-        progress(f"beside the practice, round {count + 1} of {rounds}: {len(lengths)} utterances, each by both in turn")
+        progress(f"beside the baseline, round {count + 1} of {rounds}: {len(lengths)} utterances, each by both in turn")
         for index, waveform in enumerate(waveforms):
             for mode in modes:
                 # Who goes first alternates, so that neither always finds the other's caches.
                 order = ("ours", "practice") if (index + count) % 2 == 0 else ("practice", "ours")
                 made: dict[str, Result] = {}
-                for arm in order:
-                    runner: OneByOne = anonymizer if arm == "ours" else practice
+                for name in order:
                     before = time.perf_counter()
-                    made[arm] = runner.anonymize(waveform, mode, stride, _SEED, f"u{index}")
-                    seconds[mode][arm].append(time.perf_counter() - before)
-                    for stage, taken in made[arm].stage_seconds.items():
-                        stages[mode][arm][stage] += taken
+                    made[name] = arms[name].anonymize(waveform, mode, stride, _SEED, f"u{index}")
+                    seconds[mode][name].append(time.perf_counter() - before)
+                    for stage, taken in made[name].stage_seconds.items():
+                        stages[mode][name][stage] += taken
                 agree = made["ours"].cluster_ids == made["practice"].cluster_ids
                 same, frames = same + int(agree.sum()), frames + len(agree)
                 if agree.all():

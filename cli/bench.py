@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,11 +17,7 @@ from mkc_fast.errors import MkcError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from mkc_fast.benchmarks.target import Target
-    from mkc_fast.benchmarks.throughput import OneByOne
+    from mkc_fast.engine.options import EngineOptions
 
 ModelOption = Annotated[
     Path | None, typer.Option(help="Exported model (with --bank), instead of --size.", rich_help_panel=panels.ARTIFACTS)
@@ -68,7 +62,7 @@ CacheOption = Annotated[
 ]
 WavlmOption = Annotated[
     Path | None,
-    typer.Option(help="With --model: its WavLM checkpoint, for the practice.", rich_help_panel=panels.ARTIFACTS),
+    typer.Option(help="With --model: its WavLM checkpoint, for the baseline.", rich_help_panel=panels.ARTIFACTS),
 ]
 CkptOption = Annotated[
     Path | None,
@@ -81,7 +75,7 @@ KmeansOption = Annotated[
 bench = typer.Typer(
     name="bench",
     no_args_is_help=True,
-    help="Measure the engine on this machine, beside the practice of today, and show the results as a page.",
+    help="Measure the engine on this machine, beside the baseline, and show the results as a page.",
 )
 
 
@@ -90,58 +84,10 @@ def add(app: typer.Typer) -> None:
     app.add_typer(bench)
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What a command measures, and the checkpoints that the practice would load."""
-
-    target: Target
-    checkpoints: dict[str, Path] | None
-
-    def speech(self, recording: Path | None) -> NDArray[np.float32]:
-        """The recording, or the clip that comes with the package, at the model's rate."""
-        from mkc_fast.engine.audio.read import read_waveform
-
-        rate = self.target.info.sample_rate
-        if recording is not None:
-            return read_waveform(recording, rate)
-        with as_file(files("mkc_fast.cli") / "demo_speech.flac") as clip:
-            return read_waveform(clip, rate)
-
-
-def _set_up(
-    model: Path | None,
-    bank: Path | None,
-    size: str,
-    entries: int,
-    device: str,
-    provider: Provider,
-    precision: Precision,
-    threads: int | None,
-    cache_dir: Path | None,
-    given: dict[str, Path | None] | None = None,
-) -> _Setup:
-    from mkc_fast.benchmarks.target import Target
-    from mkc_fast.engine.cache_folder import default_cache
-    from mkc_fast.engine.devices import cuda_index
+def _options(provider: Provider, precision: Precision, threads: int | None) -> EngineOptions:
     from mkc_fast.engine.options import EngineOptions
 
-    cuda_index(device)
-    if (model is None) != (bank is None):
-        raise MkcError("--model and --bank go together")
-    checkpoints = {name: path for name, path in (given or {}).items() if path is not None}
-    if checkpoints and (model is None or len(checkpoints) < 3):
-        raise MkcError("--wavlm-ckpt, --ckpt and --kmeans-scp go together, and with --model and --bank")
-    weights = "given"
-    if model is None or bank is None:
-        from mkc_fast.benchmarks.random_artifacts import random_artifacts
-
-        with steps() as show:
-            made = random_artifacts(size, cache_dir or default_cache(), entries, show)
-        model, bank, weights = made.model, made.bank, f"random, size {size}"
-        checkpoints = {"wavlm_ckpt": made.wavlm, "ckpt": made.ckpt, "kmeans_scp": made.kmeans_scp}
-    options = EngineOptions(provider=provider.value, precision=precision.value, threads=threads)
-    target = Target(model, bank, device, options, weights)
-    return _Setup(target, checkpoints or None)
+    return EngineOptions(provider=provider.value, precision=precision.value, threads=threads)
 
 
 def _finish(record: dict[str, Any], out: Path | None, as_json: bool, table: Callable[[dict[str, Any]], None]) -> None:
@@ -186,10 +132,12 @@ def latency(
 ) -> None:
     """One utterance at a time: p50, p95 and p99 by length and stage, first call and warm, and start-up."""
     from mkc_fast.benchmarks.latency import bench_latency
+    from mkc_fast.benchmarks.setup import Artifacts
 
     lengths_s = _numbers("--lengths", lengths)
-    setup = _set_up(model, bank, size, entries, device, provider, precision, threads, cache_dir)
+    artifacts = Artifacts(model, bank, size, entries, cache=cache_dir)
     with steps() as show:
+        setup = artifacts.set_up(device, _options(provider, precision, threads), show)
         record = bench_latency(
             setup.target,
             setup.speech(speech),
@@ -215,7 +163,7 @@ def throughput(
         bool,
         typer.Option(
             "--baseline",
-            help="Run the practice (PyTorch, scikit-learn) in turn with the engine.",
+            help="Run the baseline (PyTorch, scikit-learn) in turn with the engine.",
             rich_help_panel=panels.RUN,
         ),
     ] = False,
@@ -244,7 +192,8 @@ def throughput(
     json_: JsonOption = False,
     cache_dir: CacheOption = None,
 ) -> None:
-    """RTFx on a corpus with LibriSpeech's lengths, by batch and workers; with --baseline beside today's practice."""
+    """RTFx on a corpus with LibriSpeech's lengths, by batch and workers; with --baseline also the baseline's."""
+    from mkc_fast.benchmarks.setup import Artifacts, missing_for_baseline
     from mkc_fast.benchmarks.throughput import MODES, bench_throughput
 
     named = [mode.strip() for mode in modes.split(",")]
@@ -253,12 +202,14 @@ def throughput(
         raise MkcError(f"--modes is {modes!r}; expected frame, audio or both")
     batches_s = None if batches is None else _numbers("--batches", batches)
     counts = None if workers is None else [int(count) for count in _numbers("--workers", workers, least=1)]
-    if baseline:
-        _need_practice()
-    given = {"wavlm_ckpt": wavlm_ckpt, "ckpt": ckpt, "kmeans_scp": kmeans_scp}
-    setup = _set_up(model, bank, size, entries, device, provider, precision, threads, cache_dir, given)
-    practice, products = _practice(setup, device) if baseline else (None, None)
+    missing = missing_for_baseline() if baseline else None
+    if missing is not None:
+        raise MkcError(f"--baseline needs {missing}")
+    artifacts = Artifacts(model, bank, size, entries, wavlm_ckpt, ckpt, kmeans_scp, cache_dir)
     with steps() as show:
+        setup = artifacts.set_up(device, _options(provider, precision, threads), show)
+        if baseline and setup.checkpoints is None:
+            raise MkcError("--baseline with --model and --bank also needs --wavlm-ckpt, --ckpt and --kmeans-scp")
         record = bench_throughput(
             setup.target,
             setup.speech(speech),
@@ -266,9 +217,8 @@ def throughput(
             stride=stride,
             batches_s=batches_s,
             workers=counts,
-            baseline=practice,
+            baseline=setup.checkpoints if baseline else None,
             rounds=rounds,
-            products=products,
             budget_s=budget_s,
             progress=show,
         )
@@ -295,22 +245,20 @@ def lookup(
 ) -> None:
     """Frames a second of the nearest-centroid look-up, beside scikit-learn, PyTorch and FAISS where they are here."""
     from mkc_fast.benchmarks.lookup import bench_lookup
-    from mkc_fast.benchmarks.rivals import find_rivals
+    from mkc_fast.benchmarks.setup import Artifacts
 
     grid = [
         [int(number) for number in _numbers(name, text, least=1)]
         for name, text in (("--frames", frames), ("--banks", banks), ("--strides", strides))
     ]
-    setup = _set_up(model, bank, size, entries, device, Provider.auto, Precision.auto, threads, cache_dir)
-    rivals, missing = find_rivals(device, setup.target.used_threads)
+    artifacts = Artifacts(model, bank, size, entries, cache=cache_dir)
     with steps() as show:
+        setup = artifacts.set_up(device, _options(Provider.auto, Precision.auto, threads), show)
         record = bench_lookup(
             setup.target,
             frames=grid[0],
             entries=grid[1],
             strides=grid[2],
-            rivals=rivals,
-            missing=missing,
             budget_s=budget_s,
             progress=show,
         )
@@ -344,27 +292,21 @@ def load(
 ) -> None:
     """Time and memory until a bank is ready, beside unpickling its models in every process."""
     from mkc_fast.benchmarks.load import bench_load
+    from mkc_fast.benchmarks.setup import Artifacts
 
     counts = [int(count) for count in _numbers("--banks", banks, least=1)]
-    given = {"wavlm_ckpt": wavlm_ckpt, "ckpt": ckpt, "kmeans_scp": kmeans_scp}
-    setup = _set_up(model, bank, size, entries, device, provider, precision, threads, cache_dir, given)
-    checkpoints, kmeans = setup.checkpoints, []
-    missing = _missing_practice()
-    if checkpoints is not None and missing is None:
-        kmeans = _checked_kmeans(checkpoints["kmeans_scp"])
+    artifacts = Artifacts(model, bank, size, entries, wavlm_ckpt, ckpt, kmeans_scp, cache_dir)
     with steps() as show:
+        setup = artifacts.set_up(device, _options(provider, precision, threads), show)
         record = bench_load(
             setup.target,
             setup.speech(speech),
-            kmeans=kmeans,
-            checkpoints={name: str(path) for name, path in checkpoints.items()} if kmeans and checkpoints else None,
+            checkpoints=setup.checkpoints,
             entries=counts,
             budget_s=budget_s,
             repeats=repeats,
             progress=show,
         )
-    if missing is not None:
-        record["cut"].append(f"the practice: it needs {missing}")
     from mkc_fast.cli.bench_tables import load_table
 
     _finish(record, out, json_, load_table)
@@ -395,51 +337,3 @@ def _numbers(option: str, text: str, least: float = 0.0) -> list[float]:
     if any(not least <= number < float("inf") for number in numbers):
         raise MkcError(f"{option} is {text!r}; expected numbers from {least:g} up")
     return numbers
-
-
-def _missing_practice() -> str | None:
-    """What the practice needs and is not here, None if all is."""
-    from importlib.util import find_spec
-
-    for module, extra in (("torch", "export"), ("sklearn", "bench"), ("joblib", "bench"), ("threadpoolctl", "bench")):
-        if find_spec(module) is None:
-            return f"{module}: pip install 'mkc-fast[{extra}]'"
-    return None
-
-
-def _need_practice() -> None:
-    missing = _missing_practice()
-    if missing is not None:
-        raise MkcError(f"--baseline needs {missing}")
-
-
-def _practice(setup: _Setup, device: str) -> tuple[Callable[[], OneByOne], dict[str, Any]]:
-    """A function that loads the baseline, and PyTorch's own matrix product, for the machine's ceiling."""
-    if setup.checkpoints is None:
-        raise MkcError("--baseline with --model and --bank also needs --wavlm-ckpt, --ckpt and --kmeans-scp")
-    from mkc_fast.benchmarks.baseline.pipeline import Baseline, product
-
-    checkpoints, threads = setup.checkpoints, setup.target.used_threads
-
-    def load_baseline() -> OneByOne:
-        return Baseline.load(
-            checkpoints["wavlm_ckpt"],
-            checkpoints["ckpt"],
-            checkpoints["kmeans_scp"],
-            device=device,
-            threads=threads,
-            layer=setup.target.info.layer,
-        )
-
-    return load_baseline, {"torch": product}
-
-
-def _checked_kmeans(kmeans_scp: Path) -> list[Path]:
-    """The models of a list, each passed by the strict reader, since the practice will unpickle them."""
-    from mkc_fast.engine.datasets.path_lists import read_named_paths
-    from mkc_fast.export.checkpoints.kmeans import read_kmeans
-
-    paths = [path for _, path in read_named_paths(kmeans_scp)]
-    for path in paths:
-        read_kmeans(path, shape_only=True)
-    return paths

@@ -81,7 +81,7 @@ def _percent(share: float | None) -> str:
 
 
 def throughput_table(record: dict[str, Any]) -> None:
-    """RTFx of each way to run, and the ratio to the practice."""
+    """RTFx of each way to run, and the ratio to the baseline."""
     heading(record)
     device, through = record["device_only"], record["files_to_files"]
     table = _table("mode", "how", "RTFx", "of GEMM rate", left=2)
@@ -100,7 +100,7 @@ def throughput_table(record: dict[str, Any]) -> None:
     comparison = record.get("comparison")
     if comparison:
         console.print()
-        table = _table("mode", "mkc-fast RTFx", "practice RTFx", "ratio", "by utterance (quartiles)", "by round")
+        table = _table("mode", "mkc-fast RTFx", "baseline RTFx", "ratio", "by utterance (quartiles)", "by round")
         for row in comparison["modes"]:
             each = row["ratio_by_utterance"]
             table.add_row(
@@ -145,7 +145,7 @@ def load_table(record: dict[str, Any]) -> None:
     table = _table("entries", "who", "ready", "memory (PSS)", "of two processes", left=2)
     marked = False
     for case in record["cases"]:
-        for who, name in (("mkc-fast", "ours"), ("practice", "practice")):
+        for who, name in (("mkc-fast", "ours"), ("baseline", "practice")):
             if name not in case:
                 continue
             one, two = case[name], case.get(f"{name}_two_processes", {})
@@ -159,7 +159,7 @@ def load_table(record: dict[str, Any]) -> None:
         console.print("* extrapolated\n")
     for name, run in record["start_up"].items():
         peak = f", {run['peak_rss_mb']:,.0f} MB at the most" if "peak_rss_mb" in run else ""
-        who = "mkc-fast" if name == "ours" else name
+        who = "mkc-fast" if name == "ours" else "baseline"
         console.print(f"start-up to the first output of 10 s, {who}: {run['ready_s']:g} s{peak}", soft_wrap=True)
 
 

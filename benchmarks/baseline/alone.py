@@ -1,4 +1,4 @@
-"""The practice to beat, alone: RTFx of eager PyTorch modules and scikit-learn, one utterance at a time.
+"""The baseline, alone: RTFx of eager PyTorch modules and scikit-learn, one utterance at a time.
 
 python -m mkc_fast.benchmarks.baseline.alone CHECKPOINTS RECORDING [--threads N] [--lengths 3 10] [--repeats 3]
     [--out FILE.json]

@@ -1,4 +1,4 @@
-"""K-means models as the practice has them: unpickled by joblib, asked by scikit-learn. Executes what a pickle holds."""
+"""K-means models as the baseline has them: unpickled by joblib, asked by scikit-learn. Executes what a pickle holds."""
 
 from __future__ import annotations
 

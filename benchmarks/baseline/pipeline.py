@@ -1,4 +1,4 @@
-"""The practice to beat: published checkpoints run as research scripts run them, one utterance at a time, in PyTorch.
+"""The baseline: published checkpoints run as research scripts run them, one utterance at a time, in PyTorch.
 
 Eager modules in float32 under ``torch.inference_mode``; WavLM with all its layers in memory, its forward pass stopped
 at the one that is needed; every k-means model unpickled by joblib into every process; scikit-learn's ``predict`` on
@@ -94,7 +94,7 @@ class Baseline:
             device: Of torch.
             threads: Of torch and of scikit-learn; default: what they take by themselves.
             check: Pass every k-means file through the strict reader before it is unpickled. Without it, give only
-                files that you made: timings of loading should not count what the practice does not do.
+                files that you made: timings of loading should not count what the baseline does not do.
 
         Raises:
             CheckpointError, ListError: A file is missing, damaged, or of another form.

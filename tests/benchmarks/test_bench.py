@@ -18,6 +18,7 @@ import pytest
 from mkc_fast import ArtifactError, MkcError
 from mkc_fast.benchmarks.ceilings import best_of, floors, measure_ceilings
 from mkc_fast.benchmarks.child import run_children
+from mkc_fast.benchmarks.ready import run_ready
 from mkc_fast.benchmarks.records import context, read_record, short, write_record
 from mkc_fast.benchmarks.target import Target
 from mkc_fast.benchmarks.timing import Budget, in_turn, ratios, spread, summary
@@ -26,7 +27,7 @@ from mkc_fast.cli import main
 from mkc_fast.export.checkpoints.random_weights import Checkpoints
 from tests.conftest import Artifacts
 
-pytest.importorskip("sklearn", reason="the practice needs scikit-learn")
+pytest.importorskip("sklearn", reason="the baseline needs scikit-learn")
 
 
 def test_percentiles_are_those_of_numpy_and_say_how_many_runs() -> None:
@@ -130,7 +131,7 @@ def test_a_record_says_where_it_is_from_and_hides_folders(tmp_path: Path, monkey
 
 def test_a_failing_child_is_one_line() -> None:
     with pytest.raises(MkcError, match="a process of the benchmark failed"):
-        run_children("mkc_fast.benchmarks.engine_ready", [{"what": "bank", "bank": "/nowhere", "frames": 1}])
+        run_ready({"what": "bank", "bank": "/nowhere", "frames": 1})
 
 
 def test_a_child_s_memory_is_read_while_it_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,12 +152,12 @@ def results(artifacts: Artifacts, checkpoints: Checkpoints, tmp_path_factory: py
     """What the four benches write about the small models, in seconds."""
     out = tmp_path_factory.mktemp("results")
     given = ["--model", str(artifacts.model), "--bank", str(artifacts.bank)]
-    practice = ["--wavlm-ckpt", checkpoints.wavlm, "--ckpt", checkpoints.ckpt, "--kmeans-scp", checkpoints.kmeans_scp]
+    baseline = ["--wavlm-ckpt", checkpoints.wavlm, "--ckpt", checkpoints.ckpt, "--kmeans-scp", checkpoints.kmeans_scp]
     commands = {
         "latency": [*given, "--lengths", "1,2", "--budget-s", "4"],
-        "throughput": [*given, *map(str, practice), "--baseline", "--rounds", "2", "--budget-s", "15"],
+        "throughput": [*given, *map(str, baseline), "--baseline", "--rounds", "2", "--budget-s", "15"],
         "lookup": [*given, "--frames", "20,60", "--banks", "1,8,20", "--strides", "1,5", "--budget-s", "4"],
-        "load": [*given, *map(str, practice), "--banks", "20", "--repeats", "1", "--budget-s", "600"],
+        "load": [*given, *map(str, baseline), "--banks", "20", "--repeats", "1", "--budget-s", "600"],
     }
     for bench, options in commands.items():
         assert main(["bench", bench, *options, "--out", str(out / f"{bench}.json")]) == 0
@@ -232,7 +233,7 @@ def test_load_measures_both_in_their_own_processes(results: Path) -> None:
     assert set(record["start_up"]) == {"ours", "practice"}
 
 
-def test_without_checkpoints_the_practice_is_refused_in_one_line(
+def test_without_checkpoints_the_baseline_is_refused_in_one_line(
     artifacts: Artifacts, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--model", str(artifacts.model), "--bank", str(artifacts.bank)]

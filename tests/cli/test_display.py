@@ -103,13 +103,13 @@ def test_counting_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _load_record(**extrapolated: str) -> dict[str, Any]:
     one = {"ready_s": 1.5, "pss_mb": 20.0}
-    practice = {**one, **extrapolated}
+    baseline = {**one, **extrapolated}
     return {
         "bench": "load",
         "target": {"device": "cpu", "weights": "random", "dim": 64, "entries": 8, "precision": "auto", "threads": 2},
         "machine": {"cpu": "CPU", "cores": 2, "gpu": None},
         "commit": "0", "date": "2026-01-01",
-        "cases": [{"entries": 8, "ours": one, "ours_two_processes": {"pss_mb_in_all": 30.0}, "practice": practice}],
+        "cases": [{"entries": 8, "ours": one, "ours_two_processes": {"pss_mb_in_all": 30.0}, "practice": baseline}],
         "start_up": {"ours": {"ready_s": 0.5}},
     }  # fmt: skip
 
