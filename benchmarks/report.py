@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mkc_fast.benchmarks.figures import STAGE_TITLES, STAGES, draw_all
 from mkc_fast.benchmarks.records import read_record
@@ -14,24 +14,54 @@ from mkc_fast.engine.atomic_files import whole_file
 from mkc_fast.errors import ArtifactError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 BENCHES = ("latency", "throughput", "lookup", "load")
-PAGE_FILE = "report.html"
+PAGE_FILE, _TABLE = "report.html", "table.html"
 # Rates of one run that differ by more say that something else was running.
 _QUIET = 0.85
 
 
 @dataclass(frozen=True)
-class _Section:
+class Table:
+    """Rows of values; the first ``left`` columns are text, the others numbers."""
+
+    head: tuple[str, ...]
+    rows: Sequence[tuple[object, ...]]
+    left: int = 1
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Text, and what stands before it in bold."""
+
+    text: str
+    strong: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
     """A claim with its picture, what the picture shows, and the numbers."""
 
     title: str
-    picture: str | None
+    picture: str
     caption: str
-    paragraphs: list[str]
-    table: str = ""
-    source: str = ""
+    paragraphs: list[str | Paragraph]
+    table: Table
+    source: str
+    notes: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What mkc-fast is, and its result: a sentence whose middle is bold."""
+
+    text: str
+    before: str = ""
+    strong: str = ""
+    after: str = ""
 
 
 def write_report(folder: Path, out: Path) -> list[Path]:
@@ -99,20 +129,37 @@ def build_page(records: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, 
         *_load_sections(records),
         *_lookup(records),
     ]
-    numbers = {name: number for number, name in enumerate((s.picture for s in sections if s.picture in pictures), 1)}
-    body = "\n".join(_section(section, pictures, numbers) for section in sections)
-    return _PAGE.format(
-        style=_STYLE,
-        lead=_lead(records),
-        tiles="".join(_tile(*tile) for tile in _tiles(records)),
-        machine=_machine(first),
-        body=body,
-        conditions=_conditions(records),
+    shown = (section.picture for section in sections if section.picture in pictures)
+    return (
+        _templates()
+        .get_template(PAGE_FILE)
+        .render(
+            lead=_lead(records),
+            tiles=_tiles(records),
+            machine=_machine(first),
+            sections=sections,
+            pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
+            numbers={name: number for number, name in enumerate(shown, 1)},
+            conditions=_conditions(records),
+            versions=_versions(first),
+        )
     )
 
 
-def _e(value: object) -> str:
-    return html.escape(str(value), quote=True)
+def table_html(table: Table) -> str:
+    """A table of the page alone."""
+    return str(_templates().get_template(_TABLE).module.table(table))  # type: ignore[attr-defined]
+
+
+def _templates() -> Environment:
+    """The templates of the page, which escape every value."""
+    return Environment(
+        loader=PackageLoader("mkc_fast.benchmarks", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _number(value: float, digits: int = 3) -> str:
@@ -121,30 +168,24 @@ def _number(value: float, digits: int = 3) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
 
 
-def _lead(records: Mapping[str, Mapping[str, Any]]) -> str:
+def _lead(records: Mapping[str, Mapping[str, Any]]) -> Lead:
     """What mkc-fast is, and the result in two sentences."""
     text = (
         "mkc-fast anonymizes speech: WavLM features, the nearest centroid of each 20 ms frame in one of many k-means "
         "models, a conformer, and a HiFi-GAN vocoder. RTFx is seconds of audio for one second of work: more is faster."
     )
     comparison = (records.get("throughput") or {}).get("comparison")
-    if comparison:
-        parts = [
-            f"{_number(mode['ratio'])} times as fast in {_e(mode['mode'])} mode "
-            f"({_number(mode['ours_rtfx'])} against {_number(mode['practice_rtfx'])} times real time)"
-            for mode in comparison["modes"]
-        ]
-        text += (
-            f" Beside the baseline (PyTorch and scikit-learn, one file at a time) it is "
-            f"<b>{' and '.join(parts)}</b>,"
-            " on the same machine, threads, recordings and draws"
-        )
-        text += (
-            f", with the same cluster ids in {100 * comparison['same_cluster_ids']:.6g} % of frames."
-            if comparison["same_cluster_ids"] is not None
-            else "."
-        )
-    return text
+    if not comparison:
+        return Lead(text)
+    strong = " and ".join(
+        f"{_number(mode['ratio'])} times as fast in {mode['mode']} mode "
+        f"({_number(mode['ours_rtfx'])} against {_number(mode['practice_rtfx'])} times real time)"
+        for mode in comparison["modes"]
+    )
+    same = comparison["same_cluster_ids"]
+    ids = "" if same is None else f", with the same cluster ids in {100 * same:.6g} % of frames"
+    before = "Compared with the baseline (PyTorch and scikit-learn, one file at a time) it is"
+    return Lead(text, before, strong, f", on the same machine, threads, recordings and draws{ids}.")
 
 
 def _tiles(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -154,7 +195,7 @@ def _tiles(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     if throughput:
         comparison = throughput.get("comparison")
         tiles += [
-            (f"{_number(mode['ratio'])} times", f"as fast as the baseline, {_e(mode['mode'])} mode")
+            (f"{_number(mode['ratio'])} times", f"as fast as the baseline, {mode['mode']} mode")
             for mode in (comparison["modes"] if comparison else [])
         ]
         shares = [case["utilization"] for case in throughput["device_only"]["cases"] if case["utilization"]]
@@ -179,10 +220,6 @@ def _tiles(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     return tiles
 
 
-def _tile(value: str, what: str) -> str:
-    return f"<li><b>{value}</b><span>{what}</span></li>"
-
-
 def _machine(record: Mapping[str, Any]) -> str:
     machine, target = record["machine"], record["target"]
     parts = [machine["cpu"], f"{machine['cores']} cores", f"{machine['memory_gib']} GiB of memory"]
@@ -191,39 +228,14 @@ def _machine(record: Mapping[str, Any]) -> str:
     parts.append(
         f"{target['weights']} weights, D {target['dim']}, {target['entries']} bank entries of {target['clusters']}"
     )
-    return _e("; ".join(str(part) for part in parts))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
-    def cell(tag: str, index: int, value: object) -> str:
-        return f"<{tag}{'' if index < left else ' class=n'}>{_e(value)}</{tag}>"
-
-    body = [[str(value) for value in row] for row in rows]
-    # A column that nothing stands in is left out: the rate of matrix products, say, for models that are not counted.
-    shown = [index for index in range(len(head)) if any(row[index] for row in body)]
-    top = "".join(cell("th", index, value) for index, value in enumerate(head) if index in shown)
-    lines = "".join(f"<tr>{''.join(cell('td', index, row[index]) for index in shown)}</tr>" for row in body)
-    return f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
-
-
-def _section(section: _Section, pictures: Mapping[str, bytes], numbers: Mapping[str | None, int]) -> str:
-    picture = ""
-    if section.picture is not None and section.picture in pictures:
-        data = base64.b64encode(pictures[section.picture]).decode()
-        picture = (
-            f'<figure><div class=scroll><img alt="{_e(section.caption)}" src="data:image/png;base64,{data}"></div>'
-            f"<figcaption><b>Figure {numbers[section.picture]}.</b> {_e(section.caption)}</figcaption></figure>"
-        )
-    text = "".join(f"<p>{paragraph}</p>" for paragraph in section.paragraphs)
-    source = f"<p class=source>From {_e(section.source)}.</p>" if section.source else ""
-    return f"<section><h2>{_e(section.title)}</h2>{picture}{text}{section.table}{source}</section>"
+    return "; ".join(str(part) for part in parts)
 
 
 # What keeps a pass from its floor, or carries it past.
 _REMAINS = "What remains is convolutions of few channels in the vocoder, and passes over memory between the products."
 _WINOGRAD = (
-    "More than all of it is possible, since the vocoder's residual blocks take half of their multiplications by "
-    "Winograd's method. Linear layers cannot be had for less."
+    "More than 100 % is possible, because Winograd's method halves the multiplications of the vocoder's residual "
+    "blocks. Linear layers have no such method."
 )
 
 
@@ -233,32 +245,33 @@ def _halved(record: Mapping[str, Any]) -> bool:
     return used.startswith("native operators") and ("in " not in used or "vocoder" in used)
 
 
-def _why(record: Mapping[str, Any]) -> str:
-    """Why it is not faster: the arithmetic, and what the machine does of it."""
+def _why(record: Mapping[str, Any]) -> list[Paragraph]:
+    """Why it is not faster: the arithmetic, and how much of it the machine can do in a second."""
     shares = [(case["utilization"], case["rtfx"]) for case in record["device_only"]["cases"] if case["utilization"]]
     if not shares:
-        return "The arithmetic of models of these sizes is not counted, so there is no floor to compare with."
+        return [Paragraph("The arithmetic of models of these sizes is not counted: there is no floor to compare with.")]
     share, rtfx = max(shares)
     ceilings = record["ceilings"]
     precision = record["target"]["precision"]
     rate = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"]["fp32"])
     text = (
-        f"<b>Why not faster?</b> A second of audio takes {rate * share / rtfx:.3g} billion operations, and large "
+        f"A second of audio takes {rate * share / rtfx:.3g} billion operations, and large "
         f"matrix products reach {_number(rate)} GFLOP/s here in the same run. What computes the layers as they are "
         f"written, in this precision, cannot pass {rtfx / share:.3g} times real time on this machine; the best run "
         f"reaches {100 * share:.0f} % of that. {_WINOGRAD if _halved(record) else _REMAINS}"
     )
+    paragraphs = [Paragraph(text, "Why not faster?")]
     seen = ceilings.get("gemm_spread", [rate])
     if min(seen) < _QUIET * max(seen):
-        text += (
-            f" <b>The machine was not quiet</b>: the same products reached between {_number(min(seen))} and "
-            f"{_number(max(seen))} GFLOP/s during the run, so times here are longer than they need be; ratios of runs "
-            "that took turns mean more."
+        text = (
+            f"The same products reached between {_number(min(seen))} and {_number(max(seen))} GFLOP/s during the run. "
+            "Times here are longer than on a quiet machine; ratios of runs that took turns mean more."
         )
-    return text
+        paragraphs.append(Paragraph(text, "The machine was not quiet."))
+    return paragraphs
 
 
-def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
+def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     record = records.get("throughput")
     if record is None:
         return []
@@ -279,33 +292,28 @@ def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Sect
             )
             for mode in comparison["modes"]
         ]
-        text = [
+        text: list[str | Paragraph] = [
             (
                 "The baseline is eager PyTorch in float32, one utterance at a time: WavLM with all its layers in "
-                "memory and "
-                "its pass stopped at the sixth, PyTorch's fused attention, weight norm removed, every k-means "
-                "model unpickled, "
-                "and scikit-learn's <code>predict</code> in float64 once for each draw, in frame mode with stride "
-                "1 once for "
-                "each frame. Both arms get the same recordings, draws and number of threads, and take turns "
-                "utterance by "
-                "utterance, so that a busy moment of the machine meets both."
+                "memory and its pass stopped at the sixth, PyTorch's fused attention, weight norm removed, every "
+                "k-means model unpickled, and scikit-learn's predict in float64 once for each draw (in frame mode with "
+                "stride 1, once for each frame). Both get the same recordings, draws and number of threads, and take "
+                "turns utterance by utterance, so that a busy moment of the machine slows both."
             ),
             (
-                f"Largest difference of a sample between the two, where all cluster ids agree: "
+                "Largest difference of a sample between the two, where all cluster ids agree: "
                 f"{comparison['largest_difference']:.2g}."
             ),
         ]
         rounds = f"{comparison['rounds']} round{'s' * (comparison['rounds'] > 1)}"
         sections.append(
-            _Section(
-                "Beside the baseline",
+            Section(
+                "Compared with the baseline",
                 "comparison",
                 f"Work for one second of audio by stage; {comparison['utterances']} utterances, "
-                f"{comparison['audio_s']:g} s of audio, {rounds}, {comparison['threads']} "
-                f"threads.",
+                f"{comparison['audio_s']:g} s of audio, {rounds}, {comparison['threads']} threads.",
                 text,
-                _table(
+                Table(
                     (
                         "mode",
                         "mkc-fast RTFx",
@@ -328,20 +336,19 @@ def _throughput_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Sect
         how = f"{case['workers']} worker{'s' * (case['workers'] > 1)}"
         speeds.append((f"files to files, {how}", case["mode"], _number(case["rtfx"]), _share(case["utilization"])))
     sections.append(
-        _Section(
+        Section(
             "Corpora",
             "throughput",
             f"RTFx on a corpus with LibriSpeech's lengths (1 to 35 s, mean 12.6 s): {device['utterances']} utterances, "
             f"{device['audio_s']:g} s, device only, and {files['utterances']}, {files['audio_s']:g} s, files to files.",
             [
                 (
-                    "Device only: arrays in memory to arrays in memory, in one process. Files to files: what "
-                    "<code>mkc-fast infer</code> does, decoding and writing included, without the seconds that worker "
-                    "processes take to start."
+                    "Device only: arrays in memory to arrays in memory, in one process. Files to files: what mkc-fast "
+                    "infer does, with decoding and writing, without the seconds that worker processes take to start."
                 ),
-                _why(record),
+                *_why(record),
             ],
-            _table(("how", "mode", "RTFx", "of the GEMM rate"), speeds, left=2),
+            Table(("how", "mode", "RTFx", "of the GEMM rate"), speeds, left=2),
             _source(record),
         )
     )
@@ -352,7 +359,7 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f} %"
 
 
-def _latency_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
+def _latency_sections(records: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     record = records.get("latency")
     if record is None:
         return []
@@ -368,13 +375,13 @@ def _latency_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section
             )
         )
     sections = [
-        _Section(
+        Section(
             "Latency",
             "latency",
             f"One utterance from host memory to host memory, {record['mode']} mode: warm runs, first calls after "
             "loading, and how the time divides.",
             ["p95 and p99 mean little where there were few runs; the last column says how many."],
-            _table(("length", "first call", "p50", "p95", "p99", "RTFx", "runs"), rows),
+            Table(("length", "first call", "p50", "p95", "p99", "RTFx", "runs"), rows),
             _source(record),
         )
     ]
@@ -395,29 +402,13 @@ def _latency_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section
                 )
             )
         sections.append(
-            _Section(
+            Section(
                 "Stages against their floors",
                 "roofline",
-                "Left: what each stage reaches under what the machine can do, longer utterances to the right. "
-                "Right: the "
-                f"time of each stage for {case['length_s']:g} s, and its floor.",
-                [
-                    (
-                        "A stage's floor is the larger of two times, both measured on this machine in the same "
-                        "run: its "
-                        "arithmetic, as the published layers have it, at the rate of large matrix products, and "
-                        "reading its weights and centroids once. Activations are left out, so what computes the layers "
-                        "as they are written does not go below it. "
-                        + (
-                            "The vocoder may: by Winograd's method it takes half the multiplications. "
-                            * _halved(record)
-                        )
-                        + "Short utterances move left, where "
-                        "reading "
-                        "weights is what takes the time: batches would help there, and long utterances need none."
-                    ),
-                ],
-                _table(
+                "Left: what each stage reaches, below what the machine can do; longer utterances are to the right. "
+                f"Right: the time of each stage for {case['length_s']:g} s, and its floor.",
+                [_about_floors(record)],
+                Table(
                     ("stage", "GFLOP", "MB of weights", "floor", "bound by", "measured (p50)", "floor / measured"), rows
                 ),
                 _source(record),
@@ -426,11 +417,22 @@ def _latency_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section
     return sections
 
 
+def _about_floors(record: Mapping[str, Any]) -> str:
+    exception = "The vocoder can: Winograd's method takes half of the multiplications. " if _halved(record) else ""
+    return (
+        "A stage's floor is the larger of two times, both measured on this machine in the same run: its arithmetic, as "
+        "the published layers have it, at the rate of large matrix products; and reading its weights and centroids "
+        "once. Activations are left out, so what computes the layers as they are written does not go below it. "
+        f"{exception}For short utterances, which are to the left, reading weights takes the time: batches help there, "
+        "and long utterances need none."
+    )
+
+
 def _seconds(value: float) -> str:
     return f"{_number(value)} s" if value >= 1 else f"{_number(1000 * value)} ms"
 
 
-def _load_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
+def _load_sections(records: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     sections = []
     load, latency = records.get("load"), records.get("latency")
     record = load or latency
@@ -443,14 +445,14 @@ def _load_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
         }  # fmt: skip
         names = ("import_s", "load_s", "first_output_s", "ready_s")
         sections.append(
-            _Section(
+            Section(
                 "Start-up",
                 "startup",
                 "From the start of a fresh process to the first output of 10 s of audio; files are in the page cache.",
                 [f"Both open models and {record['target']['entries']} k-means models, then run once."]
                 if "baseline" in runs
                 else [],
-                _table(
+                Table(
                     ("", "imports", "loading", "first output", "in all"),
                     [(title, *(_seconds(run[name]) for name in names)) for title, run in runs.items()],
                 ),
@@ -469,25 +471,25 @@ def _load_sections(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
                     memory = f"{one['pss_mb']:,.0f} MB{mark}" if one.get("pss_mb") else ""
                     rows.append((f"{case['entries']:,}", title, f"{_number(one['ready_s'])} s{mark}", memory, both))
         sections.append(
-            _Section(
+            Section(
                 "Banks",
                 "loading",
                 "Until a bank is ready and 499 frames have been looked up, in a fresh process. Hollow: extrapolated.",
                 [
                     (
-                        "mkc-fast maps one file of all centroids in float32, so that what is not used is not read, and "
-                        "processes share what is; the baseline unpickles every model, float64, in every process."
+                        "mkc-fast maps one file of all centroids in float32: what is not used is not read, and "
+                        "processes share what is. The baseline unpickles every model, in float64, in every process."
                     ),
-                    _notes(load),
                 ],
-                _table(("entries", "", "ready", "memory (PSS)", "two processes"), rows, left=2),
+                Table(("entries", "", "ready", "memory (PSS)", "two processes"), rows, left=2),
                 _source(load),
+                notes=_notes(load),
             )
         )
     return sections
 
 
-def _lookup(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
+def _lookup(records: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     record = records.get("lookup")
     if record is None:
         return []
@@ -502,46 +504,42 @@ def _lookup(records: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
         for case in record["cases"]
     ]
     least = min((share for case in record["cases"] for share in case["same_ids"].values()), default=1.0)
-    text = [
+    text: list[str | Paragraph] = [
         (
             "A frame reads its whole bank entry once (4 MB at K = 1,024, D = 1,024) if no other frame of the call "
-            "shares it. "
-            "Where frames are many and entries few, matrix products take the time; where each frame has an entry "
-            "of its own, "
-            "reading memory does, and no program is faster than that."
+            "shares it. Where frames are many and entries few, matrix products take the time; where each frame has an "
+            "entry of its own, reading memory does, and no program is faster than that."
         ),
         (
-            f"Ids agree between all of them for {100 * least:.6g} % of frames in the worst case. mkc-fast also "
-            f"bounds the "
-            "rounding error of its products and decides near ties in float64, which the others do not."
+            f"Ids agree between all of them for {100 * least:.6g} % of frames in the worst case. mkc-fast also bounds "
+            "the rounding error of its products and decides near ties in float64, which the others do not."
         ),
     ]
-    text += [f"Not here: {_e(name)} ({_e(why)})." for name, why in record["missing"].items()]
-    text.append(_notes(record))
+    text += [f"Not here: {name} ({why})." for name, why in record["missing"].items()]
     return [
-        _Section(
+        Section(
             "Look-up",
             "lookup",
             "Frames a second by frames in a call (T), bank entries (N) and frames that share a draw (stride).",
             text,
-            "<details><summary>All numbers</summary>"
-            + _table(("N", "T", "stride", *(f"{name}, frames/s" for name in names)), rows, left=0)
-            + "</details>",
+            Table(("N", "T", "stride", *(f"{name}, frames/s" for name in names)), rows, left=0),
             _source(record),
+            notes=_notes(record),
+            folded=True,
         )
     ]
 
 
 def _notes(record: Mapping[str, Any]) -> str:
-    return f"<small>{_e('; '.join(record['notes']))}.</small>"
+    return f"{'; '.join(record['notes'])}."
 
 
 def _source(record: Mapping[str, Any]) -> str:
     return f"{record['file']}: {record['command']}; {record['commit']}, {record['date']}"
 
 
-def _conditions(records: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
+def _conditions(records: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows: list[tuple[object, ...]] = []
     for bench, record in records.items():
         machine, target = record["machine"], record["target"]
         rows.append(
@@ -555,51 +553,14 @@ def _conditions(records: Mapping[str, Mapping[str, Any]]) -> str:
                 "; ".join(record["cut"]) or "nothing",
             )
         )
-    versions = next(iter(records.values()))
-    named = ", ".join(f"{name} {number}" for name, number in versions["versions"].items())
-    table = _table(("bench", "ran as", "on", "commit", "date", "command", "left out"), rows, left=7)
-    return f"{table}<p>{_e(versions['system'])}; Python {_e(versions['python'])}; {_e(named)}.</p>"
+    return Table(("bench", "ran as", "on", "commit", "date", "command", "left out"), rows, left=7)
+
+
+def _versions(record: Mapping[str, Any]) -> str:
+    named = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    return f"{record['system']}; Python {record['python']}; {named}."
 
 
 def _ran_as(target: Mapping[str, Any]) -> str:
     parts = [target["device"], target["provider"], target["precision"], target.get("operators")]
     return ", ".join([*(part for part in parts if part), f"{target['threads']} threads"])
-
-
-_STYLE = """
-:root{color-scheme:light;--ink:#1c2733;--grey:#5c6670;--rule:#d7dce1;--accent:#0072B2}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:2.2rem 1.2rem 4rem;max-width:60rem;color:var(--ink);background:#fff;
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-h1{font-size:1.75rem;line-height:1.2;margin:0 0 .3rem}
-h2{font-size:1.2rem;margin:2.6rem 0 .6rem;padding-top:1.1rem;border-top:1px solid var(--rule)}
-p{margin:.6rem 0}.machine,.source,figcaption{color:var(--grey);font-size:.9rem}
-.lead{font-size:1.05rem}
-ul.tiles{list-style:none;display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;padding:0;
-margin:1.4rem 0}
-ul.tiles li{border:1px solid var(--rule);border-radius:.4rem;padding:.7rem .8rem}
-ul.tiles b{display:block;font-size:1.5rem;line-height:1.2;color:var(--accent);white-space:nowrap}
-ul.tiles span{font-size:.85rem;color:var(--grey);line-height:1.35;display:block;margin-top:.2rem}
-figure{margin:.6rem 0 1rem}
-.scroll{overflow-x:auto}
-img{display:block;width:100%;min-width:34rem;max-width:54rem;height:auto}
-figcaption{margin-top:.4rem}
-table{border-collapse:collapse;font-size:.88rem;margin:.8rem 0;font-variant-numeric:tabular-nums}
-th,td{padding:.28rem .9rem .28rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
-th{font-weight:600;border-bottom:1.5px solid var(--ink)}
-.n{text-align:right}td.n{white-space:nowrap}
-code{font-size:.92em}small{color:var(--grey);font-size:.88rem}summary{cursor:pointer;color:var(--accent)}
-@media print{body{max-width:none}.scroll{overflow:visible}section{break-inside:avoid}}
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>mkc-fast: benchmark report</title><style>{style}</style></head><body>
-<h1>mkc-fast: how fast, on what, and why not faster</h1>
-<p class=machine>{machine}</p>
-<p class=lead>{lead}</p>
-<ul class=tiles>{tiles}</ul>
-{body}
-<section><h2>Conditions</h2>{conditions}</section>
-</body></html>
-"""

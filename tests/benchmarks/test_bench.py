@@ -317,11 +317,24 @@ def test_a_full_size_report_has_a_roofline_and_says_why_not_faster(results: Path
 
 def test_the_report_shows_what_a_result_says_as_text(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the report needs matplotlib")
-    record = record_of(results, "latency")
-    record["command"] = "<script>alert(1)</script>"
-    write_record(tmp_path / "latency.json", record)
+    hostile = "<script>alert('1')</script>\""
+    for bench in ("latency", "throughput", "lookup", "load"):
+        record = with_strings(record_of(results, bench), hostile)
+        write_record(tmp_path / f"{bench}.json", record)
     assert main(["bench", "report", str(tmp_path)]) == 0
-    assert "<script>" not in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert hostile[:-1] not in page
+    assert page.count("<script") == 0
+    assert page.count("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&#34;") > 20
+
+
+def with_strings(record: Any, text: str) -> Any:
+    """A result whose strings, except its bench and its modes, end with a text."""
+    if isinstance(record, dict):
+        return {k: v if k in ("bench", "mode", "date") else with_strings(v, text) for k, v in record.items()}
+    if isinstance(record, list):
+        return [with_strings(value, text) for value in record]
+    return record + text if isinstance(record, str) else record
 
 
 def test_unusable_results_are_one_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

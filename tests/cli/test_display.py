@@ -16,7 +16,7 @@ from rich.console import Console
 
 import mkc_fast
 import mkc_fast.export
-from mkc_fast.benchmarks.report import _table
+from mkc_fast.benchmarks.report import Table, table_html
 from mkc_fast.cli import bench_tables, main, panels
 from mkc_fast.cli.show import counting
 from mkc_fast.cli.watch import Watch
@@ -131,7 +131,7 @@ def test_a_column_that_nothing_stands_in_is_left_out(capsys: pytest.CaptureFixtu
     del record["cases"][0]["ours_two_processes"]
     bench_tables.load_table(record)
     assert "of two processes" not in capsys.readouterr().out
-    page = _table(("how", "mode", "RTFx", "of the GEMM rate"), [("one by one", "frame", 44.5, "")], left=2)
+    page = table_html(Table(("how", "mode", "RTFx", "of the GEMM rate"), [("one by one", "frame", 44.5, "")], left=2))
     assert "GEMM" not in page
     assert "<td class=n>44.5</td></tr>" in page
 
