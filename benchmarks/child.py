@@ -1,4 +1,4 @@
-"""Fresh processes that a benchmark starts, and what they and the system say of their times and memory.
+"""Fresh processes that a benchmark starts, and what they and the system report about their times and memory.
 
 A child gets its arguments as one JSON text, prints one line of JSON when it is ready, and then waits for the end of its
 input, so that its memory can be read while it, or several of it, still hold it.
@@ -11,24 +11,26 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.errors import MkcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
 
 def run_children(module: str, arguments: Sequence[dict[str, Any]], timeout_s: float = 300.0) -> list[dict[str, Any]]:
-    """Start ``python -m module`` for each of the arguments, one after the other's being ready; what each reports.
+    """Start ``python -m module`` for each of the arguments, each when the one before is ready; return their reports.
 
     Added to each report: ``ready_s``, wall-clock seconds from its start until it reported, and, once all are ready,
-    ``rss_mb`` and ``pss_mb``, where the system tells (PSS counts a page that n processes share as 1 / n of it).
+    what ``memory_mb`` finds.
 
     Raises:
         MkcError: A child failed, or took longer than ``timeout_s``.
     """
+    from mkc_fast.benchmarks.memory import memory_mb  # late: children import this module, and their start is timed
+
     with contextlib.ExitStack() as stack:
         children, reports = [], []
         for argument in arguments:
@@ -38,7 +40,7 @@ def run_children(module: str, arguments: Sequence[dict[str, Any]], timeout_s: fl
             reports[-1]["ready_s"] = time.perf_counter() - begin
             children.append(child)
         for child, report in zip(children, reports, strict=True):
-            report.update(_memory(child.pid))
+            report.update(memory_mb(child.pid))
         return reports
 
 
@@ -92,21 +94,6 @@ def _report(child: subprocess.Popen[str], timeout_s: float) -> dict[str, Any]:
         lines = child.stderr.read().strip().splitlines()
         raise MkcError(f"a process of the benchmark failed: {lines[-1] if lines else f'exit code {child.returncode}'}")
     return report
-
-
-def _memory(pid: int) -> dict[str, float]:
-    """Of a living process, in MB; {} where the system does not tell."""
-    found = {}
-    for file, names in (("smaps_rollup", {"Rss": "rss_mb", "Pss": "pss_mb"}), ("status", {"VmHWM": "peak_rss_mb"})):
-        try:
-            lines = Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name in names:
-                found[names[name]] = int(value.split()[0]) * 1024 / 1e6
-    return found
 
 
 def serve(work: Callable[[dict[str, Any]], tuple[dict[str, Any], object]]) -> None:

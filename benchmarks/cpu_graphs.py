@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mkc_fast.benchmarks.common import result_parser, write_result
+from mkc_fast.benchmarks.memory import memory_mb
 from mkc_fast.engine.artifacts import (
     CONFORMER_FILE,
     CPU_VOCODER_FILE,
@@ -169,15 +170,10 @@ def memory(model: Path, how: str) -> dict[str, float]:
         held.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         assert held[-1].stdout is not None
         assert held[-1].stdout.readline().strip() == "ready"
-        found[count] = round(sum(pss_mb(process.pid) for process in held))
+        found[count] = round(sum(memory_mb(process.pid)["pss_mb"] for process in held))
     for process in held:
         process.communicate()
     return {**found, "second_adds_mb": found["two_processes_mb"] - found["one_process_mb"]}
-
-
-def pss_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("Pss:"))
 
 
 if __name__ == "__main__":

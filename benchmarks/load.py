@@ -12,6 +12,7 @@ import numpy as np
 
 from mkc_fast.benchmarks.child import read_through
 from mkc_fast.benchmarks.latency import start_up_arguments
+from mkc_fast.benchmarks.memory import available_bytes
 from mkc_fast.benchmarks.ready import run_ready
 from mkc_fast.benchmarks.records import context, short
 from mkc_fast.benchmarks.setup import missing_for_baseline
@@ -219,12 +220,3 @@ def _start_up(
         }
         for name, runs in found.items()
     }
-
-
-def available_bytes() -> float:
-    """Memory that is free, or can be freed at once; without limit where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return float("inf")
-    return next((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable")), float("inf"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mkc_fast.benchmarks.ceilings import measure_ceilings
-from mkc_fast.benchmarks.load import available_bytes
+from mkc_fast.benchmarks.memory import available_bytes
 from mkc_fast.benchmarks.records import context, short
 from mkc_fast.benchmarks.rivals import find_rivals
 from mkc_fast.benchmarks.timing import Budget, in_turn, spread

@@ -37,6 +37,7 @@ def read_host() -> Host:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     with contextlib.suppress(OSError):
+        # Read here and not by psutil: for one number, the engine does without one more package.
         match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
         available = int(match[1]) * 1024 if match else available
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
