@@ -20,6 +20,7 @@ from mkc_fast.benchmarks.records import short
 from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.engine.devices import cores, cuda_index
 from mkc_fast.errors import DeviceError
+from mkc_fast.names import ASSIGN, BF16, FP16, FP32, TF32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _SIZE, _GPU_SIZE = 2048, 8192
 _COPY_BYTES, _GPU_COPY_BYTES = 1 << 28, 1 << 30
 # cudaDataType and cublasComputeType of each precision.
-_GPU_TYPES = {"fp32": (0, 4, 68), "tf32": (0, 4, 77), "fp16": (2, 2, 68), "bf16": (14, 2, 68)}
+_GPU_TYPES = {FP32: (0, 4, 68), TF32: (0, 4, 77), FP16: (2, 2, 68), BF16: (14, 2, 68)}
 
 
 def measure_ceilings(
@@ -72,7 +73,7 @@ def measure_ceilings(
         arms["torch"] = partial(product, left, right)
     rates = {name: operations / _least_s(arm, budget_s / (len(arms) + 1)) for name, arm in arms.items()}
     return {
-        "gemm_gflops": {"fp32": short(max(rates.values()) / 1e9)},
+        "gemm_gflops": {FP32: short(max(rates.values()) / 1e9)},
         "gemm_by": {name: short(rate / 1e9) for name, rate in rates.items()},
         "gemm_size": _SIZE,
         "copy_gbs": short(_copy_rate(threads, budget_s / (len(arms) + 1)) / 1e9),
@@ -112,8 +113,8 @@ def floors(target: Target, ceilings: dict[str, Any], precision: str, length_s: f
     clusters = open_bank(target.bank).centroids.shape[1]
     found = {}
     for stage, work in gflop.items():
-        size = read * clusters * info.dim * 4 if stage == "assign" else target.weight_bytes(stage)
-        if precision in {"fp16", "bf16"} and stage != "assign":
+        size = read * clusters * info.dim * 4 if stage == ASSIGN else target.weight_bytes(stage)
+        if precision in {FP16, BF16} and stage != ASSIGN:
             size //= 2
         # Half of the copied bytes are read.
         arithmetic, memory = work * length_s / rate, size / (ceilings["copy_gbs"] * 1e9)
@@ -206,11 +207,11 @@ def _gpu_ceilings(index: int, budget_s: float) -> dict[str, Any]:
         source = cupy.ones(_GPU_COPY_BYTES // 4, cupy.float32)
         target = cupy.empty_like(source)
         copy_s = _gpu_least_s(cupy, lambda: cupy.copyto(target, source), budget_s / 5)
-    if "fp32" not in rates:
+    if FP32 not in rates:
         raise DeviceError(f"cuda:{index}: cuBLAS does not run: {missing.get('fp32', '')}")
     return {
         "gemm_gflops": rates,
-        "gemm_by": {"cublas": rates["fp32"]},
+        "gemm_by": {"cublas": rates[FP32]},
         "gemm_size": _GPU_SIZE,
         "gemm_missing": missing,
         "copy_gbs": short(2.0 * _GPU_COPY_BYTES / copy_s / 1e9),

@@ -15,6 +15,7 @@ import numpy as np
 from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.sessions.opening import open_sessions
+from mkc_fast.names import CPU
 
 CASES = {1: 4, 3: 4}  # seconds of an utterance: how many at once
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser = result_parser(__doc__, "cpu_batches")
     parser.add_argument("model", type=Path, metavar="MODEL")
     args = parser.parse_args()
-    info, sessions = read_model_info(args.model), open_sessions(args.model, "cpu")
+    info, sessions = read_model_info(args.model), open_sessions(args.model, CPU)
     rng = np.random.default_rng(0)
 
     def run(count: int, seconds: int) -> float:

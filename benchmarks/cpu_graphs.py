@@ -23,21 +23,14 @@ import numpy as np
 
 from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.benchmarks.memory import memory_mb
-from mkc_fast.engine.artifacts import (
-    CONFORMER_FILE,
-    CPU_VOCODER_FILE,
-    PIECE_REACH,
-    VOCODER_FILE,
-    WAVLM_FILE,
-    native_file,
-    read_model_info,
-)
+from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, PIECE_REACH, native_file, read_model_info
 from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES, configured
 from mkc_fast.engine.sessions.prepared import prepared_graph
-from mkc_fast.engine.sessions.providers import GRAPH_FILES, Plan
+from mkc_fast.engine.sessions.providers import Plan
 from mkc_fast.engine.windows import pieces
 from mkc_fast.kernels.cpu.loader import native_library, register
+from mkc_fast.names import CONFORMER_FILE, CPU, ENCODE, FP32, GRAPH_FILES, RESTORE, VOCODE, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
@@ -81,7 +74,7 @@ def main() -> None:
 
 
 def session(path: Path, *, optimize: bool = True) -> ort.InferenceSession:
-    options = configured(ort.SessionOptions(), Plan("cpu", "fp32"))
+    options = configured(ort.SessionOptions(), Plan(CPU, FP32))
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if ".native." in path.name:
@@ -104,7 +97,7 @@ def stages(model: Path, seconds: float, rounds: int) -> dict[str, dict[str, dict
     library = ctypes.CDLL(str(native_library()))
     vectors = library.mkc_fast_vector_bits()
     found = {}
-    for stage, file in zip(("encode", "restore", "vocode"), GRAPH_FILES, strict=True):
+    for stage, file in zip((ENCODE, RESTORE, VOCODE), GRAPH_FILES, strict=True):
         own, ours = session(model / file), session(model / native_file(file), optimize=False)
         ways: Ways = {"onnxruntime": lambda own=own, file=file: own.run(None, inputs[file])}  # type: ignore[misc]
         if file == VOCODER_FILE:

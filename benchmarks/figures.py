@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from PIL import Image
 
+from mkc_fast.names import ASSIGN, AUDIO, ENCODE, FP32, FRAME, RESTORE, VOCODE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 
 INK, GREY, RULE = "#1c2733", "#6b7580", "#d7dce1"
 OURS, BASELINE = "#0072B2", "#D55E00"
-STAGES = {"encode": "#56B4E9", "assign": "#E69F00", "restore": "#009E73", "vocode": "#CC79A7"}
-STAGE_TITLES = {"encode": "WavLM", "assign": "look-up", "restore": "conformer", "vocode": "vocoder"}
-_MODES = {"frame": (OURS, "o", "-"), "audio": ("#009E73", "s", "--")}
+STAGES = {ENCODE: "#56B4E9", ASSIGN: "#E69F00", RESTORE: "#009E73", VOCODE: "#CC79A7"}
+STAGE_TITLES = {ENCODE: "WavLM", ASSIGN: "look-up", RESTORE: "conformer", VOCODE: "vocoder"}
+_MODES = {FRAME: (OURS, "o", "-"), AUDIO: ("#009E73", "s", "--")}
 _ARMS = (OURS, BASELINE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH_IN, _DPI, _COLORS = 7.4, 170, 64
@@ -245,7 +247,7 @@ def _roofline(figure: Figure, record: Mapping[str, Any]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
     ceilings = record["ceilings"]
     precision = record["target"]["precision"]
-    peak = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"]["fp32"])
+    peak = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"][FP32])
     points: dict[str, list[tuple[float, float, float]]] = {stage: [] for stage in STAGES}
     for case in record["cases"]:
         for stage, floor in case["floors"].items():

@@ -18,6 +18,7 @@ import numpy as np
 from mkc_fast.benchmarks.common import program, result_parser, run_timed, write_result
 from mkc_fast.engine.artifacts import BankInfo, FileFacts, write_info
 from mkc_fast.export.checkpoints.random_weights import write_checkpoints
+from mkc_fast.names import AUDIO, CPU, FRAME
 
 ENTRIES, CLUSTERS, DIM = 1165, 1024, 1024
 OPEN_BANK = """
@@ -61,9 +62,9 @@ def measure(work: Path, recording: Path, temporary: Path) -> dict[str, dict[str,
     )
     scp = temporary / "audio.scp"
     scp.write_text(f"{recording}\n")
-    for mode in ("frame", "audio"):
+    for mode in (FRAME, AUDIO):
         infer = [program(), "infer", "--mode", mode, "--model", str(model), "--bank", str(bank), "--seed", "7"]
-        run = run_timed([*infer, "--audio-scp", str(scp), "--output-dir", str(temporary / mode), "--gpus", "cpu"])
+        run = run_timed([*infer, "--audio-scp", str(scp), "--output-dir", str(temporary / mode), "--gpus", CPU])
         match = re.search(r"RTFx\s+([\d.]+)", str(run["output"]))
         result[f"infer_{mode}"] = {**run, "rtfx": float(match.group(1)) if match else None}
     result["open_bank_1165"] = open_sparse_bank(temporary / "sparse")

@@ -42,16 +42,18 @@ from mkc_fast.engine.audio.write import write_waveform
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.options import EngineOptions, Tuning
 from mkc_fast.kernels import make_lookup
+from mkc_fast.names import AUTO, CPU, CUDA, ENCODE, FP16, FP32, RESTORE, TF32, TIMED_STAGES, VOCODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mkc_fast.names import Precision, Provider
+
 SEED = 7
 # The passes' arithmetic for one second of audio at full size, in GFLOP (multiply-adds counted as 2): the floor of a
 # stage is this divided by what the device does in a large matrix product.
-GFLOP_PER_SECOND = {"encode": 14.0, "restore": 30.1, "vocode": 38.6}
+GFLOP_PER_SECOND = {ENCODE: 14.0, RESTORE: 30.1, VOCODE: 38.6}
 # Of a share of a stage's floor that is bound by memory: the look-up reads each entry of the batch once.
-STAGES = ("encode", "assign", "restore", "vocode")
 START_UP = """
 import sys, time
 begin = time.perf_counter()
@@ -77,7 +79,7 @@ class Sizes:
     check_s: tuple[float, ...] = (0.4, 1.0, 3.0, 10.0)
     long_s: float = 45.0
     batches_s: tuple[float, ...] = (60, 120, 240, 480)
-    precisions: tuple[str, ...] = ("fp32", "tf32", "fp16")
+    precisions: tuple[Precision, ...] = (FP32, TF32, FP16)
     corpus_s: float = 1800.0
     longest_s: float = 35.0
     files_s: float = 3600.0
@@ -92,7 +94,7 @@ class Sizes:
 
 
 REHEARSAL = Sizes(
-    model="small", entries=12, clusters=32, check_s=(0.4, 1.0), long_s=9.0, batches_s=(4.0,), precisions=("fp32",),
+    model="small", entries=12, clusters=32, check_s=(0.4, 1.0), long_s=9.0, batches_s=(4.0,), precisions=(FP32,),
     corpus_s=8.0, longest_s=2.0, files_s=6.0, latencies_s=(1.0,), latency_runs=2, lookup_frames=60, few_entries=2,
     gemm=64, copy_bytes=1 << 16, repeats=2, start_up_s=0.5,
 )  # fmt: skip
@@ -107,7 +109,8 @@ class Machine:
         self.device, self.cupy, self.torch_device, self.rehearsal = device, cupy, device, False
         cupy.cuda.Device(cuda_index(device)).use()
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.devices, self.provider = [device], "cuda"
+        self.devices: list[str] = [device]
+        self.provider: Provider = CUDA
 
     def timed(self, work: Callable[[], object], repeats: int) -> float:
         """Median seconds of the device for what ``work`` queues on ``stream``."""
@@ -150,9 +153,9 @@ class Rehearsal(Machine):
         fake_gpu = importlib.import_module("tests.fakes.cuda.fake_gpu")
         self.patch = pytest.MonkeyPatch()
         self.gpu = fake_gpu.install(self.patch, schedule=0)
-        self.device, self.cupy, self.torch_device, self.rehearsal = "cuda:0", self.gpu.cupy, "cpu", True
+        self.device, self.cupy, self.torch_device, self.rehearsal = "cuda:0", self.gpu.cupy, CPU, True
         self.stream = self.cupy.cuda.Stream(non_blocking=True)
-        self.devices, self.provider = ["cpu"], "auto"
+        self.devices, self.provider = [CPU], AUTO
 
     def timed(self, work: Callable[[], object], repeats: int) -> float:
         seconds = []
@@ -292,8 +295,8 @@ def ceilings(bench: Bench) -> dict[str, Any]:
     import torch
 
     size = bench.sizes.gemm
-    for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("fp16", torch.float16)):
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    for name, dtype in ((FP32, torch.float32), (TF32, torch.float32), (FP16, torch.float16)):
+        torch.backends.cuda.matmul.allow_tf32 = name == TF32
         matrix = torch.ones((size, size), dtype=dtype, device=machine.torch_device)
         found[f"gemm_{name}_tflops"] = (
             2 * size**3 / torch_timed(machine, partial(torch.matmul, matrix, matrix), bench.sizes.repeats) / 1e12
@@ -382,7 +385,7 @@ def correctness(bench: Bench) -> dict[str, Any]:
     """The pass in fp32 against the CPU's: ids, samples, alone, in a batch, and longer than a window."""
     sizes, waited = bench.sizes, wait_for(bench, "model/model.json", 240)
     rng = np.random.default_rng(SEED)
-    there, cpu = bench.load(provider=bench.machine.provider, max_window_s=8), bench.load("cpu", max_window_s=8)
+    there, cpu = bench.load(provider=bench.machine.provider, max_window_s=8), bench.load(CPU, max_window_s=8)
     waveforms = [rng.uniform(-0.1, 0.1, int(16000 * s)).astype(np.float32) for s in (*sizes.check_s, sizes.long_s)]
     names = [f"u{index}" for index in range(len(waveforms))]
     expected = [cpu.anonymize(w, seed=SEED, utterance_id=n) for w, n in zip(waveforms, names, strict=True)]
@@ -415,7 +418,7 @@ def throughput(bench: Bench) -> dict[str, Any]:
     """Memory to memory, one batch behind the other on the device: RTFx by batch and precision."""
     sizes = bench.sizes
     found: dict[str, Any] = {}
-    if bench.making is not None and "fp16" in sizes.precisions:
+    if bench.making is not None and FP16 in sizes.precisions:
         found["waited_for_half_s"] = wait_for(bench, "half", 180)
     waveforms = utterances(sizes.corpus_s, sizes.longest_s)
     variants: list[tuple[str, Tuning]] = [(precision, Tuning()) for precision in sizes.precisions]
@@ -449,7 +452,7 @@ def _throughput(bench: Bench, waveforms: list[np.ndarray], precision: str, tunin
         results = anonymizer.anonymize_batch(waves, seed=SEED, utterance_ids=names, batch_s=batch_s)
         seconds = time.perf_counter() - begin
         audio_s = sum(map(len, waves)) / 16000
-        stages = {stage: sum(result.stage_seconds[stage] for result in results) for stage in STAGES}
+        stages = {stage: sum(result.stage_seconds[stage] for result in results) for stage in TIMED_STAGES}
         found[f"batches of {batch_s:g} s"] = {
             "rtfx": audio_s / seconds, "device_busy": sum(stages.values()) / seconds,
             "stage_share": {stage: value / sum(stages.values()) for stage, value in stages.items()},
@@ -519,7 +522,7 @@ def _latencies(bench: Bench, variants: list[tuple[str, str, tuple[float, ...], s
 
 def _latency(anonymizer: Anonymizer, seconds: float, runs: int) -> dict[str, float]:
     waveform = np.random.default_rng(SEED).uniform(-0.1, 0.1, int(16000 * seconds)).astype(np.float32)
-    took, stages = [], dict.fromkeys(STAGES, 0.0)
+    took, stages = [], dict.fromkeys(TIMED_STAGES, 0.0)
     for index in range(runs + max(1, runs // 5)):
         begin = time.perf_counter()
         result = anonymizer.anonymize(waveform, seed=index, utterance_id="u")

@@ -23,6 +23,7 @@ from mkc_fast.benchmarks.precision import compare, speech_parser
 from mkc_fast.engine.artifacts import MODEL_FILE, read_model_info, write_info
 from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export.precision.int8 import INT8_GRAPHS, int8_file, write_int8_graphs
+from mkc_fast.names import FP32, INT8
 
 
 def main() -> None:
@@ -39,13 +40,13 @@ def main() -> None:
             checks = write_int8_graphs(args.model, model, info, print)
             (model / MODEL_FILE).unlink()  # a link to the one that does not list these
             write_info(model, replace(info, checks={**info.checks, **checks}))
-        full, small = (Anonymizer.load(model, args.bank, precision=name) for name in ("fp32", "int8"))
+        full, small = (Anonymizer.load(model, args.bank, precision=name) for name in (FP32, INT8))
         rate = full.info.sample_rate
         waveforms = [read_waveform(path, rate)[: int(args.seconds * rate)] for path in args.speech]
         result = compare(full, small, waveforms)
-        times: dict[str, list[dict[str, float]]] = {"fp32": [], "int8": []}
+        times: dict[str, list[dict[str, float]]] = {FP32: [], INT8: []}
         for _ in range(args.rounds):
-            for name, anonymizer in (("fp32", full), ("int8", small)):
+            for name, anonymizer in ((FP32, full), (INT8, small)):
                 begin = time.perf_counter()
                 stages = anonymizer.anonymize(waveforms[0], seed=7, utterance_id="u").stage_seconds
                 times[name].append({**stages, "all": time.perf_counter() - begin})
@@ -63,7 +64,7 @@ def main() -> None:
         "median_seconds": seconds,
         "fp32_to_int8": {
             stage: round(median(a[stage] / b[stage] for a, b in zip(*times.values(), strict=True)), 2)
-            for stage in seconds["fp32"]
+            for stage in seconds[FP32]
         },
         "graph_mb": {
             name: round((model / name).stat().st_size / 1e6)

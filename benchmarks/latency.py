@@ -15,7 +15,7 @@ from mkc_fast.benchmarks.ready import run_ready
 from mkc_fast.benchmarks.records import context, short
 from mkc_fast.benchmarks.timing import Budget, summary
 from mkc_fast.benchmarks.utterances import cut
-from mkc_fast.engine.passes.stages import STAGES
+from mkc_fast.names import AUTO, FRAME, TIMED_STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.benchmarks.target import Target
     from mkc_fast.engine.anonymizer import Anonymizer
-    from mkc_fast.engine.draws import Mode
+    from mkc_fast.names import Mode
 
 LENGTHS_S = (1.0, 3.0, 10.0, 30.0)
 START_UP_LENGTH_S = 10.0
@@ -39,7 +39,7 @@ def bench_latency(
     speech: NDArray[np.float32],
     *,
     lengths_s: Sequence[float] = LENGTHS_S,
-    mode: Mode = "frame",
+    mode: Mode = FRAME,
     stride: int = 1,
     budget_s: float = 180.0,
     repeats: int | None = None,
@@ -80,7 +80,7 @@ def bench_latency(
     progress("machine ceilings")
     ceilings = best_of([ceilings, measure_ceilings(target.device, target.used_threads, min(_CEILING_S, budget_s / 10))])
     for case in cases:
-        precision = anonymizer.info.precision if target.options.precision == "auto" else target.options.precision
+        precision = anonymizer.info.precision if target.options.precision == AUTO else target.options.precision
         case["floors"] = floors(target, ceilings, precision, case["length_s"], len(anonymizer.bank))
     return {
         "bench": "latency",
@@ -111,7 +111,7 @@ def _case(
 ) -> dict[str, Any]:
     """One length: the first call, one that does not count, then warm ones, each on another piece of speech."""
     rate = target.info.sample_rate
-    seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "all")}
+    seconds: dict[str, list[float]] = {stage: [] for stage in (*TIMED_STAGES, "all")}
 
     def run(index: int) -> dict[str, float]:
         waveform = cut(speech, length_s, rate, index)

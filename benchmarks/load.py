@@ -18,6 +18,7 @@ from mkc_fast.benchmarks.records import context, short
 from mkc_fast.benchmarks.setup import missing_for_baseline
 from mkc_fast.benchmarks.timing import Budget
 from mkc_fast.engine.artifacts import BANK_FILE, CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, open_bank, write_info
+from mkc_fast.names import FRAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -197,7 +198,7 @@ def _start_up(
     """From the start of a process to the first output of 10 s, in turn: ours, the baseline, ours, the baseline."""
     found: dict[str, list[dict[str, Any]]] = {"ours": []}
     with tempfile.TemporaryDirectory() as folder:
-        ours = start_up_arguments(target, speech, "frame", Path(folder))
+        ours = start_up_arguments(target, speech, FRAME, Path(folder))
         arms = {"ours": ours}
         if checkpoints is not None:
             files = vars(checkpoints)

@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 
 from mkc_fast.benchmarks.common import program, result_parser, run_timed, write_result
+from mkc_fast.names import CPU
 
 FULL_SIZE_S, SMALL_S = 80.0, 7200.0
 WINDOW_S = 40.0  # the default of infer, said here so that the result names it
@@ -72,7 +73,7 @@ def measure(work: Path, recording: Path, seconds: float, model: Path, bank: Path
     soundfile.write(work / f"{name}.flac", np.resize(speech, int(seconds * rate)), rate)
     scp = work / f"{name}.scp"
     scp.write_text(f"{work}/{name}.flac\n")
-    infer = [program(), "infer", "--model", str(model), "--bank", str(bank), "--seed", "7", "--gpus", "cpu"]
+    infer = [program(), "infer", "--model", str(model), "--bank", str(bank), "--seed", "7", "--gpus", CPU]
     infer += ["--audio-scp", str(scp), "--output-dir", str(work / name), "--max-window-seconds", str(WINDOW_S)]
     run = run_timed([*infer, "--json", "--quiet"])
     summary = json.loads(run["output"])

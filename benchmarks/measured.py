@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mkc_fast.benchmarks.common import RESULTS, repository
+from mkc_fast.names import AUDIO, ENCODE, FRAME, RESTORE, VOCODE
 
 DOCS = ("README.md", "docs/benchmarks.md")
 # An index page shows README.md without the repository around it, so there are no relative links in it.
@@ -90,7 +91,7 @@ def _looked_up(entries: int, frames: int, stride: int) -> Row:
 
 def _stage(what: str, stage: str) -> Row:
     at = f"stages.{stage}"
-    pieces = Value(f'{at}."onnxruntime, in pieces".median_s', " s") if stage == "vocode" else None
+    pieces = Value(f'{at}."onnxruntime, in pieces".median_s', " s") if stage == VOCODE else None
     native = (Value(f'{at}."native, {kind}".median_s', " s") for kind in ("AVX-512", "AVX2"))
     return Row(what, (Value(f"{at}.onnxruntime.median_s", " s"), pieces, *native), _GRAPHS)
 
@@ -129,10 +130,10 @@ TABLES = {
     "comparison": Table(
         _OURS_AND_BASELINE,
         (
-            _compared("frame mode, stride 1", _THROUGHPUT, "frame"),
-            _compared("audio mode", _THROUGHPUT, "audio"),
-            _compared("frame mode, stride 1, without the native operators", _XEON, "frame"),
-            _compared("audio mode, without the native operators", _XEON, "audio"),
+            _compared("frame mode, stride 1", _THROUGHPUT, FRAME),
+            _compared("audio mode", _THROUGHPUT, AUDIO),
+            _compared("frame mode, stride 1, without the native operators", _XEON, FRAME),
+            _compared("audio mode, without the native operators", _XEON, AUDIO),
         ),
     ),
     "rounds": Table(
@@ -143,7 +144,7 @@ TABLES = {
                 tuple(Value(f"comparison.modes[mode={mode}].ratio_by_round[{n}]") for n in range(3)),
                 _THROUGHPUT,
             )
-            for mode in ("frame", "audio")
+            for mode in (FRAME, AUDIO)
         ),
     ),
     "floor": Table(
@@ -265,7 +266,7 @@ TABLES = {
             "native, AVX-512",
             "native, held to AVX2",
         ),
-        (_stage("WavLM", "encode"), _stage("conformer", "restore"), _stage("vocoder", "vocode")),
+        (_stage("WavLM", ENCODE), _stage("conformer", RESTORE), _stage("vocoder", VOCODE)),
     ),
     "opening": Table(
         ("what", "value"),

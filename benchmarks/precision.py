@@ -22,20 +22,20 @@ from rich.table import Table
 
 from mkc_fast import Anonymizer
 from mkc_fast.benchmarks.common import result_parser, write_result
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, read_model_info, write_info
+from mkc_fast.engine.artifacts import read_model_info, write_info
 from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export.model import write_half_graphs
 from mkc_fast.export.precision.half import half_file, rounding_shown, save_graph
+from mkc_fast.names import AUDIO, FRAME, GRAPH_FILES, VOCODER_FILE
 
 if TYPE_CHECKING:
     import argparse
 
     from numpy.typing import NDArray
 
-    from mkc_fast.engine.draws import Mode
+    from mkc_fast.names import Mode
 
-GRAPHS = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
-MODES: tuple[Mode, ...] = ("frame", "audio")
+MODES: tuple[Mode, ...] = (FRAME, AUDIO)
 SEED = 7
 # A segment of the segmental SNR: 32 ms at 16 kHz, as is usual for speech.
 SEGMENT_S = 0.032
@@ -136,7 +136,7 @@ def main() -> None:
 def model_of(model: Path, halves: Path, out: Path, *, show: bool) -> Path:
     """A model directory whose graphs are the half-precision ones, as they are or with every rounding shown."""
     out.mkdir()
-    for file in GRAPHS:
+    for file in GRAPH_FILES:
         graph = onnx.load(halves / half_file(file))
         save_graph(rounding_shown(graph) if show else graph, out / file)
     write_info(out, read_model_info(model))
@@ -145,7 +145,7 @@ def model_of(model: Path, halves: Path, out: Path, *, show: bool) -> Path:
 
 def sizes(model: Path, halves: Path) -> dict[str, dict[str, float]]:
     result = {}
-    for file in GRAPHS:
+    for file in GRAPH_FILES:
         full = sum(path.stat().st_size for path in model.glob(f"{file}*"))
         half = sum(path.stat().st_size for path in halves.glob(f"{half_file(file)}*"))
         result[file] = {"float32_mb": round(full / 1e6, 2), "half_mb": round(half / 1e6, 2)}
@@ -201,7 +201,7 @@ def isolated(
     """Errors of each stage alone, given what float32 makes of the stages before it; SNR of the vocoder alone."""
     features, restored, speech = Pairs(), Pairs(), Pairs()
     for index, waveform in enumerate(waveforms):
-        expected = full.anonymize(waveform, mode="frame", seed=SEED, utterance_id=str(index))
+        expected = full.anonymize(waveform, mode=FRAME, seed=SEED, utterance_id=str(index))
         features.add(half.encode(waveform), full.encode(waveform))
         quantized = full.lookup(expected.bank_ids, expected.cluster_ids)
         given = full.restore(quantized)

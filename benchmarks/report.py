@@ -12,6 +12,7 @@ from mkc_fast.benchmarks.figures import STAGE_TITLES, STAGES, draw_all
 from mkc_fast.benchmarks.records import read_record
 from mkc_fast.engine.atomic_files import whole_file
 from mkc_fast.errors import ArtifactError, OutputError
+from mkc_fast.names import FP32, VOCODER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -242,7 +243,7 @@ _WINOGRAD = (
 def _halved(record: Mapping[str, Any]) -> bool:
     """Whether the vocoder ran on the native operators."""
     used = str(record["target"].get("operators", ""))
-    return used.startswith("native operators") and ("in " not in used or "vocoder" in used)
+    return used.startswith("native operators") and ("in " not in used or VOCODER in used)
 
 
 def _why(record: Mapping[str, Any]) -> list[Paragraph]:
@@ -253,7 +254,7 @@ def _why(record: Mapping[str, Any]) -> list[Paragraph]:
     share, rtfx = max(shares)
     ceilings = record["ceilings"]
     precision = record["target"]["precision"]
-    rate = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"]["fp32"])
+    rate = ceilings["gemm_gflops"].get(precision, ceilings["gemm_gflops"][FP32])
     text = (
         f"A second of audio takes {rate * share / rtfx:.3g} billion operations, and large "
         f"matrix products reach {_number(rate)} GFLOP/s here in the same run. What computes the layers as they are "

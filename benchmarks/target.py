@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.benchmarks.records import short
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, open_bank, read_model_info
+from mkc_fast.engine.artifacts import ModelInfo, open_bank, read_model_info
 from mkc_fast.engine.devices import cores
 from mkc_fast.engine.options import EngineOptions
 from mkc_fast.engine.sessions.providers import resolve_precision
 from mkc_fast.errors import ArtifactError, MkcError
+from mkc_fast.names import ASSIGN, CONFORMER_FILE, CPU, ENCODE, RESTORE, VOCODE, VOCODER_FILE, WAVLM_FILE
 
 if TYPE_CHECKING:
     from mkc_fast.engine.anonymizer import Anonymizer
 
 # Multiply-adds counted as 2, of the layers as they are published, for one second of audio: WavLM Large to layer 6, a
 # look-up in 1,024 clusters, the published conformer and vocoder.
-_LARGE_GFLOP_A_SECOND = {"encode": 14.0, "assign": 0.1, "restore": 30.1, "vocode": 38.6}
-_GRAPHS = {"encode": WAVLM_FILE, "restore": CONFORMER_FILE, "vocode": VOCODER_FILE}
+_LARGE_GFLOP_A_SECOND = {ENCODE: 14.0, ASSIGN: 0.1, RESTORE: 30.1, VOCODE: 38.6}
+_GRAPHS = {ENCODE: WAVLM_FILE, RESTORE: CONFORMER_FILE, VOCODE: VOCODER_FILE}
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Target:
 
     model: Path
     bank: Path
-    device: str = "cpu"
+    device: str = CPU
     options: EngineOptions = field(default_factory=EngineOptions)
     weights: str = "given"
 
     @property
     def used_threads(self) -> int | None:
         """Threads of one operator: on the CPU what corpus runs use, on a GPU what the engine chooses."""
-        return self.options.threads or (cores() if self.device == "cpu" else None)
+        return self.options.threads or (cores() if self.device == CPU else None)
 
     @property
     def info(self) -> ModelInfo:
@@ -89,7 +90,7 @@ class Target:
 
     def operators(self) -> str:
         """Which operators a CPU runs, in words; empty on a GPU."""
-        if self.device != "cpu":
+        if self.device != CPU:
             return ""
         from mkc_fast.engine.sessions.cpu import operators_used
 

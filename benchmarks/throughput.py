@@ -22,8 +22,8 @@ from mkc_fast.engine.corpus.outputs import plan_folder
 from mkc_fast.engine.corpus.protocol import Settings
 from mkc_fast.engine.corpus.run import Run, run_corpus
 from mkc_fast.engine.devices import cores
-from mkc_fast.engine.passes.stages import STAGES
 from mkc_fast.errors import MkcError
+from mkc_fast.names import AUDIO, AUTO, CPU, FRAME, TIMED_STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from mkc_fast.benchmarks.setup import Checkpoints
     from mkc_fast.benchmarks.target import Target
     from mkc_fast.engine.anonymizer import Anonymizer, Result
-    from mkc_fast.engine.draws import Mode
+    from mkc_fast.names import Mode
 
-MODES: tuple[Mode, ...] = ("frame", "audio")
+MODES: tuple[Mode, ...] = (FRAME, AUDIO)
 _SEED = 7
 # Batches of so many padded seconds; 0 runs each utterance alone.
 _BATCHES_CPU_S, _BATCHES_GPU_S = (0.0, 30.0), (0.0, 60.0, 120.0, 240.0, 480.0)
@@ -80,7 +80,7 @@ def bench_throughput(
     """
     record = context()
     budget = Budget(budget_s)
-    on_cpu = target.device == "cpu"
+    on_cpu = target.device == CPU
     batches_s = batches_s or (_BATCHES_CPU_S if on_cpu else _BATCHES_GPU_S)
     workers = workers or ((1, 2) if cores() > 1 else (1,))
     progress("machine ceilings")
@@ -109,7 +109,7 @@ def bench_throughput(
             anonymizer, baseline, target, speech, modes, stride, rounds, ours_rate, budget, progress
         )
         ceilings.append(measure())
-    precision = anonymizer.info.precision if target.options.precision == "auto" else target.options.precision
+    precision = anonymizer.info.precision if target.options.precision == AUTO else target.options.precision
     # What is left is shared by the arms of device only, and by the runs of files to files, which also have to start.
     arms = len(batches_s) * len(modes)
     audio_s = _DEVICE_SHARE * budget.left * ours_rate / arms
@@ -170,7 +170,7 @@ def _device_only(
             ids = [f"u{index}" for index in range(len(waveforms))]
             results = anonymizer.anonymize_batch(waveforms, mode, stride, _SEED, ids, batch_s=batch_s)
             taken = time.perf_counter() - begin
-            stages = {stage: sum(one.stage_seconds[stage] for one in results) for stage in STAGES}
+            stages = {stage: sum(one.stage_seconds[stage] for one in results) for stage in TIMED_STAGES}
             rtfx = seconds_of_audio / taken
             cases.append(
                 {
@@ -238,7 +238,7 @@ def _files(
         "utterances": len(lengths),
         "audio_s": short(sum(lengths), 4),
         "mean_s": short(sum(lengths) / len(lengths)),
-        "threads_a_worker": cores() if target.device == "cpu" else None,
+        "threads_a_worker": cores() if target.device == CPU else None,
         "cases": cases,
     }
 
@@ -282,13 +282,13 @@ def _compare(
     started = time.perf_counter()
     arms: dict[str, Anonymizer | Baseline] = {"ours": anonymizer, "practice": baseline}
     for arm in arms.values():
-        arm.anonymize(max(waveforms, key=len), "frame", 1, _SEED, "warm-up")
+        arm.anonymize(max(waveforms, key=len), FRAME, 1, _SEED, "warm-up")
     every = np.arange(len(anonymizer.bank))
     anonymizer.assign(np.ones((len(every), anonymizer.info.dim), np.float32), every)
     share_s -= time.perf_counter() - started
     seconds: dict[str, dict[str, list[float]]] = {mode: {"ours": [], "practice": []} for mode in modes}
     stages: dict[str, dict[str, dict[str, float]]] = {
-        mode: {arm: dict.fromkeys(STAGES, 0.0) for arm in ("ours", "practice")} for mode in modes
+        mode: {arm: dict.fromkeys(TIMED_STAGES, 0.0) for arm in ("ours", "practice")} for mode in modes
     }
     worst, same, frames = 0.0, 0, 0
     begin, done = time.perf_counter(), 0
@@ -327,7 +327,7 @@ def _compare(
         compared.append(
             {
                 "mode": mode,
-                "stride": stride if mode == "frame" else None,
+                "stride": stride if mode == FRAME else None,
                 "ours_rtfx": short(audio / totals["ours"]),
                 "practice_rtfx": short(audio / totals["practice"]),
                 "ratio": short(totals["practice"] / totals["ours"]),

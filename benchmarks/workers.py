@@ -36,6 +36,7 @@ from mkc_fast.engine.corpus.protocol import Settings
 from mkc_fast.engine.corpus.run import Run, run_corpus
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.options import EngineOptions, default_batch_s
+from mkc_fast.names import CPU, FLAC, WAV
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,9 +48,9 @@ NO_ENGINE = "mkc_fast.benchmarks.null_anonymizer:PinnedNullAnonymizer"
 SEED, RATE, ROUNDS = 7, 16_000, 2
 # Name, suffix, sample rate and channels of the files that are read and written.
 ENCODINGS = (
-    ("FLAC, 16 kHz mono", "flac", RATE, 1),
-    ("FLAC, 44.1 kHz stereo", "flac", 44_100, 2),
-    ("WAV, 16 kHz mono", "wav", RATE, 1),
+    ("FLAC, 16 kHz mono", FLAC, RATE, 1),
+    ("FLAC, 44.1 kHz stereo", FLAC, 44_100, 2),
+    ("WAV, 16 kHz mono", WAV, RATE, 1),
 )
 
 
@@ -130,7 +131,7 @@ class Bench:
         out, settings, clock = self.folder / "out", Settings(seed=SEED), Clock(len(utterances))
         plan = plan_folder(utterances, out, out, settings)
         options = EngineOptions(batch_s=batch_s)
-        run = Run([plan], self.model, self.bank, settings, ["cpu"], count, options, factory=factory)
+        run = Run([plan], self.model, self.bank, settings, [CPU], count, options, factory=factory)
         summary = run_corpus(run, watch=clock)
         if summary.failed:
             raise SystemExit(f"failed: {summary.failed[0]}")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mkc_fast.cli import panels
-from mkc_fast.cli.choices import Precision, Provider
-from mkc_fast.cli.infer import Mode
+from mkc_fast.cli.choices import Mode, Precision, Provider
 from mkc_fast.cli.show import console, errors, steps
 from mkc_fast.errors import MkcError
+from mkc_fast.names import CPU
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,7 @@ def latency(
         int | None,
         typer.Option(help="Warm runs of each (default: what the budget allows).", rich_help_panel=panels.RUN),
     ] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = CPU,
     provider: ProviderOption = Provider.auto,
     precision: PrecisionOption = Precision.auto,
     threads: ThreadsOption = None,
@@ -179,7 +179,7 @@ def throughput(
     workers: Annotated[
         str | None, typer.Option(help="Numbers of worker processes (default: 1,2).", rich_help_panel=panels.RUN)
     ] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = CPU,
     provider: ProviderOption = Provider.auto,
     precision: PrecisionOption = Precision.auto,
     threads: ThreadsOption = None,
@@ -236,7 +236,7 @@ def lookup(
     frames: Annotated[str, typer.Option(help="Numbers of frames T.", rich_help_panel=panels.INPUT)] = "50,500,5000",
     banks: Annotated[str, typer.Option(help="Numbers of bank entries N.", rich_help_panel=panels.INPUT)] = "1,100,1165",
     strides: Annotated[str, typer.Option(help="Frames that share a draw.", rich_help_panel=panels.DRAWS)] = "1,10",
-    device: DeviceOption = "cpu",
+    device: DeviceOption = CPU,
     threads: ThreadsOption = None,
     budget_s: BudgetOption = 200.0,
     out: OutOption = None,
@@ -277,7 +277,7 @@ def load(
         str, typer.Option(help="Numbers of bank entries N.", rich_help_panel=panels.INPUT)
     ] = "100,1000,1165",
     repeats: Annotated[int, typer.Option(help="Processes started for each.", min=1, rich_help_panel=panels.RUN)] = 3,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = CPU,
     provider: ProviderOption = Provider.auto,
     precision: PrecisionOption = Precision.auto,
     threads: ThreadsOption = None,

@@ -1,25 +1,41 @@
-"""What several commands let one choose from."""
+"""What several commands let one choose from: the names of ``mkc_fast.names``, as Typer takes them."""
 
 from __future__ import annotations
 
 from enum import Enum
 
+from mkc_fast import names
+
+
+class Mode(str, Enum):
+    """How bank entries are drawn."""
+
+    audio = names.AUDIO
+    frame = names.FRAME
+
+
+class Format(str, Enum):
+    """The formats of the outputs."""
+
+    wav = names.WAV
+    flac = names.FLAC
+
 
 class Provider(str, Enum):
     """What runs the graphs."""
 
-    auto = "auto"
-    tensorrt = "tensorrt"
-    cuda = "cuda"
-    cpu = "cpu"
+    auto = names.AUTO
+    tensorrt = names.TENSORRT
+    cuda = names.CUDA
+    cpu = names.CPU
 
 
 class Precision(str, Enum):
-    """Of the graphs' arithmetic."""
+    """The precision of the graphs' arithmetic."""
 
-    auto = "auto"
-    fp32 = "fp32"
-    tf32 = "tf32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
+    auto = names.AUTO
+    fp32 = names.FP32
+    tf32 = names.TF32
+    fp16 = names.FP16
+    bf16 = names.BF16
+    int8 = names.INT8

@@ -14,6 +14,7 @@ from mkc_fast.cli import panels
 from mkc_fast.cli.export import load_exporter
 from mkc_fast.cli.show import console, steps
 from mkc_fast.errors import MkcError, OutputError
+from mkc_fast.names import AUDIO, FRAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,7 +93,7 @@ def demo(
         seconds = len(waveform) / info.sample_rate
         anonymizer = Anonymizer.load(out / "model", out / "bank")
         results = {}
-        for mode in ("frame", "audio"):
+        for mode in (FRAME, AUDIO):
             with step(f"anonymize, {mode} mode") as tell:
                 start = time.perf_counter()
                 result = results[mode] = anonymizer.anonymize(waveform, mode, seed=_SEED, utterance_id="demo")

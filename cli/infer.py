@@ -6,14 +6,13 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mkc_fast.cli import panels
-from mkc_fast.cli.choices import Precision, Provider
+from mkc_fast.cli.choices import Format, Mode, Precision, Provider
 from mkc_fast.cli.interrupts import Interrupted
 from mkc_fast.cli.show import counted, counting, shown_warnings, steps
 from mkc_fast.engine.options import DEFAULT_WINDOW_S, EngineOptions
@@ -23,20 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXIT_FAILED = 1  # some recordings failed, the others were written
-
-
-class Mode(str, Enum):
-    """How bank entries are drawn."""
-
-    audio = "audio"
-    frame = "frame"
-
-
-class Format(str, Enum):
-    """Of the outputs."""
-
-    wav = "wav"
-    flac = "flac"
 
 
 def add(app: typer.Typer) -> None:
@@ -240,7 +225,7 @@ def infer(
                     model,
                     bank,
                     corpus=corpus,
-                    mode="frame" if mode is Mode.frame else "audio",
+                    mode=mode.value,
                     stride=stride,
                     seed=seed,
                     kmeans_num=kmeans_num,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mkc_fast.names import AUDIO, FRAME
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -27,7 +29,7 @@ def draw(
 
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
-    columns = {"original": waveform, "frame mode": results["frame"].waveform, "audio mode": results["audio"].waveform}
+    columns = {"original": waveform, "frame mode": results[FRAME].waveform, "audio mode": results[AUDIO].waveform}
     axes = figure.subplots(3, 3, sharex=True, sharey="row", height_ratios=[1, 1.6, 1.3])
     for column, (title, samples) in enumerate(columns.items()):
         seconds = np.arange(len(samples)) / info.sample_rate
@@ -44,7 +46,7 @@ def draw(
     axes[2, 0].set_ylabel("bank entry of each frame")
     axes[2, 0].set_ylim(-1, num_entries)
     axes[2, 0].text(0.5, 0.5, "none", transform=axes[2, 0].transAxes, ha="center", va="center", color=_INK)
-    for column, mode, color in ((1, "frame", _FRAME), (2, "audio", _AUDIO)):
+    for column, mode, color in ((1, FRAME, _FRAME), (2, AUDIO, _AUDIO)):
         ids = results[mode].bank_ids
         axes[2, column].plot(np.arange(len(ids)) * info.hop / info.sample_rate, ids, ".", markersize=3, color=color)
     figure.suptitle("mkc-fast demo: random weights make noise, not speech", color=_INK)

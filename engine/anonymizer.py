@@ -13,7 +13,7 @@ import numpy as np
 from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_info
 from mkc_fast.engine.audio.read import Recording, peak_of, read_waveform
 from mkc_fast.engine.audio.waveform import LOUD_PEAK, check_waveform, resampled
-from mkc_fast.engine.audio.write import FORMATS, write_waveform
+from mkc_fast.engine.audio.write import write_waveform
 from mkc_fast.engine.batching import group_for_pass
 from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.devices import cuda_index
@@ -27,16 +27,7 @@ from mkc_fast.engine.draws import (
     fresh_seed,
     waveform_id,
 )
-from mkc_fast.engine.options import (
-    AUTO,
-    CUDA,
-    DEFAULT_WINDOW_S,
-    OVERLAP_S,
-    Buckets,
-    EngineOptions,
-    Tuning,
-    default_batch_s,
-)
+from mkc_fast.engine.options import DEFAULT_WINDOW_S, OVERLAP_S, Buckets, EngineOptions, Tuning, default_batch_s
 from mkc_fast.engine.passes.clock import StageClock
 from mkc_fast.engine.passes.host import HostPass
 from mkc_fast.engine.passes.layout import most_frames
@@ -47,6 +38,7 @@ from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
 from mkc_fast.errors import ArgumentError, ArtifactError, AudioError, BankError, DeviceError, MkcError, OutputError
 from mkc_fast.kernels import Lookup, make_lookup
+from mkc_fast.names import AUTO, CPU, CUDA, FORMATS, FRAME, LOOKUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,9 +47,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
-    from mkc_fast.engine.draws import Mode
     from mkc_fast.engine.passes.device import DevicePass
     from mkc_fast.engine.passes.pending import Pass
+    from mkc_fast.names import Mode, Precision, Provider
 
 __all__ = ["Anonymizer", "PendingBatch", "Result", "StreamedResult"]
 
@@ -138,12 +130,12 @@ class Anonymizer:
         cls,
         model: str | PathLike[str],
         bank: str | PathLike[str],
-        device: str = "cpu",
+        device: str = CPU,
         *,
         threads: int | None = None,
         max_window_s: float = DEFAULT_WINDOW_S,
-        provider: str = AUTO,
-        precision: str = AUTO,
+        provider: Provider = AUTO,
+        precision: Precision = AUTO,
         latency_buckets_s: Sequence[float] = (),
         tuning: Tuning | None = None,
         cache: str | PathLike[str] | None = None,
@@ -278,7 +270,7 @@ class Anonymizer:
         """
         self._check_open()
         with self._verified():
-            return check_finite("lookup", self._lookup.lookup(bank_ids, cluster_ids))
+            return check_finite(LOOKUP, self._lookup.lookup(bank_ids, cluster_ids))
 
     def restore(self, quantized: ArrayLike) -> NDArray[np.float32]:
         """The conformer: centroids (T, D) → features (T, D) float32, in windows where ``encode`` would use them.
@@ -326,7 +318,7 @@ class Anonymizer:
     def anonymize(
         self,
         waveform: ArrayLike,
-        mode: Mode = "frame",
+        mode: Mode = FRAME,
         stride: int = 1,
         seed: int | None = None,
         utterance_id: str | None = None,
@@ -374,7 +366,7 @@ class Anonymizer:
         self,
         path: str | PathLike[str],
         out: str | PathLike[str] | None = None,
-        mode: Mode = "frame",
+        mode: Mode = FRAME,
         stride: int = 1,
         seed: int | None = None,
         utterance_id: str | None = None,
@@ -424,7 +416,7 @@ class Anonymizer:
         self,
         recording: Recording,
         write: Callable[[NDArray[np.float32]], None],
-        mode: Mode = "frame",
+        mode: Mode = FRAME,
         stride: int = 1,
         seed: int | None = None,
         *,
@@ -475,7 +467,7 @@ class Anonymizer:
     def anonymize_batch(
         self,
         waveforms: Sequence[ArrayLike],
-        mode: Mode = "frame",
+        mode: Mode = FRAME,
         stride: int = 1,
         seed: int | None = None,
         utterance_ids: Sequence[str] | None = None,
@@ -519,7 +511,7 @@ class Anonymizer:
     def submit_batch(
         self,
         waveforms: Sequence[ArrayLike],
-        mode: Mode = "frame",
+        mode: Mode = FRAME,
         stride: int = 1,
         seed: int | None = None,
         utterance_ids: Sequence[str] | None = None,

@@ -16,6 +16,7 @@ import numpy as np
 
 from mkc_fast.engine.atomic_files import Contents, open_regular, sha256_of, whole_file
 from mkc_fast.errors import ArtifactError
+from mkc_fast.names import FP16, GRAPH_FILES, GRAPHS, INT8, VOCODER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 # 2: with the size and the digest of every file.
 MODEL_FORMAT = 2
 BANK_FORMAT = 2
-WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE, MODEL_FILE = "wavlm.onnx", "conformer.onnx", "vocoder.onnx", "model.json"
+MODEL_FILE = "model.json"
 CENTROIDS_FILE, HALF_NORMS_FILE, BANK_FILE = "centroids.npy", "half_norms.npy", "bank.json"
 # The vocoder once more, in the form that is fast on a CPU; it takes the frames of its pieces as inputs too.
-CPU_VOCODER_FILE = "vocoder.cpu.onnx"
+CPU_VOCODER_FILE = f"{VOCODER}.cpu.onnx"
 # In that graph's metadata: frames to either side that a piece needs.
 PIECE_REACH = "piece_reach"
 # The graphs once more, of the native operators, where those were there at export; weights lie beside each, in a .bin.
 NATIVE_SUFFIX = ".native.onnx"
 # The names of a model's files: the graphs, their forms for one precision or device, and weights beside them.
 _MODEL_NAMES = re.compile(
-    r"model\.json|(wavlm|conformer|vocoder)(\.(cpu|native|fp16|int8))?\.(onnx(\.data)?|bin)|\..+\.\d+\.mkc-fast\.tmp"
+    rf"model\.json|({'|'.join(GRAPHS)})(\.(cpu|native|{FP16}|{INT8}))?\.(onnx(\.data)?|bin)|\..+\.\d+\.mkc-fast\.tmp"
 )
 _BANK_NAMES = re.compile(r"bank\.json|centroids\.npy|half_norms\.npy|\..+\.\d+\.mkc-fast\.tmp")
 # The field of both JSON files that has the digest of all others.
@@ -199,7 +200,7 @@ def read_model_info(directory: Path) -> ModelInfo:
         ArtifactError: The directory is missing, incomplete, changed, or of another format version.
     """
     info = _read_info(directory, MODEL_FILE, ModelInfo)
-    for name in (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE):
+    for name in GRAPH_FILES:
         if name not in info.files:
             raise ArtifactError(f"{directory / MODEL_FILE}: does not list {name}; export the model again")
     _check_sizes(directory, info.files, "export the model again")

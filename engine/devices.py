@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.errors import DeviceError
+from mkc_fast.names import CPU
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +144,7 @@ def device_kind(device: str) -> str:
         DeviceError: The device is not here.
     """
     index = cuda_index(device)
-    return "cpu" if index is None else driver().gpus[index].name
+    return CPU if index is None else driver().gpus[index].name
 
 
 def parse_device(device: str) -> int | None:
@@ -152,7 +153,7 @@ def parse_device(device: str) -> int | None:
     Raises:
         DeviceError: It is no device's name.
     """
-    if device == "cpu":
+    if device == CPU:
         return None
     match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
     if not match:
@@ -161,4 +162,4 @@ def parse_device(device: str) -> int | None:
 
 
 def _here() -> str:
-    return ", ".join(["cpu", *(f"cuda:{index} ({name})" for index, name in enumerate(cuda_device_names()))])
+    return ", ".join([CPU, *(f"cuda:{index} ({name})" for index, name in enumerate(cuda_device_names()))])

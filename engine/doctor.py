@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from mkc_fast.engine.artifacts import open_bank, read_model_info
 from mkc_fast.engine.devices import Driver, parse_device
 from mkc_fast.engine.machine import Host, installed_packages, module_version, read_host
-from mkc_fast.engine.options import CPU, CUDA, FP16, FP32, TENSORRT
 from mkc_fast.engine.sessions.gpu_facts import TENSORRT_LIBRARIES, GpuFacts, GpuProbes, gather_gpu_facts
 from mkc_fast.engine.sessions.probe import try_provider
-from mkc_fast.engine.sessions.providers import GPU_AUTO_PRECISION, GRAPH_FILES, ORT_NAMES, TITLES, graph_file, refusal
+from mkc_fast.engine.sessions.providers import GPU_AUTO_PRECISION, ORT_NAMES, TITLES, graph_file, refusal
 from mkc_fast.engine.sessions.support import fitting_extra, obstacle
 from mkc_fast.errors import MkcError
+from mkc_fast.names import CPU, CUDA, FP16, FP32, GRAPH_FILES, TENSORRT
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:

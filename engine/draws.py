@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mkc_fast.errors import ArgumentError, BankError
+from mkc_fast.names import AUDIO, MODES
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-Mode = Literal["audio", "frame"]
-MODES: tuple[Mode, ...] = ("audio", "frame")
 # More than entropy can be put into a run; Python refuses to print integers of more than 4,300 digits.
 _MAX_SEED_BITS = 256
 
@@ -98,7 +97,7 @@ def draw_bank_ids(
     """
     check_draw(mode, stride, None if isinstance(seed, str) else seed)
     # As a Python integer: NumPy's own types would overflow, or make the groups floats.
-    shared = max(1, frames if mode == "audio" else min(int(stride), frames))
+    shared = max(1, frames if mode == AUDIO else min(int(stride), frames))
     groups = np.arange(frames) // shared
     count = int(groups[-1]) + 1 if frames else 0
     key = _encoded(f"mkc-fast draw 1\0{seed}\0{utterance_id}")

@@ -6,11 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mkc_fast.errors import ArgumentError, DeviceError
-
-TENSORRT, CUDA, CPU, AUTO = "tensorrt", "cuda", "cpu", "auto"
-FP32, TF32, FP16, BF16, INT8 = "fp32", "tf32", "fp16", "bf16", "int8"
-PROVIDERS = (AUTO, TENSORRT, CUDA, CPU)
-PRECISIONS = (AUTO, FP32, TF32, FP16, BF16, INT8)
+from mkc_fast.names import AUTO, BF16, CPU, CUDA, INT8, PRECISIONS, PROVIDERS, TENSORRT, TF32, Precision, Provider
 
 # With ONNX Runtime's own operators attention's buffers grow with the square of a recording's length: at full size on a
 # CPU, 40 s peak near 5 GB and 60 s near 8 GB. LibriSpeech's longest recording has 35 s.
@@ -92,8 +88,8 @@ class EngineOptions:
         DeviceError: The provider or precision is unknown, or CUDA graphs are asked for without fixed buckets.
     """
 
-    provider: str = AUTO
-    precision: str = AUTO
+    provider: Provider = AUTO
+    precision: Precision = AUTO
     threads: int | None = None
     max_window_s: float = DEFAULT_WINDOW_S
     batch_s: float | None = None
@@ -114,7 +110,7 @@ def default_batch_s(device: str) -> float:
     On a CPU batches are faster for the shortest utterances only (benchmarks/results/cpu_batches.json), and alone every
     sample is the same to the last bit.
     """
-    return 0.0 if device == "cpu" else 240.0
+    return 0.0 if device == CPU else 240.0
 
 
 def check_choice(index: int | None, provider: str, precision: str, stream: int | None = None) -> None:

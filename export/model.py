@@ -18,12 +18,9 @@ from torch import nn
 from mkc_fast.engine.artifacts import (
     CHECK_LEFT_OUT,
     CHECK_PASSED,
-    CONFORMER_FILE,
     CPU_VOCODER_FILE,
     NATIVE_SUFFIX,
     PIECE_REACH,
-    VOCODER_FILE,
-    WAVLM_FILE,
     ModelInfo,
     check_info,
     graph_metadata,
@@ -36,7 +33,6 @@ from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.digests import remember
 from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES
 from mkc_fast.engine.sessions.prepared import prepared_graph
-from mkc_fast.engine.sessions.providers import GRAPH_FILES
 from mkc_fast.errors import ArtifactError, CheckpointError, InexactError
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
 from mkc_fast.export.graphs.native import write_conformer, write_hifigan, write_wavlm
@@ -69,6 +65,7 @@ from mkc_fast.export.precision.judging import (
 )
 from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes
 from mkc_fast.kernels.cpu.loader import native_library, register
+from mkc_fast.names import CONFORMER_FILE, FP32, GRAPH_FILES, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
@@ -198,7 +195,7 @@ def export_model(
             min_samples=wavlm.config.min_samples,
             dim=wavlm.config.dim,
             layer=layer,
-            precision="fp32",
+            precision=FP32,
             conformer_layers=voice.conformer.num_layers,
             vocoder_reach=reach_frames(voice.hifigan),
             sources={"wavlm": sha256_of(wavlm_path), "ckpt": sha256_of(voice_path)},

@@ -30,6 +30,7 @@ import numpy as np
 from mkc_fast.benchmarks.baseline.pipeline import Baseline
 from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.engine.audio.read import read_waveform
+from mkc_fast.names import AUDIO, CPU, FRAME
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=float, nargs="+", default=[3.0, 10.0], help="in seconds")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kmeans-num", type=int, metavar="N", help="how many of the k-means models")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default=CPU)
     args = parser.parse_args()
 
     folder, begin = args.checkpoints, time.perf_counter()
@@ -51,7 +52,7 @@ def main() -> None:
     load_s = time.perf_counter() - begin
     speech = read_waveform(args.recording, baseline.info.sample_rate)
     results: list[dict[str, Any]] = []
-    for mode in ("frame", "audio"):
+    for mode in (FRAME, AUDIO):
         for length_s in args.lengths:
             waveform = np.resize(speech, round(length_s * baseline.info.sample_rate))
             baseline.anonymize(waveform, mode)  # warm-up

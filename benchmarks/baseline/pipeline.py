@@ -28,6 +28,7 @@ from mkc_fast.engine.draws import draw_bank_ids
 from mkc_fast.errors import BankError
 from mkc_fast.export.checkpoints.kmeans import read_kmeans
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
+from mkc_fast.names import ASSIGN, AUDIO, CPU, ENCODE, FRAME, RESTORE, VOCODE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,7 +79,7 @@ class Baseline:
         kmeans_num: int | None = None,
         hifi_config: Path | None = None,
         layer: int = 6,
-        device: str = "cpu",
+        device: str = CPU,
         threads: int | None = None,
         check: bool = True,
     ) -> Baseline:
@@ -120,7 +121,7 @@ class Baseline:
     def anonymize(
         self,
         waveform: ArrayLike,
-        mode: str = "frame",
+        mode: str = FRAME,
         stride: int = 1,
         seed: int = 0,
         utterance_id: str = "",
@@ -144,13 +145,13 @@ class Baseline:
             raise BankError(f"bank_ids has shape {banks.shape}; this waveform has {frames} frames")
         seconds: dict[str, float] = {}
         with self._limits(), torch.inference_mode():
-            with self._timed("encode", seconds):
+            with self._timed(ENCODE, seconds):
                 features = self._wavlm(torch.from_numpy(checked)[None].to(self._device), self.info.layer)
-            with self._timed("assign", seconds):
+            with self._timed(ASSIGN, seconds):
                 cluster_ids, quantized = self._quantize(features[0], banks, mode, stride, given=bank_ids is not None)
-            with self._timed("restore", seconds):
+            with self._timed(RESTORE, seconds):
                 restored = self._conformer(quantized[None])
-            with self._timed("vocode", seconds):
+            with self._timed(VOCODE, seconds):
                 speech = self._vocoder(restored)[0].cpu().numpy()
         return Result(speech, banks, cluster_ids, seconds)
 
@@ -162,7 +163,7 @@ class Baseline:
         if given:  # groups are runs of frames with one entry
             starts = [0, *(np.flatnonzero(np.diff(banks)) + 1).tolist()]
         else:
-            starts = list(range(0, len(host), len(host) if mode == "audio" else stride))
+            starts = list(range(0, len(host), len(host) if mode == AUDIO else stride))
         cluster_ids = np.empty(len(host), np.int32)
         quantized = np.empty_like(host)
         for start, stop in zip(starts, [*starts[1:], len(host)], strict=True):

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FORMATS = ("wav", "flac")
 _BLOCK_SAMPLES = 1 << 18
 
 

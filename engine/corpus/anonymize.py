@@ -16,13 +16,14 @@ from mkc_fast.engine.datasets.path_lists import AudioList, read_audio_list
 from mkc_fast.engine.devices import cuda_device_names, cuda_index
 from mkc_fast.engine.options import EngineOptions
 from mkc_fast.errors import ArgumentError, ListError
+from mkc_fast.names import CPU, FRAME, WAV
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from os import PathLike
 
     from mkc_fast.engine.datasets.dataset import Dataset
-    from mkc_fast.engine.draws import Mode
+    from mkc_fast.names import AudioFormat, Mode
 
 DEFAULT_SUFFIX = "_mkc"
 
@@ -39,7 +40,7 @@ class Corpus:
 
     datasets: list[Dataset]
     folders: list[Folder]
-    audio_format: str
+    audio_format: AudioFormat
 
     def finish(self, summary: Summary) -> None:
         """Complete each output folder with the recordings that were written.
@@ -58,7 +59,7 @@ def open_corpus(
     out: str | PathLike[str] | None = None,
     data_dirs: Sequence[str | PathLike[str]] = (),
     anon_suffix: str = DEFAULT_SUFFIX,
-    audio_format: str = "wav",
+    audio_format: AudioFormat = WAV,
     allow_commands: bool = False,
 ) -> Corpus:
     """Read a list or data directories and plan their outputs; the arguments are those of ``anonymize_corpus``.
@@ -94,7 +95,7 @@ def open_corpus(
 
 def default_devices() -> list[str]:
     """All CUDA devices of this machine, or the CPU if there is none."""
-    return [f"cuda:{index}" for index in range(len(cuda_device_names()))] or ["cpu"]
+    return [f"cuda:{index}" for index in range(len(cuda_device_names()))] or [CPU]
 
 
 def anonymize_corpus(
@@ -105,10 +106,10 @@ def anonymize_corpus(
     out: str | PathLike[str] | None = None,
     data_dirs: Sequence[str | PathLike[str]] = (),
     anon_suffix: str = DEFAULT_SUFFIX,
-    audio_format: str = "wav",
+    audio_format: AudioFormat = WAV,
     allow_commands: bool = False,
     corpus: Corpus | None = None,
-    mode: Mode = "frame",
+    mode: Mode = FRAME,
     stride: int = 1,
     seed: int | None = None,
     kmeans_num: int | None = None,

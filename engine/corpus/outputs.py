@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.atomic_files import remove_temporaries
-from mkc_fast.engine.audio.write import FORMATS
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
 from mkc_fast.errors import ListError, MkcError, OutputError
+from mkc_fast.names import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

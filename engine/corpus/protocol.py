@@ -18,12 +18,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mkc_fast.names import FRAME, WAV
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mkc_fast.engine.datasets.dataset import Utterance
-    from mkc_fast.engine.draws import Mode
     from mkc_fast.engine.options import EngineOptions
+    from mkc_fast.names import AudioFormat, Mode
 
 # Batches that a worker is sent before it has reported the first: one is computed, one is decoded.
 AHEAD = 2
@@ -46,10 +48,10 @@ class Settings:
         pad: Fill each output's end with silence, up to the length of its recording.
     """
 
-    mode: Mode = "frame"
+    mode: Mode = FRAME
     stride: int = 1
     seed: int | None = None
-    format: str = "wav"
+    format: AudioFormat = WAV
     record_draws: bool = False
     pad: bool = False
 

@@ -22,6 +22,7 @@ from mkc_fast.engine.devices import cuda_index, device_kind
 from mkc_fast.engine.draws import check_draw
 from mkc_fast.engine.options import EngineOptions, check_choice, default_batch_s
 from mkc_fast.errors import ArtifactError, DeviceError, MkcError, OutputError, StoppedError, WriteError
+from mkc_fast.names import CPU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -54,7 +55,7 @@ class Run:
     model: Path
     bank: Path
     settings: Settings
-    devices: Sequence[str] = ("cpu",)
+    devices: Sequence[str] = (CPU,)
     num_proc: int | None = None
     options: EngineOptions = field(default_factory=EngineOptions)
     overwrite: bool = False
@@ -183,7 +184,7 @@ def _work(
     if not tasks:
         return
     begin = time.perf_counter()
-    config = WorkerConfig(run.model, run.bank, "cpu", run.options, 1, run.settings, run.factory, entries=subset)
+    config = WorkerConfig(run.model, run.bank, CPU, run.options, 1, run.settings, run.factory, entries=subset)
     scheduler = Scheduler(worker_configs(config, run.devices, run.num_proc)[: len(tasks)], run.timeout_s)
     batched = run.batch_s > 0
 

@@ -21,6 +21,7 @@ from mkc_fast.engine.corpus.protocol import AHEAD_ON_GPU, EXIT_LOST_DEVICE, Outc
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S, Clock, SilenceTimer, is_stopped
 from mkc_fast.engine.devices import cores
 from mkc_fast.errors import MkcError
+from mkc_fast.names import CPU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -396,10 +397,10 @@ def worker_configs(config: WorkerConfig, devices: Sequence[str], num_proc: int |
         replace(
             config,
             device=device,
-            options=replace(config.options, threads=cores() if device == "cpu" else None),
-            host_threads=1 if device == "cpu" else max(2, cores() // count),
-            blas_threads=max(1, cores() // count) if device == "cpu" else None,
-            ahead=config.ahead if device == "cpu" else AHEAD_ON_GPU,
+            options=replace(config.options, threads=cores() if device == CPU else None),
+            host_threads=1 if device == CPU else max(2, cores() // count),
+            blas_threads=max(1, cores() // count) if device == CPU else None,
+            ahead=config.ahead if device == CPU else AHEAD_ON_GPU,
         )
         for device in chosen
     ]

@@ -6,10 +6,12 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from mkc_fast.engine.passes.stages import STAGES
+from mkc_fast.names import TIMED_STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mkc_fast.names import Stage
 
 _T = TypeVar("_T")
 
@@ -22,16 +24,16 @@ class StageClock:
     """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(TIMED_STAGES, 0.0)
 
     @contextlib.contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
+    def measure(self, stage: Stage) -> Iterator[None]:
         """Count the block towards a stage."""
         begin = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - begin
 
-    def measure_items(self, stage: str, items: Iterator[_T], within: str | None = None) -> Iterator[_T]:
+    def measure_items(self, stage: Stage, items: Iterator[_T], within: Stage | None = None) -> Iterator[_T]:
         """Count the time to get each item towards a stage, and not towards the stage ``within`` which it is needed."""
         while True:
             begin = time.perf_counter()

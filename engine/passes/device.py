@@ -28,6 +28,7 @@ from mkc_fast.engine.passes.stages import NotFiniteError
 from mkc_fast.engine.windows import crossfaded, exact_pieces, exact_windows, sample_range
 from mkc_fast.errors import DeviceMemoryError
 from mkc_fast.kernels.cuda.rows import DeviceRows, copy, zero
+from mkc_fast.names import ASSIGN, CONFORMER, ENCODE, RESTORE, VOCODE, VOCODER, WAVLM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -234,24 +235,24 @@ class DevicePass:
 
         batch.mark("")
         inputs = {name: graphs.copy_in(f"wavlm.{name}", there[name]) for name in ("waveform", "lengths")}
-        features = graphs.run("wavlm", inputs, "features", (rows, frames, dim), shrink=shrink).reshape(-1, dim)
-        batch.mark("encode")
+        features = graphs.run(WAVLM, inputs, "features", (rows, frames, dim), shrink=shrink).reshape(-1, dim)
+        batch.mark(ENCODE)
         self._rows.flag(features, there["banks"], flags[0], frames)
         quantized = graphs.allocate("conformer.features", (rows, frames, dim))
         zero(quantized)
         self._assign(features, host["banks"], there["banks"], quantized.reshape(-1, dim), result["cluster_ids"])
         self._rows.flag(quantized.reshape(-1, dim), there["banks"], flags[1], frames)
         del features
-        batch.mark("assign")
+        batch.mark(ASSIGN)
         inputs = {"features": quantized, "lengths": graphs.copy_in("conformer.lengths", there["counts"])}
-        restored = graphs.run("conformer", inputs, "restored", (rows, frames, dim), shrink=shrink).reshape(-1, dim)
+        restored = graphs.run(CONFORMER, inputs, "restored", (rows, frames, dim), shrink=shrink).reshape(-1, dim)
         self._rows.flag(restored, there["banks"], flags[2], frames)
         del inputs, quantized
-        batch.mark("restore")
+        batch.mark(RESTORE)
         for index, run in enumerate(layout.runs):
             tables = {name: there[f"{name} {index}"] for name in ("origins", "kept", "places")}
             self._vocode(graphs, run, tables, restored, result["waveform"].reshape(total, -1), shrink=shrink)
-        batch.mark("vocode")
+        batch.mark(VOCODE)
         batch.copy_out()
 
     def _assign(
@@ -277,7 +278,7 @@ class DevicePass:
         windows = graphs.allocate("vocoder.features", shape, bound=run.bound)
         self._rows.move(restored, tables["origins"], windows.reshape(-1, self._info.dim))
         samples = graphs.run(
-            "vocoder",
+            VOCODER,
             {"features": windows},
             "waveform",
             (run.count, run.length * self._info.hop),
@@ -317,7 +318,7 @@ class DevicePass:
             copy(given.reshape(-1)[: end - begin], there["waveform"][begin:end])
             lengths = graphs.copy_in("wavlm.lengths", there["lengths"][int(stop == frames)])
             inputs = {"waveform": given, "lengths": lengths}
-            made = graphs.run("wavlm", inputs, "features", (rows, padded, dim), shrink=shrink)
+            made = graphs.run(WAVLM, inputs, "features", (rows, padded, dim), shrink=shrink)
             return made.reshape(-1, dim)[:size]
 
         def restore(start: int, stop: int) -> Any:
@@ -327,19 +328,19 @@ class DevicePass:
             self._lookup.gather_device(ids[start:stop], clusters, out, stream=self._context.compute)
             self._rows.flag(out, there["banks"][start:stop], flags[1], frames)
             inputs = {"features": given, "lengths": graphs.copy_in("conformer.lengths", there["counts"])}
-            made = graphs.run("conformer", inputs, "restored", (rows, padded, dim), shrink=shrink).reshape(-1, dim)
+            made = graphs.run(CONFORMER, inputs, "restored", (rows, padded, dim), shrink=shrink).reshape(-1, dim)
             self._rows.flag(made[:size], there["banks"][start:stop], flags[2], frames)
             return made[:size]
 
         batch.mark("")
         for start, features in crossfaded(frames, size, self._overlap_frames, encode, self._rows):
-            batch.mark("encode")
+            batch.mark(ENCODE)
             part = slice(start, start + len(features))
             self._rows.flag(features, there["banks"][part], flags[0], frames)
             self._lookup.assign_device(
                 features, ids[part], cluster_ids=result["cluster_ids"][part], stream=self._context.compute
             )
-            batch.mark("assign")
+            batch.mark(ASSIGN)
         length = min(frames, max(_LONG_WINDOW_FRAMES, 4 * info.vocoder_reach))
         if graphs.buckets is not None:
             length = min(frames, window_frames(graphs.buckets, info))
@@ -347,13 +348,13 @@ class DevicePass:
         windows = exact_windows(frames, length, info.vocoder_reach)
         restored = crossfaded(frames, size, self._overlap_frames, restore, self._rows)
         for window, features in exact_pieces(windows, restored, self._rows):
-            batch.mark("restore")
+            batch.mark(RESTORE)
             given = graphs.allocate("vocoder.features", (count, length, dim))
             if count > 1:
                 zero(given)
             copy(given.reshape(-1, dim)[:length], features)
-            made = graphs.run("vocoder", {"features": given}, "waveform", (count, length * hop), shrink=shrink)
+            made = graphs.run(VOCODER, {"features": given}, "waveform", (count, length * hop), shrink=shrink)
             kept = slice((window.keep_start - window.start) * hop, (window.keep_stop - window.start) * hop)
             copy(result["waveform"][window.keep_start * hop : window.keep_stop * hop], made.reshape(-1)[kept])
-            batch.mark("vocode")
+            batch.mark(VOCODE)
         batch.copy_out()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast.engine.passes.stages import STAGES, NotFiniteError
+from mkc_fast.engine.passes.stages import NotFiniteError
 from mkc_fast.kernels.cuda.rows import zero
+from mkc_fast.names import ASSIGN, ENCODE, LOOKUP, RESTORE, TIMED_STAGES, VOCODE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from mkc_fast.engine.passes.device_context import DeviceContext
+    from mkc_fast.names import Stage
 
 # What is checked on the device: the first two are what the look-up reads and writes. Cluster ids and samples are copied
 # out anyway, and are checked on the host.
-FLAGS = ("encode", "lookup", "restore")
+FLAGS: tuple[Stage, ...] = (ENCODE, LOOKUP, RESTORE)
 # Parts of a packed buffer begin at multiples of this, as what CuPy allocates does.
 _ALIGNMENT = 512
 
@@ -124,7 +126,7 @@ class DeviceBatch:
             self.done.synchronize()
             elapsed = self.context.cupy.cuda.get_elapsed_time
             marks = self.marks
-            seconds = dict.fromkeys(STAGES, 0.0)
+            seconds = dict.fromkeys(TIMED_STAGES, 0.0)
             for (_, begin), (stage, end) in itertools.pairwise(marks):
                 seconds[stage] += elapsed(begin, end) / 1000
         parts = self.parts
@@ -137,9 +139,9 @@ class DeviceBatch:
             waveform = parts["waveform"][start * hop : (start + count) * hop].copy()
             ids = parts["cluster_ids"][row * frames : row * frames + count].copy()
             if ids.min() < 0:  # of no distance that can be compared
-                raise NotFiniteError("assign", row)
+                raise NotFiniteError(ASSIGN, row)
             if not np.isfinite(waveform).all():
-                raise NotFiniteError("vocode", row)
+                raise NotFiniteError(VOCODE, row)
             results.append(DeviceResult(waveform, ids, {stage: s * count / total for stage, s in seconds.items()}))
             start += count
         return results

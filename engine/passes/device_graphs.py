@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from mkc_fast.kernels.cuda.rows import copy
+from mkc_fast.names import CONFORMER, VOCODER, WAVLM
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.passes.device_context import DeviceContext
     from mkc_fast.engine.sessions.opening import Sessions
+    from mkc_fast.names import Graph
 
 
 class DeviceGraphs:
@@ -31,7 +33,7 @@ class DeviceGraphs:
         self._sessions = {
             name: cast("ort.InferenceSession", session)
             for name, session in (
-                ("wavlm", sessions.wavlm), ("conformer", sessions.conformer), ("vocoder", sessions.vocoder),
+                (WAVLM, sessions.wavlm), (CONFORMER, sessions.conformer), (VOCODER, sessions.vocoder),
             )
         }  # fmt: skip
         self.buckets = sessions.buckets
@@ -57,7 +59,7 @@ class DeviceGraphs:
 
     def run(
         self,
-        graph: str,
+        graph: Graph,
         inputs: Mapping[str, Any],
         output: str,
         shape: tuple[int, ...],

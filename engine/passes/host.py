@@ -22,6 +22,7 @@ from mkc_fast.engine.windows import (
     sample_range,
     window_groups,
 )
+from mkc_fast.names import ASSIGN, CONFORMER, ENCODE, LOOKUP, RESTORE, VOCODE, VOCODER, WAVLM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from mkc_fast.engine.passes.results import Utterance
     from mkc_fast.engine.sessions.opening import Sessions
     from mkc_fast.kernels.lookup import Lookup
+    from mkc_fast.names import Graph, Stage
 
 # The vocoder's buffers take about 15 MB a second of audio; past this many frames it runs in exact windows.
 _VOCODER_WINDOW_FRAMES = 1500
@@ -83,16 +85,16 @@ class HostPass:
         """
         frames = len(banks)
         cluster_ids = np.empty(frames, np.int32)
-        for start, features in clock.measure_items("encode", self.encode(waveform)):
+        for start, features in clock.measure_items(ENCODE, self.encode(waveform)):
             part = slice(start, start + len(features))
-            with clock.measure("assign"):
+            with clock.measure(ASSIGN):
                 cluster_ids[part] = self._lookup.assign(features, banks[part])
 
         def quantized(start: int, stop: int) -> NDArray[np.float32]:
-            return check_finite("lookup", self._lookup.lookup(banks[start:stop], cluster_ids[start:stop]))
+            return check_finite(LOOKUP, self._lookup.lookup(banks[start:stop], cluster_ids[start:stop]))
 
-        restored = clock.measure_items("restore", self.restore(frames, quantized), within="vocode")
-        return cluster_ids, clock.measure_items("vocode", self.vocode(frames, restored))
+        restored = clock.measure_items(RESTORE, self.restore(frames, quantized), within=VOCODE)
+        return cluster_ids, clock.measure_items(VOCODE, self.vocode(frames, restored))
 
     def _run_one(self, utterance: Utterance) -> Result:
         clock, banks = StageClock(), utterance.banks
@@ -114,16 +116,16 @@ class HostPass:
 
     def _run_together(self, waveforms: list[NDArray[np.float32]], banks: list[NDArray[np.int64]]) -> list[Result]:
         clock, dim = StageClock(), self._info.dim
-        with clock.measure("encode"):
+        with clock.measure(ENCODE):
             lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
             padded = np.zeros((len(waveforms), int(lengths.max())), np.float32)
             for row, waveform in zip(padded, waveforms, strict=True):
                 row[: len(waveform)] = waveform
             shape = len(waveforms), self._info.frames(padded.shape[1]), dim
-            features = self._run("wavlm", "features", {"waveform": padded, "lengths": lengths}, shape)
+            features = self._run(WAVLM, "features", {"waveform": padded, "lengths": lengths}, shape)
         counts = [len(part) for part in banks]
-        with clock.measure("assign"):
-            together = np.concatenate(_rows("encode", features, counts))
+        with clock.measure(ASSIGN):
+            together = np.concatenate(_rows(ENCODE, features, counts))
             all_banks = np.concatenate(banks)
             all_ids = self._lookup.assign(together, all_banks)
             quantized = np.zeros_like(features)
@@ -133,11 +135,11 @@ class HostPass:
                 quantized, counts, np.split(self._lookup.lookup(all_banks, all_ids), ends[:-1]), strict=True
             ):
                 row[:count] = part
-            _rows("lookup", quantized, counts)
-        with clock.measure("restore"):
+            _rows(LOOKUP, quantized, counts)
+        with clock.measure(RESTORE):
             inputs = {"features": quantized, "lengths": np.array(counts, np.int64)}
-            restored = _rows("restore", self._run("conformer", "restored", inputs, shape), counts)
-        with clock.measure("vocode"):
+            restored = _rows(RESTORE, self._run(CONFORMER, "restored", inputs, shape), counts)
+        with clock.measure(VOCODE):
             speech = self._vocode_batch(restored)
         # An utterance's share of the batch's time is its share of the frames.
         shares = [{stage: s * count / sum(counts) for stage, s in clock.seconds.items()} for count in counts]
@@ -152,7 +154,7 @@ class HostPass:
             begin, end = sample_range(start, stop, frames, len(waveform), hop, least)
             samples = waveform[begin:end]
             inputs = {"waveform": samples[None], "lengths": np.array([len(samples)], np.int64)}
-            return check_finite("encode", self._run("wavlm", "features", inputs, (1, stop - start, self._info.dim))[0])
+            return check_finite(ENCODE, self._run(WAVLM, "features", inputs, (1, stop - start, self._info.dim))[0])
 
         return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
 
@@ -164,7 +166,7 @@ class HostPass:
         def compute(start: int, stop: int) -> NDArray[np.float32]:
             inputs = {"features": quantized(start, stop)[None], "lengths": np.array([stop - start], np.int64)}
             shape = 1, stop - start, self._info.dim
-            return check_finite("restore", self._run("conformer", "restored", inputs, shape)[0])
+            return check_finite(RESTORE, self._run(CONFORMER, "restored", inputs, shape)[0])
 
         return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
 
@@ -176,8 +178,8 @@ class HostPass:
             size = window_frames(self._sessions.buckets, self._info)
         for window, features in exact_pieces(exact_windows(frames, size, reach), pieces, NUMPY_ROWS):
             shape = 1, len(features) * hop
-            part = self._run("vocoder", "waveform", {"features": features[None]}, shape)[0]
-            yield check_finite("vocode", _kept(window, part, hop))
+            part = self._run(VOCODER, "waveform", {"features": features[None]}, shape)[0]
+            yield check_finite(VOCODE, _kept(window, part, hop))
 
     def _vocode_batch(self, restored: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Waveforms of several utterances: windows of one length together, utterances shorter than that by length."""
@@ -186,19 +188,19 @@ class HostPass:
         waveforms = [np.empty(len(features) * hop, np.float32) for features in restored]
         for group in window_groups([exact_windows(len(features), size, reach) for features in restored]):
             batch = np.stack([restored[index][window.start : window.stop] for index, window in group.windows])
-            parts = self._run("vocoder", "waveform", {"features": batch}, (len(batch), group.length * hop))
+            parts = self._run(VOCODER, "waveform", {"features": batch}, (len(batch), group.length * hop))
             for (index, window), part in zip(group.windows, parts, strict=True):
-                kept = check_finite("vocode", _kept(window, part, hop), index)
+                kept = check_finite(VOCODE, _kept(window, part, hop), index)
                 waveforms[index][window.keep_start * hop : window.keep_stop * hop] = kept
         return waveforms
 
-    def _run(self, graph: str, output: str, inputs: Mapping[str, Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def _run(self, graph: Graph, output: str, inputs: Mapping[str, Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Run a graph on the host's arrays: its output of this shape, float32."""
         session = getattr(self._sessions, graph)
         return check_shape(graph, session.run([output], inputs)[0], shape)
 
 
-def _rows(stage: str, values: NDArray[np.float32], counts: list[int]) -> list[NDArray[np.float32]]:
+def _rows(stage: Stage, values: NDArray[np.float32], counts: list[int]) -> list[NDArray[np.float32]]:
     """The values of each of several utterances: (T, D) of (B, longest T, D), all finite."""
     return [
         check_finite(stage, row[:count], index) for index, (row, count) in enumerate(zip(values, counts, strict=True))

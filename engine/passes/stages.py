@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mkc_fast.errors import ArtifactError, StageError
+from mkc_fast.names import ASSIGN, ENCODE, LOOKUP, RESTORE, VOCODE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-STAGES = ("encode", "assign", "restore", "vocode")
-_CAUSES = {
-    "encode": "WavLM gave features",
-    "assign": "the look-up gave cluster ids for features",
-    "lookup": "the bank gave centroids",
-    "restore": "the conformer gave features",
-    "vocode": "the vocoder gave samples",
+    from mkc_fast.names import Graph, Stage
+
+_CAUSES: dict[Stage, str] = {
+    ENCODE: "WavLM gave features",
+    ASSIGN: "the look-up gave cluster ids for features",
+    LOOKUP: "the bank gave centroids",
+    RESTORE: "the conformer gave features",
+    VOCODE: "the vocoder gave samples",
 }
 
 
@@ -25,11 +27,11 @@ class NotFiniteError(StageError):
     """What a stage gave for one utterance is not finite.
 
     Attributes:
-        stage: Of ``STAGES``, or ``lookup``.
+        stage: Its name.
         row: Which utterance of those that ran at once.
     """
 
-    def __init__(self, stage: str, row: int = 0, name: str | None = None) -> None:
+    def __init__(self, stage: Stage, row: int = 0, name: str | None = None) -> None:
         self.stage, self.row = stage, row
         where = "" if name is None else f"{name}: "
         super().__init__(
@@ -42,7 +44,7 @@ class NotFiniteError(StageError):
         return NotFiniteError(self.stage, self.row, name)
 
 
-def check_finite(stage: str, values: NDArray[np.float32], row: int = 0) -> NDArray[np.float32]:
+def check_finite(stage: Stage, values: NDArray[np.float32], row: int = 0) -> NDArray[np.float32]:
     """Pass on what a stage gave for an utterance.
 
     Raises:
@@ -53,7 +55,7 @@ def check_finite(stage: str, values: NDArray[np.float32], row: int = 0) -> NDArr
     return values
 
 
-def check_shape(graph: str, made: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+def check_shape(graph: Graph, made: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """What a graph gave, as float32.
 
     Raises:

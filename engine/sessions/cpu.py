@@ -8,21 +8,14 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mkc_fast.engine.artifacts import (
-    CONFORMER_FILE,
-    CPU_VOCODER_FILE,
-    PIECE_REACH,
-    VOCODER_FILE,
-    WAVLM_FILE,
-    native_file,
-)
+from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, PIECE_REACH, native_file
 from mkc_fast.engine.devices import cores
-from mkc_fast.engine.options import CPU, FP32, INT8
 from mkc_fast.engine.sessions.prepared import prepared_graph
-from mkc_fast.engine.sessions.providers import GRAPH_FILES, ORT_NAMES, Plan, graph_file, session_settings
+from mkc_fast.engine.sessions.providers import ORT_NAMES, Plan, graph_file, session_settings
 from mkc_fast.engine.windows import pieces
 from mkc_fast.errors import ArtifactError
 from mkc_fast.kernels.cpu.loader import DOMAIN, instruction_set, native_library, register
+from mkc_fast.names import CONFORMER_FILE, CPU, FP32, GRAPH_FILES, INT8, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import ort
 from mkc_fast.text import one_line
 

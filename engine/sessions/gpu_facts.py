@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.devices import Driver, driver
-from mkc_fast.engine.options import CPU, CUDA, TENSORRT
 from mkc_fast.errors import RuntimeMissingError
+from mkc_fast.names import CPU, CUDA, TENSORRT
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:

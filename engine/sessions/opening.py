@@ -13,12 +13,11 @@ from mkc_fast.engine.atomic_files import discard, holds_regular_files, locked, w
 from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.digests import digests
-from mkc_fast.engine.options import CPU, FP16, FP32, INT8, TENSORRT, Buckets, EngineOptions, check_choice
+from mkc_fast.engine.options import Buckets, EngineOptions, check_choice
 from mkc_fast.engine.sessions.cpu import PiecedVocoder, Session, configured, cpu_graph, open_on_cpu, operators_used
 from mkc_fast.engine.sessions.gpu_facts import NVINFER, gather_gpu_facts
 from mkc_fast.engine.sessions.provenance import ran_on_cpu, ran_on_gpu
 from mkc_fast.engine.sessions.providers import (
-    GRAPH_FILES,
     HEAVY_OPERATORS,
     ORT_NAMES,
     TITLES,
@@ -35,6 +34,7 @@ from mkc_fast.engine.sessions.providers import (
 )
 from mkc_fast.engine.sessions.support import obstacle
 from mkc_fast.errors import ArtifactError, DeviceError, OutputError
+from mkc_fast.names import CPU, FP16, FP32, GRAPH_FILES, INT8, TENSORRT
 from mkc_fast.onnx_runtime import ort
 from mkc_fast.text import one_line
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.devices import Gpu
     from mkc_fast.engine.sessions.gpu_facts import GpuFacts
+    from mkc_fast.names import Precision, Provider
 
 # ONNX Runtime's errors that are about the file, wherever it was to run; they share no base but Exception.
 _FILE_ERRORS = {"NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel", "ModelLoaded"}
@@ -71,8 +72,8 @@ class Sessions:
     wavlm: Session
     conformer: Session
     vocoder: Session | PiecedVocoder
-    provider: str = CPU
-    precision: str = FP32
+    provider: Provider = CPU
+    precision: Precision = FP32
     chosen: str = ""
     buckets: Buckets | None = None
     placement: dict[str, dict[str, int]] = field(default_factory=dict)

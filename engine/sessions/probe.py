@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mkc_fast.engine.options import CPU, CUDA, FP32, TENSORRT
 from mkc_fast.engine.sessions.providers import ORT_NAMES, Plan, cuda_options
+from mkc_fast.names import CPU, CUDA, FP32, TENSORRT
 from mkc_fast.text import one_line
 
 # A convolution and a matrix product on ones: 3 taps, then 6 times 3. Packaged as a file, since to make it needs onnx;

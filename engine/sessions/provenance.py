@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.devices import cores
-from mkc_fast.engine.options import CPU
 from mkc_fast.engine.sessions.cpu import uses_native
-from mkc_fast.engine.sessions.providers import GRAPH_FILES
 from mkc_fast.kernels.cpu.loader import instruction_set
+from mkc_fast.names import CPU, GRAPH_FILES
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:

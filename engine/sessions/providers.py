@@ -15,23 +15,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
-from mkc_fast.engine.options import AUTO, BF16, CPU, CUDA, FP16, FP32, INT8, TENSORRT, TF32, Buckets, Tuning
+from mkc_fast.engine.options import Buckets, Tuning
 from mkc_fast.engine.windows import exact_windows
+from mkc_fast.names import (
+    AUTO,
+    BF16,
+    CONFORMER_FILE,
+    CPU,
+    CUDA,
+    FP16,
+    FP32,
+    INT8,
+    TENSORRT,
+    TF32,
+    VOCODER_FILE,
+    WAVLM_FILE,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.devices import Gpu
+    from mkc_fast.names import Precision, Provider
 
-GRAPH_FILES = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
 ORT_NAMES = {TENSORRT: "TensorrtExecutionProvider", CUDA: "CUDAExecutionProvider", CPU: "CPUExecutionProvider"}
 TITLES = {TENSORRT: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
 
 # What `auto` computes in on a GPU: float32 graphs with TF32 off, which is what the CPU computes. Less is faster, but
 # nobody has measured yet what it does to the ids and the speech of real weights.
-GPU_AUTO_PRECISION = FP32
+GPU_AUTO_PRECISION: Precision = FP32
 # The operators that hold a graph's time: one of these on the CPU makes a GPU session slow. Shapes may stay there.
 HEAVY_OPERATORS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Softmax", "LayerNormalization", "Gelu"})
 # Mean utterance of LibriSpeech train-clean-360: 363.6 h in 104,014 files.
@@ -91,8 +104,8 @@ class Plan:
         tuning: What a benchmark may vary.
     """
 
-    provider: str
-    precision: str
+    provider: Provider
+    precision: Precision
     index: int | None = None
     threads: int | None = None
     stream: int | None = None
@@ -116,14 +129,14 @@ class Profile:
     most: dict[str, tuple[int, ...]]
 
 
-def candidates(index: int | None, provider: str) -> tuple[str, ...]:
+def candidates(index: int | None, provider: Provider) -> tuple[Provider, ...]:
     """The providers to try, the fastest first; one asked for by name stands alone."""
     if index is None:
         return (CPU,)
     return (TENSORRT, CUDA) if provider == AUTO else (provider,)
 
 
-def resolve_precision(provider: str, precision: str, gpu: Gpu | None) -> str:
+def resolve_precision(provider: Provider, precision: Precision, gpu: Gpu | None) -> Precision:
     """What ``auto`` means: fp32, and where TensorRT was asked for by name the nearest thing that it has."""
     if precision != AUTO:
         return precision

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mkc_fast.engine.options import CPU
 from mkc_fast.engine.sessions.gpu_facts import TENSORRT_LIBRARIES, needed_libraries, version_numbers
 from mkc_fast.engine.sessions.providers import ORT_NAMES, TITLES
+from mkc_fast.names import CPU
 
 if TYPE_CHECKING:
     from mkc_fast.engine.sessions.gpu_facts import GpuFacts

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.devices import cuda_index
-from mkc_fast.engine.options import TENSORRT, EngineOptions, check_choice
+from mkc_fast.engine.options import EngineOptions, check_choice
 from mkc_fast.engine.sessions.opening import check_provider, open_sessions
 from mkc_fast.errors import DeviceError
+from mkc_fast.names import TENSORRT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

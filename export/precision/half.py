@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.errors import MkcError
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:

@@ -16,20 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mkc_fast.engine.artifacts import (
-    CHECK_INEXACT,
-    CHECK_PASSED,
-    CONFORMER_FILE,
-    LARGEST,
-    RMS,
-    VOCODER_FILE,
-    WAVLM_FILE,
-    GraphCheck,
-)
+from mkc_fast.engine.artifacts import CHECK_INEXACT, CHECK_PASSED, LARGEST, RMS, GraphCheck
 from mkc_fast.engine.windows import pieces
 from mkc_fast.errors import CheckpointError, MkcError
 from mkc_fast.export.precision.half import open_session
 from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

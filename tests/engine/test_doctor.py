@@ -20,17 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mkc_fast import DeviceError
 from mkc_fast.cli import main
 from mkc_fast.engine import doctor
-from mkc_fast.engine.artifacts import (
-    CENTROIDS_FILE,
-    CONFORMER_FILE,
-    HALF_NORMS_FILE,
-    VOCODER_FILE,
-    WAVLM_FILE,
-    BankInfo,
-    ModelInfo,
-    graph_metadata,
-    write_info,
-)
+from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, ModelInfo, graph_metadata, write_info
 from mkc_fast.engine.devices import Driver, Gpu, read_driver
 from mkc_fast.engine.doctor import Finding, Probes, Report, Verdict, examine
 from mkc_fast.engine.machine import Host
@@ -44,8 +34,9 @@ from mkc_fast.engine.sessions.gpu_facts import (
     needed_libraries,
 )
 from mkc_fast.engine.sessions.probe import PROBE_GRAPH, PROBE_RESULT, try_provider
-from mkc_fast.engine.sessions.providers import GRAPH_FILES, ORT_NAMES
+from mkc_fast.engine.sessions.providers import ORT_NAMES
 from mkc_fast.engine.sessions.support import is_broken_release, obstacle
+from mkc_fast.names import CONFORMER_FILE, GRAPH_FILES, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import ort
 from tests.conftest import ROOT, signed
 

@@ -11,13 +11,14 @@ import onnxruntime as ort
 import pytest
 
 from mkc_fast import Anonymizer, ArtifactError
-from mkc_fast.engine.artifacts import CONFORMER_FILE, CPU_VOCODER_FILE, VOCODER_FILE, read_model_info
+from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, read_model_info
 from mkc_fast.engine.sessions import cpu as cpu_sessions
 from mkc_fast.engine.sessions import prepared
 from mkc_fast.engine.sessions.cpu import PiecedVocoder, open_on_cpu
 from mkc_fast.engine.sessions.prepared import prepared_graph
 from mkc_fast.engine.sessions.providers import Plan
 from mkc_fast.engine.windows import exact_windows, pieces
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,11 +13,12 @@ import pytest
 
 import mkc_fast.export.model as exporter
 from mkc_fast import MkcError
-from mkc_fast.engine.artifacts import CENTROIDS_FILE, CONFORMER_FILE, MODEL_FILE, open_bank, read_model_info
+from mkc_fast.engine.artifacts import CENTROIDS_FILE, MODEL_FILE, open_bank, read_model_info
 from mkc_fast.engine.digests import verify
 from mkc_fast.engine.sessions.prepared import prepared_graph
 from mkc_fast.export.cache import cached_bank, cached_model
 from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_kmeans
+from mkc_fast.names import CONFORMER_FILE
 from mkc_fast.onnx_runtime import ort
 from tests.conftest import Artifacts
 

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mkc_fast import ArtifactError, DeviceError
 from mkc_fast.engine import devices
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, ModelInfo, write_info
+from mkc_fast.engine.artifacts import ModelInfo, write_info
 from mkc_fast.engine.devices import Driver, Gpu, cores
 from mkc_fast.engine.options import Buckets, EngineOptions, Tuning, check_choice
 from mkc_fast.engine.sessions import opening as sessions
@@ -33,7 +33,6 @@ from mkc_fast.engine.sessions.gpu_facts import GpuFacts, Library, Runtime
 from mkc_fast.engine.sessions.opening import open_sessions
 from mkc_fast.engine.sessions.providers import (
     GPU_AUTO_PRECISION,
-    GRAPH_FILES,
     ORT_NAMES,
     EngineCache,
     Plan,
@@ -49,6 +48,7 @@ from mkc_fast.engine.sessions.providers import (
     tensorrt_options,
 )
 from mkc_fast.engine.windows import exact_windows
+from mkc_fast.names import CONFORMER_FILE, GRAPH_FILES, VOCODER_FILE, WAVLM_FILE
 from tests.conftest import signed
 
 INFO = ModelInfo(16000, 320, 400, 1024, 6, "fp32", 12, 15, {})

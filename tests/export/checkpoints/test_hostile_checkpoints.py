@@ -31,10 +31,7 @@ import torch
 from mkc_fast import ArtifactError, CheckpointError, MkcError, OutputError
 from mkc_fast.engine.artifacts import (
     CENTROIDS_FILE,
-    CONFORMER_FILE,
     HALF_NORMS_FILE,
-    VOCODER_FILE,
-    WAVLM_FILE,
     BankInfo,
     ModelInfo,
     open_bank,
@@ -50,6 +47,7 @@ from mkc_fast.export.checkpoints.torch_files import load_torch
 from mkc_fast.export.checkpoints.weights import WeightReader
 from mkc_fast.export.networks.hifigan import HifiGan
 from mkc_fast.export.networks.wavlm import WavLM
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from tests.conftest import signed
 
 joblib = pytest.importorskip("joblib")

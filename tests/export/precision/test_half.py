@@ -16,7 +16,6 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mkc_fast import InexactError, MkcError
 from mkc_fast.cli import main
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.export import export_model
 from mkc_fast.export import model as exporter
 from mkc_fast.export.checkpoints.random_weights import Checkpoints
@@ -30,6 +29,7 @@ from mkc_fast.export.precision.half import (
     rounding_shown,
     to_half,
 )
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from tests.conftest import Artifacts
 
 GRAPHS = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)

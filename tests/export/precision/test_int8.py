@@ -10,18 +10,12 @@ import onnx
 import pytest
 
 from mkc_fast import Anonymizer, DeviceError
-from mkc_fast.engine.artifacts import (
-    CHECK_INEXACT,
-    CHECK_PASSED,
-    CONFORMER_FILE,
-    WAVLM_FILE,
-    read_model_info,
-    write_info,
-)
+from mkc_fast.engine.artifacts import CHECK_INEXACT, CHECK_PASSED, read_model_info, write_info
 from mkc_fast.engine.options import check_choice
 from mkc_fast.engine.sessions.providers import graph_file
 from mkc_fast.export.precision import int8
 from mkc_fast.export.precision.int8 import int8_file, write_int8_graphs
+from mkc_fast.names import CONFORMER_FILE, WAVLM_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

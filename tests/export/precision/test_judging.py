@@ -23,13 +23,10 @@ from mkc_fast.engine.artifacts import (
     CHECK_INEXACT,
     CHECK_LEFT_OUT,
     CHECK_PASSED,
-    CONFORMER_FILE,
     CPU_VOCODER_FILE,
     MODEL_FILE,
     PIECE_REACH,
     RMS,
-    VOCODER_FILE,
-    WAVLM_FILE,
     GraphCheck,
     identity,
     native_file,
@@ -61,6 +58,7 @@ from mkc_fast.export.precision.judging import (
 )
 from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes
 from mkc_fast.kernels.cpu.loader import native_library
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from tests.conftest import Artifacts, signed
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ import pytest
 
 from mkc_fast.engine import anonymizer, devices
 from mkc_fast.engine.devices import Driver, Gpu
-from mkc_fast.engine.options import CUDA, EngineOptions, Tuning
+from mkc_fast.engine.options import EngineOptions, Tuning
 from mkc_fast.engine.sessions import opening as sessions
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
-from mkc_fast.engine.sessions.providers import GRAPH_FILES
+from mkc_fast.names import CUDA, GRAPH_FILES
 from tests.fakes.cuda import shim
 from tests.fakes.cuda.fake_cupy import FakeCupy
 

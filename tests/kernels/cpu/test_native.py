@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from mkc_fast import Anonymizer, ArtifactError
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE, native_file
+from mkc_fast.engine.artifacts import native_file
 from mkc_fast.engine.sessions import cpu as cpu_sessions
 from mkc_fast.engine.sessions.cpu import operators_used
 from mkc_fast.export.graphs.native import DIRECT, WINOGRAD, blocks_operator
@@ -37,6 +37,7 @@ from mkc_fast.export.graphs.packing import (
 )
 from mkc_fast.kernels.cpu import loader as native
 from mkc_fast.kernels.cpu.loader import DOMAIN, native_library
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from tests.conftest import ROOT, Artifacts, signed
 
 if native_library() is None:

@@ -1,0 +1,55 @@
+"""The names that the CLI, the artifacts, the passes and the benchmarks share, each in one place, with their types."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+# The stages of the pass, each a method of ``Anonymizer``.
+Stage = Literal["encode", "assign", "lookup", "restore", "vocode"]
+ENCODE: Final = "encode"
+ASSIGN: Final = "assign"
+LOOKUP: Final = "lookup"
+RESTORE: Final = "restore"
+VOCODE: Final = "vocode"
+# A clock counts the look-up's reading of centroids with ``assign``, which chooses them.
+TIMED_STAGES: Final = (ENCODE, ASSIGN, RESTORE, VOCODE)
+
+# How bank entries are drawn: one for a recording, or a new one every ``stride`` frames.
+Mode = Literal["audio", "frame"]
+AUDIO: Final = "audio"
+FRAME: Final = "frame"
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+# Formats of the outputs.
+AudioFormat = Literal["wav", "flac"]
+WAV: Final = "wav"
+FLAC: Final = "flac"
+FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
+
+# Providers of ONNX Runtime. ``cpu`` is also the name of a device.
+Provider = Literal["auto", "tensorrt", "cuda", "cpu"]
+AUTO: Final = "auto"
+TENSORRT: Final = "tensorrt"
+CUDA: Final = "cuda"
+CPU: Final = "cpu"
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
+
+# Precisions of the graphs' weights and arithmetic; ``auto`` is one of them too.
+Precision = Literal["auto", "fp32", "tf32", "fp16", "bf16", "int8"]
+FP32: Final = "fp32"
+TF32: Final = "tf32"
+FP16: Final = "fp16"
+BF16: Final = "bf16"
+INT8: Final = "int8"
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+# The networks, each of them one graph of a model, with its file.
+Graph = Literal["wavlm", "conformer", "vocoder"]
+WAVLM: Final = "wavlm"
+CONFORMER: Final = "conformer"
+VOCODER: Final = "vocoder"
+GRAPHS: tuple[Graph, ...] = get_args(Graph)
+WAVLM_FILE: Final = f"{WAVLM}.onnx"
+CONFORMER_FILE: Final = f"{CONFORMER}.onnx"
+VOCODER_FILE: Final = f"{VOCODER}.onnx"
+GRAPH_FILES: Final = (WAVLM_FILE, CONFORMER_FILE, VOCODER_FILE)
