@@ -1,5 +1,7 @@
 """``mkc-fast bench``: latency, throughput, look-up and loading, measured here, and a page that shows the results."""
 
+# ruff: noqa: TC001 - Typer reads annotations at run time
+
 from __future__ import annotations
 
 import json
@@ -9,73 +11,39 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mkc_fast.cli import panels
+from mkc_fast.cli.bench_options import (
+    BankOption,
+    BanksOption,
+    BudgetOption,
+    CacheOption,
+    CkptOption,
+    DeviceOption,
+    EntriesOption,
+    JsonOption,
+    KmeansOption,
+    ModelOption,
+    OutOption,
+    PrecisionOption,
+    ProviderOption,
+    SizeOption,
+    SpeechOption,
+    StrideOption,
+    ThreadsOption,
+    WavlmOption,
+)
 from mkc_fast.cli.choices import Mode, Precision, Provider
 from mkc_fast.cli.show import console, errors, steps
 from mkc_fast.errors import MkcError
 from mkc_fast.names import CPU
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mkc_fast.engine.options import EngineOptions
-
-ModelOption = Annotated[
-    Path | None, typer.Option(help="Exported model (with --bank), instead of --size.", rich_help_panel=panels.ARTIFACTS)
-]
-BankOption = Annotated[Path | None, typer.Option(help="Bank (with --model).", rich_help_panel=panels.ARTIFACTS)]
-SizeOption = Annotated[
-    str,
-    typer.Option(
-        help="Random weights, made once and kept in the cache: large (the published sizes) or small.",
-        rich_help_panel=panels.ARTIFACTS,
-    ),
-]
-EntriesOption = Annotated[
-    int, typer.Option(help="K-means models of the random weights.", min=1, rich_help_panel=panels.ARTIFACTS)
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu or cuda:<number>.", rich_help_panel=panels.DEVICES)]
-ProviderOption = Annotated[
-    Provider, typer.Option(help="Of ONNX Runtime; a name is never silently replaced.", rich_help_panel=panels.DEVICES)
-]
-PrecisionOption = Annotated[
-    Precision, typer.Option(help="Of the arithmetic, as the provider has it.", rich_help_panel=panels.DEVICES)
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(help="Of one operator on the CPU (default: one a core).", min=1, rich_help_panel=panels.DEVICES),
-]
-BudgetOption = Annotated[
-    float, typer.Option(help="Seconds to measure for; what did not fit is said.", min=1, rich_help_panel=panels.RUN)
-]
-SpeechOption = Annotated[
-    Path | None,
-    typer.Option(help="A recording to cut utterances of (default: a clip of ours).", rich_help_panel=panels.INPUT),
-]
-OutOption = Annotated[
-    Path | None, typer.Option(help="Write the result to this file, for 'bench report'.", rich_help_panel=panels.OUTPUT)
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON instead of a table.", rich_help_panel=panels.OUTPUT)
-]
-CacheOption = Annotated[
-    Path | None, typer.Option(help="Where random weights are kept.", rich_help_panel=panels.ARTIFACTS)
-]
-WavlmOption = Annotated[
-    Path | None,
-    typer.Option(help="With --model: its WavLM checkpoint, for the baseline.", rich_help_panel=panels.ARTIFACTS),
-]
-CkptOption = Annotated[
-    Path | None,
-    typer.Option(help="With --model: its conformer + vocoder checkpoint.", rich_help_panel=panels.ARTIFACTS),
-]
-KmeansOption = Annotated[
-    Path | None, typer.Option(help="With --bank: the list of its k-means models.", rich_help_panel=panels.ARTIFACTS)
-]
+    from mkc_fast.names import Mode as DrawMode
 
 bench = typer.Typer(
     name="bench",
     no_args_is_help=True,
-    help="Measure the engine on this machine, beside the baseline, and show the results as a page.",
+    help="Measure the engine on this machine, compare it with the baseline, and show the results as a page.",
 )
 
 
@@ -90,15 +58,17 @@ def _options(provider: Provider, precision: Precision, threads: int | None) -> E
     return EngineOptions(provider=provider.value, precision=precision.value, threads=threads)
 
 
-def _finish(record: dict[str, Any], out: Path | None, as_json: bool, table: Callable[[dict[str, Any]], None]) -> None:
+def _finish(record: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    """Write the result where it should go, and print it."""
     from mkc_fast.benchmarks.records import write_record
+    from mkc_fast.cli.bench_tables import TABLES
 
     if out is not None:
         write_record(out, record)
     if as_json:
         print(json.dumps(record, indent=1))
     else:
-        table(record)
+        TABLES[record["bench"]](record)
         for line in record["cut"]:
             console.print(f"cut: {line}", soft_wrap=True)
     if out is not None:
@@ -112,7 +82,7 @@ def latency(
     size: SizeOption = "large",
     entries: EntriesOption = 100,
     mode: Annotated[Mode, typer.Option(help="As in infer.", rich_help_panel=panels.DRAWS)] = Mode.frame,
-    stride: Annotated[int, typer.Option(help="As in infer.", min=1, rich_help_panel=panels.DRAWS)] = 1,
+    stride: StrideOption = 1,
     lengths: Annotated[
         str, typer.Option(help="Seconds of the utterances.", rich_help_panel=panels.INPUT)
     ] = "1,3,10,30",
@@ -148,9 +118,7 @@ def latency(
             repeats=repeats,
             progress=show,
         )
-    from mkc_fast.cli.bench_tables import latency_table
-
-    _finish(record, out, json_, latency_table)
+    _finish(record, out, json_)
 
 
 @bench.command()
@@ -168,10 +136,10 @@ def throughput(
         ),
     ] = False,
     rounds: Annotated[
-        int, typer.Option(help="How often each utterance is run by both.", min=1, rich_help_panel=panels.RUN)
+        int, typer.Option(help="How often both run each utterance.", min=1, rich_help_panel=panels.RUN)
     ] = 3,
     modes: Annotated[str, typer.Option(help="Of frame and audio.", rich_help_panel=panels.DRAWS)] = "frame,audio",
-    stride: Annotated[int, typer.Option(help="As in infer.", min=1, rich_help_panel=panels.DRAWS)] = 1,
+    stride: StrideOption = 1,
     batches: Annotated[
         str | None,
         typer.Option(help="Padded seconds that run at once (default: 0,30 on a CPU).", rich_help_panel=panels.RUN),
@@ -194,14 +162,11 @@ def throughput(
 ) -> None:
     """RTFx on a corpus with LibriSpeech's lengths, by batch and workers; with --baseline also the baseline's."""
     from mkc_fast.benchmarks.setup import Artifacts, missing_for_baseline
-    from mkc_fast.benchmarks.throughput import MODES, bench_throughput
+    from mkc_fast.benchmarks.throughput import bench_throughput
 
-    named = [mode.strip() for mode in modes.split(",")]
-    chosen = [mode for name in named for mode in MODES if mode == name]
-    if len(chosen) != len(named):
-        raise MkcError(f"--modes is {modes!r}; expected frame, audio or both")
+    chosen = _modes(modes)
     batches_s = None if batches is None else _numbers("--batches", batches)
-    counts = None if workers is None else [int(count) for count in _numbers("--workers", workers, least=1)]
+    counts = None if workers is None else _counts("--workers", workers)
     missing = missing_for_baseline() if baseline else None
     if missing is not None:
         raise MkcError(f"--baseline needs {missing}")
@@ -222,9 +187,7 @@ def throughput(
             budget_s=budget_s,
             progress=show,
         )
-    from mkc_fast.cli.bench_tables import throughput_table
-
-    _finish(record, out, json_, throughput_table)
+    _finish(record, out, json_)
 
 
 @bench.command()
@@ -234,7 +197,7 @@ def lookup(
     size: SizeOption = "large",
     entries: EntriesOption = 100,
     frames: Annotated[str, typer.Option(help="Numbers of frames T.", rich_help_panel=panels.INPUT)] = "50,500,5000",
-    banks: Annotated[str, typer.Option(help="Numbers of bank entries N.", rich_help_panel=panels.INPUT)] = "1,100,1165",
+    banks: BanksOption = "1,100,1165",
     strides: Annotated[str, typer.Option(help="Frames that share a draw.", rich_help_panel=panels.DRAWS)] = "1,10",
     device: DeviceOption = CPU,
     threads: ThreadsOption = None,
@@ -243,28 +206,24 @@ def lookup(
     json_: JsonOption = False,
     cache_dir: CacheOption = None,
 ) -> None:
-    """Frames a second of the nearest-centroid look-up, beside scikit-learn, PyTorch and FAISS where they are here."""
+    """Frames a second of the nearest-centroid look-up, compared with scikit-learn, PyTorch and FAISS, if installed."""
     from mkc_fast.benchmarks.lookup import bench_lookup
     from mkc_fast.benchmarks.setup import Artifacts
 
-    grid = [
-        [int(number) for number in _numbers(name, text, least=1)]
-        for name, text in (("--frames", frames), ("--banks", banks), ("--strides", strides))
-    ]
+    frame_counts, bank_sizes = _counts("--frames", frames), _counts("--banks", banks)
+    frames_per_draw = _counts("--strides", strides)
     artifacts = Artifacts(model, bank, size, entries, cache=cache_dir)
     with steps() as show:
         setup = artifacts.set_up(device, _options(Provider.auto, Precision.auto, threads), show)
         record = bench_lookup(
             setup.target,
-            frames=grid[0],
-            entries=grid[1],
-            strides=grid[2],
+            frames=frame_counts,
+            entries=bank_sizes,
+            strides=frames_per_draw,
             budget_s=budget_s,
             progress=show,
         )
-    from mkc_fast.cli.bench_tables import lookup_table
-
-    _finish(record, out, json_, lookup_table)
+    _finish(record, out, json_)
 
 
 @bench.command()
@@ -273,9 +232,7 @@ def load(
     bank: BankOption = None,
     size: SizeOption = "large",
     entries: EntriesOption = 100,
-    banks: Annotated[
-        str, typer.Option(help="Numbers of bank entries N.", rich_help_panel=panels.INPUT)
-    ] = "100,1000,1165",
+    banks: BanksOption = "100,1000,1165",
     repeats: Annotated[int, typer.Option(help="Processes started for each.", min=1, rich_help_panel=panels.RUN)] = 3,
     device: DeviceOption = CPU,
     provider: ProviderOption = Provider.auto,
@@ -290,11 +247,11 @@ def load(
     json_: JsonOption = False,
     cache_dir: CacheOption = None,
 ) -> None:
-    """Time and memory until a bank is ready, beside unpickling its models in every process."""
+    """Time and memory until a bank is ready, compared with unpickling its models in every process."""
     from mkc_fast.benchmarks.load import bench_load
     from mkc_fast.benchmarks.setup import Artifacts
 
-    counts = [int(count) for count in _numbers("--banks", banks, least=1)]
+    counts = _counts("--banks", banks)
     artifacts = Artifacts(model, bank, size, entries, wavlm_ckpt, ckpt, kmeans_scp, cache_dir)
     with steps() as show:
         setup = artifacts.set_up(device, _options(provider, precision, threads), show)
@@ -307,9 +264,7 @@ def load(
             repeats=repeats,
             progress=show,
         )
-    from mkc_fast.cli.bench_tables import load_table
-
-    _finish(record, out, json_, load_table)
+    _finish(record, out, json_)
 
 
 @bench.command()
@@ -337,3 +292,17 @@ def _numbers(option: str, text: str, least: float = 0.0) -> list[float]:
     if any(not least <= number < float("inf") for number in numbers):
         raise MkcError(f"{option} is {text!r}; expected numbers from {least:g} up")
     return numbers
+
+
+def _counts(option: str, text: str) -> list[int]:
+    return [int(number) for number in _numbers(option, text, least=1)]
+
+
+def _modes(text: str) -> list[DrawMode]:
+    from mkc_fast.benchmarks.throughput import MODES
+
+    named = [mode.strip() for mode in text.split(",")]
+    chosen = [mode for name in named for mode in MODES if mode == name]
+    if len(chosen) != len(named):
+        raise MkcError(f"--modes is {text!r}; expected frame, audio or both")
+    return chosen

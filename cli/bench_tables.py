@@ -18,8 +18,8 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 
 def _show(table: Table) -> None:
-    # A column that nothing stands in says nothing: the share of the GEMM rate, say, of models whose arithmetic is not
-    # counted.
+    # A column without any value is left out: the share of the GEMM rate, for example, of models whose arithmetic is not
+    # known.
     table.columns = [column for column in table.columns if any(column.cells)]
     console.print(table)
     console.print()
@@ -163,6 +163,10 @@ def load_table(record: dict[str, Any]) -> None:
         console.print(f"start-up to the first output of 10 s, {who}: {run['ready_s']:g} s{peak}", soft_wrap=True)
 
 
+# By the result's "bench".
+TABLES = {"latency": latency_table, "throughput": throughput_table, "lookup": lookup_table, "load": load_table}
+
+
 def _marked(text: str, found: dict[str, Any]) -> str:
-    """An asterisk behind what was not measured."""
+    """The text, with an asterisk if it was not measured."""
     return f"{text} *" if text and "extrapolated" in found else text
