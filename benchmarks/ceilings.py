@@ -20,6 +20,7 @@ from mkc_fast.benchmarks.records import short
 from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.engine.devices import cores, cuda_index
 from mkc_fast.errors import DeviceError
+from mkc_fast.extras import CUDA13_EXTRA, install_command
 from mkc_fast.names import ASSIGN, BF16, FP16, FP32, TF32
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _gpu_ceilings(index: int, budget_s: float) -> dict[str, Any]:
     try:
         import cupy
     except ImportError:
-        raise DeviceError(f"measuring cuda:{index} needs CuPy: pip install 'mkc-fast[cuda13]'") from None
+        raise DeviceError(f"measuring cuda:{index} needs CuPy: {install_command(CUDA13_EXTRA)}") from None
     rates: dict[str, float] = {}
     missing: dict[str, str] = {}
     with cupy.cuda.Device(index):

@@ -13,6 +13,7 @@ from mkc_fast.engine.atomic_files import whole_directory
 from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.errors import MkcError, OutputError
 from mkc_fast.export.bank import build_bank
+from mkc_fast.extras import EXPORT_MODULES, required
 from mkc_fast.kernels.cpu.loader import NATIVE_FORMAT, native_library
 
 if TYPE_CHECKING:
@@ -68,13 +69,9 @@ def random_artifacts(
     made = _at(home)
     if home.is_dir():
         return made
-    try:
+    with required("making random weights", *EXPORT_MODULES, otherwise=", or give --model and --bank"):
         from mkc_fast.export.checkpoints.random_weights import write_checkpoints
         from mkc_fast.export.model import export_model
-    except ImportError as error:
-        raise MkcError(
-            f"making random weights needs {error.name}: pip install 'mkc-fast[export]', or give --model and --bank"
-        ) from None
     free = shutil.disk_usage(next(parent for parent in home.parents if parent.is_dir())).free
     if size == "large" and free < 10e9:
         raise OutputError(f"{cache}: random weights of size large take 7 GB, and {free / 1e9:.1f} GB are free")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mkc_fast.extras import missing_packages
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
 
     # Features (T, D), bank ids (T,), stride → cluster ids (T,).
     Rival = Callable[[NDArray[np.float32], NDArray[np.int64], int], NDArray[np.integer[Any]]]
-
-_INSTALL = "pip install 'mkc-fast[bench]'"
 
 
 def find_rivals(
@@ -31,19 +31,19 @@ def find_rivals(
 
         found["scikit-learn predict"] = lambda centroids: _scikit_learn(centroids, threads)
     except ImportError as error:
-        missing["scikit-learn predict"] = f"needs {error.name}: {_INSTALL}"
+        missing["scikit-learn predict"] = f"needs {missing_packages('sklearn') or error}"
     try:
         import torch  # noqa: F401 - whether it is there
 
         found["PyTorch cdist, grouped"] = lambda centroids: _torch(centroids, device, threads)
     except ImportError as error:
-        missing["PyTorch cdist, grouped"] = f"needs {error.name}: pip install 'mkc-fast[export]'"
+        missing["PyTorch cdist, grouped"] = f"needs {missing_packages('torch') or error}"
     try:
         import faiss  # noqa: F401 - whether it is there
 
         found["FAISS flat, grouped"] = lambda centroids: _faiss(centroids, threads)
     except ImportError as error:
-        missing["FAISS flat, grouped"] = f"needs {error.name}: {_INSTALL}"
+        missing["FAISS flat, grouped"] = f"needs {missing_packages('faiss') or error}"
     return found, missing
 
 

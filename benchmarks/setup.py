@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import as_file, files
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mkc_fast.benchmarks.target import Target
@@ -13,6 +12,7 @@ from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.errors import MkcError
+from mkc_fast.extras import missing_packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,4 @@ class Artifacts:
 
 def missing_for_baseline() -> str | None:
     """What the baseline needs and is not installed, with the command that installs it; None if all is there."""
-    for module, extra in (("torch", "export"), ("sklearn", "bench"), ("joblib", "bench"), ("threadpoolctl", "bench")):
-        if find_spec(module) is None:
-            return f"{module}: pip install 'mkc-fast[{extra}]'"
-    return None
+    return missing_packages("torch", "sklearn", "joblib", "threadpoolctl")

@@ -11,7 +11,8 @@ from mkc_fast.engine.artifacts import ModelInfo, open_bank, read_model_info
 from mkc_fast.engine.devices import cores
 from mkc_fast.engine.options import EngineOptions
 from mkc_fast.engine.sessions.providers import resolve_precision
-from mkc_fast.errors import ArtifactError, MkcError
+from mkc_fast.errors import ArtifactError
+from mkc_fast.extras import required
 from mkc_fast.names import ASSIGN, CONFORMER_FILE, CPU, ENCODE, RESTORE, VOCODE, VOCODER_FILE, WAVLM_FILE
 
 if TYPE_CHECKING:
@@ -60,10 +61,8 @@ class Target:
             MkcError: Threads were asked for, and threadpoolctl, which that needs, is not installed.
         """
         if self.options.threads is not None:
-            try:
+            with required("--threads", "threadpoolctl"):
                 import threadpoolctl
-            except ImportError:
-                raise MkcError("--threads needs threadpoolctl: pip install 'mkc-fast[bench]'") from None
             threadpoolctl.threadpool_limits(self.options.threads, user_api="blas")
         from mkc_fast.engine.anonymizer import Anonymizer
 

@@ -275,10 +275,10 @@ def report(
     ] = None,
 ) -> None:
     """Turn results into one self-contained page and its pictures."""
-    try:
+    from mkc_fast.extras import required
+
+    with required("the report", "matplotlib", "jinja2"):
         from mkc_fast.benchmarks.report import write_report
-    except ImportError as error:
-        raise MkcError(f"the report needs {error.name}: pip install 'mkc-fast[bench]'") from None
 
     for path in write_report(folder, out or folder):
         console.print(str(path), soft_wrap=True)

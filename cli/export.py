@@ -178,10 +178,8 @@ def _warm(model: Path, device: str, options: EngineOptions) -> None:
 
 def load_exporter() -> Callable[..., ModelInfo]:
     """``export_model``, or one line that says what to install."""
-    from mkc_fast.errors import MkcError
+    from mkc_fast.extras import EXPORT_MODULES, required
 
-    try:
+    with required("exporting", *EXPORT_MODULES):
         from mkc_fast.export.model import export_model
-    except ImportError as error:
-        raise MkcError(f"exporting needs {error.name}: pip install 'mkc-fast[export]'") from None
     return export_model

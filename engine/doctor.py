@@ -17,6 +17,7 @@ from mkc_fast.engine.sessions.probe import try_provider
 from mkc_fast.engine.sessions.providers import GPU_AUTO_PRECISION, ORT_NAMES, TITLES, graph_file, refusal
 from mkc_fast.engine.sessions.support import fitting_extra, obstacle
 from mkc_fast.errors import MkcError
+from mkc_fast.extras import CPU_EXTRA, install_command
 from mkc_fast.names import CPU, CUDA, FP16, FP32, GRAPH_FILES, TENSORRT
 from mkc_fast.text import one_line
 
@@ -195,8 +196,7 @@ def _packages(
                 "onnxruntime",
                 f"{' and '.join(_listed(packages))} are installed together, and each overwrote files of the other",
                 FAULT,
-                f"pip uninstall -y {' '.join(names)} && "
-                f"pip install 'mkc-fast[{extra if facts.driver.gpus else 'cpu'}]'",
+                f"pip uninstall -y {' '.join(names)} && {install_command(extra if facts.driver.gpus else CPU_EXTRA)}",
             )
         )
     hindrance = obstacle(facts, CPU, None)
@@ -212,7 +212,7 @@ def _packages(
 
 def _cupy(facts: GpuFacts, packages: tuple[tuple[str, str], ...], extra: str, index: int | None) -> list[Finding]:
     """CuPy runs the look-up's kernels on a GPU, and there is no GPU run without; on the CPU it is not used."""
-    said, install = facts.driver, f"pip install 'mkc-fast[{extra}]'"
+    said, install = facts.driver, install_command(extra)
     bad = NOTE if index is None else FAULT
     if not packages:
         return [Finding("cupy", "not installed, and runs on a GPU need it", bad, install)] if said.gpus else []

@@ -13,6 +13,7 @@ from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.digests import digests, verify
 from mkc_fast.errors import ArtifactError, InexactError, MkcError, OutputError
 from mkc_fast.export.bank import build_bank
+from mkc_fast.extras import EXPORT_MODULES, required
 from mkc_fast.kernels.cpu.loader import NATIVE_FORMAT, native_library
 
 __all__ = ["cached_bank", "cached_model"]
@@ -47,12 +48,8 @@ def cached_model(
     path = cache / f"model-{key}"
 
     def make() -> None:
-        try:
+        with required("converting checkpoints", *EXPORT_MODULES, otherwise=", or give --model and --bank"):
             from mkc_fast.export.model import export_model
-        except ImportError as error:
-            raise MkcError(
-                f"converting checkpoints needs {error.name}: pip install 'mkc-fast[export]', or give --model and --bank"
-            ) from None
         try:
             export_model(wavlm_ckpt, ckpt, path, hifi_config, layer, progress=progress)
         except InexactError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mkc_fast import telemetry
 from mkc_fast.errors import RuntimeMissingError
+from mkc_fast.extras import CPU_EXTRA, CUDA13_EXTRA, install_command
 
 try:
     import onnxruntime as ort
@@ -13,7 +14,7 @@ except ModuleNotFoundError as error:
     if error.name != "onnxruntime":
         raise
     raise RuntimeMissingError(
-        "ONNX Runtime is not installed: pip install 'mkc-fast[cpu]', or with a GPU 'mkc-fast[cuda13]'"
+        f"ONNX Runtime is not installed: {install_command(CPU_EXTRA)}, or with a GPU 'mkc-fast[{CUDA13_EXTRA}]'"
     ) from None
 
 telemetry.quiet(ort)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mkc_fast.engine.sessions.gpu_facts import TENSORRT_LIBRARIES, needed_libraries, version_numbers
 from mkc_fast.engine.sessions.providers import ORT_NAMES, TITLES
+from mkc_fast.extras import CPU_EXTRA, CUDA12_EXTRA, CUDA13_EXTRA, install_command
 from mkc_fast.names import CPU
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ def obstacle(facts: GpuFacts, provider: str, index: int | None) -> Obstacle | No
     """What keeps a provider from a device, the first thing first; None if nothing does, as far as facts go."""
     runtime, said = facts.runtime, facts.driver
     extra = fitting_extra(facts, index)
-    install = f"pip install 'mkc-fast[{extra}]'"
+    install = install_command(extra)
     if not runtime.installed:
-        return Obstacle("ONNX Runtime is not installed", f"pip install 'mkc-fast[{extra if said.found else 'cpu'}]'")
+        return Obstacle("ONNX Runtime is not installed", install_command(extra if said.found else CPU_EXTRA))
     if runtime.problem:
         again = "pip install --force-reinstall --no-deps onnxruntime" + ("-gpu" if said.found else "")
         return Obstacle(f"onnxruntime does not import ({runtime.problem})", again)
     if is_broken_release(runtime.version):
-        upgrade = f"pip install --upgrade 'mkc-fast[{extra if said.found else 'cpu'}]'"
+        upgrade = install_command(extra if said.found else CPU_EXTRA, upgrade=True)
         return Obstacle(f"onnxruntime {runtime.version} is a release known to be broken", upgrade)
     if provider == CPU:
         return None
@@ -81,4 +82,4 @@ def fitting_extra(facts: GpuFacts, index: int | None) -> str:
     said = facts.driver
     gpu = said.gpus[index] if index is not None and index < len(said.gpus) else None
     old_gpu = gpu is not None and (0, 0) < gpu.capability < _LEAST_CAPABILITY[13]
-    return "cuda12" if old_gpu or (said.cuda and said.cuda < (13, 0)) else "cuda13"
+    return CUDA12_EXTRA if old_gpu or (said.cuda and said.cuda < (13, 0)) else CUDA13_EXTRA

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mkc_fast.errors import DeviceError, DeviceMemoryError
+from mkc_fast.extras import CUDA12_EXTRA, CUDA13_EXTRA, install_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import DTypeLike
 
-_INSTALL = "install the extra cuda13 or cuda12: pip install 'mkc-fast[cuda13]'"
+_INSTALL = f"install the extra {CUDA13_EXTRA} or {CUDA12_EXTRA}: {install_command(CUDA13_EXTRA)}"
 # Shared memory that a block gets without asking for it.
 _DEFAULT_SHARED_BYTES = 48 << 10
 
