@@ -50,11 +50,19 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: what was measured, its values, and the result file of all of them."""
+    """A line of a table: what was measured, its values, and the result file of all of them.
+
+    ``older`` is the result file that counts as long as ``file`` is not there.
+    """
 
     what: str
     values: tuple[Value | None, ...]
     file: str
+    older: str = ""
+
+    def source(self, results: Path) -> str:
+        """The result file of the values, relative to the folder of results."""
+        return self.older if self.older and not (results / self.file).is_file() else self.file
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Table:
 _THROUGHPUT, _XEON, _LATENCY, _LOAD = "throughput.json", "xeon/throughput.json", "latency.json", "load.json"
 _LOOKUP, _GRAPHS, _INT8, _HALF = "lookup.json", "cpu_graphs.json", "int8.json", "precision.json"
 _FULL, _LONG, _BATCHES, _SCALING = "full_size_cpu.json", "long_recordings.json", "cpu_batches.json", "scaling.json"
+_WORKERS = "workers.json"
 _OURS_AND_BASELINE = ("what", "mkc-fast", "baseline", "baseline ÷ mkc-fast, in time")
 
 
@@ -300,21 +309,24 @@ TABLES = {
     "scaling": Table(
         ("what", "RTFx"),
         (
-            Row("one worker of two threads", (Value("results.workers.counts[0].rtfx"),), _SCALING),
-            Row("two workers on the same cores", (Value("results.workers.counts[1].rtfx"),), _SCALING),
+            Row("one worker of two threads", (Value("results.workers.counts[0].rtfx"),), _WORKERS, _SCALING),
+            Row("two workers on the same cores", (Value("results.workers.counts[1].rtfx"),), _WORKERS, _SCALING),
             Row(
                 "reading and writing alone, a core, FLAC 16 kHz",
                 (Value("results.host.cases[0].rtfx_per_worker_cpu_s"),),
+                _WORKERS,
                 _SCALING,
             ),
             Row(
                 "reading and writing alone, a core, FLAC 44.1 kHz stereo",
                 (Value("results.host.cases[1].rtfx_per_worker_cpu_s"),),
+                _WORKERS,
                 _SCALING,
             ),
             Row(
                 "reading and writing alone, a core, WAV",
                 (Value("results.host.cases[2].rtfx_per_worker_cpu_s"),),
+                _WORKERS,
                 _SCALING,
             ),
         ),
@@ -358,10 +370,11 @@ def table_text(name: str, results: Path, *, links: bool = True) -> str:
     columns = (*table.columns, "processor", "result")
     lines = [_line(columns), _line(["---"] * len(columns))]
     for row in table.rows:
-        record = _loaded(results / row.file)
+        file = row.source(results)
+        record = _loaded(results / file)
         cells = [_cell(record, value) for value in row.values]
         machine = record["machine"]
-        result = f"[{row.file}](../benchmarks/results/{row.file})" if links else f"`{row.file}`"
+        result = f"[{file}](../benchmarks/results/{file})" if links else f"`{file}`"
         lines.append(_line([row.what, *cells, f"{_processor(machine['cpu'])}, {machine['cores']} cores", result]))
     return "\n".join(lines) + "\n"
 

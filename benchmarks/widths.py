@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--channels", type=numbers, help="of the whole vocoders")
     parser.add_argument("--dims", type=numbers, help="of WavLM and the conformer")
     parser.add_argument("--budget-s", type=float, help="seconds for each case; each way runs three times at least")
-    parser.add_argument("--quick", action="store_true", help="one of each, in half a minute, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one small size of each, three runs, to see that it works")
     args = parser.parse_args()
     if native_library() is None:
         raise SystemExit("the native operators are not built here")

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="large", help="random weights, without --model")
     parser.add_argument("--workers", default="1,2", help="numbers of worker processes")
     parser.add_argument("--budget-s", type=float, default=120.0, help="seconds for the runs with the engine")
-    parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="few and short files, to see that it works")
     args = parser.parse_args()
     if (args.model is None) != (args.bank is None):
         parser.error("--model and --bank go together")
