@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mkc_fast import __version__
 from mkc_fast.engine.artifacts import MODEL_FORMAT
-from mkc_fast.engine.atomic_files import whole_directory
+from mkc_fast.engine.atomic_files import atomic_directory
 from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.errors import MkcError, OutputError
 from mkc_fast.export.bank import build_bank
@@ -76,7 +76,7 @@ def random_artifacts(
     if size == "large" and free < 10e9:
         raise OutputError(f"{cache}: random weights of size large take 7 GB, and {free / 1e9:.1f} GB are free")
     try:
-        with whole_directory(home) as folder:
+        with atomic_directory(home) as folder:
             progress(f"random checkpoints, size {size}, {entries} k-means models")
             written = write_checkpoints(folder, size=size, num_kmeans=entries)
             progress("export to ONNX")

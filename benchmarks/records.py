@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mkc_fast import __version__
-from mkc_fast.engine.atomic_files import whole_file
+from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.devices import cores, driver
 from mkc_fast.errors import ArtifactError, OutputError
 
@@ -69,7 +69,7 @@ def write_record(path: Path, result: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = result if "machine" in result else {**context(), **result}
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mkc_fast.benchmarks.figures import STAGE_TITLES, STAGES, draw_all
 from mkc_fast.benchmarks.records import read_record
-from mkc_fast.engine.atomic_files import whole_file
+from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.errors import ArtifactError, OutputError
 from mkc_fast.names import FP32, VOCODER
 
@@ -92,7 +92,7 @@ def write_report(folder: Path, out: Path) -> list[Path]:
             (out / PAGE_FILE, page.encode()),
             *((out / f"{name}.png", picture) for name, picture in pictures.items()),
         ):
-            with whole_file(path) as temporary:
+            with atomic_file(path) as temporary:
                 temporary.write_bytes(content)
             written.append(path)
     except OSError as error:

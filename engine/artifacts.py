@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from mkc_fast.engine.atomic_files import Contents, open_regular, sha256_of, whole_file
+from mkc_fast.engine.atomic_files import Contents, atomic_file, open_regular, sha256_of
 from mkc_fast.errors import ArtifactError
 from mkc_fast.names import FP16, GRAPH_FILES, GRAPHS, INT8, VOCODER
 
@@ -269,7 +269,7 @@ def write_info(directory: Path, info: _Info, files: Mapping[str, FileFacts] | No
     check_info(path, complete)
     said = dataclasses.asdict(complete)
     said[_DIGEST] = _digest_of(said)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     return complete
 

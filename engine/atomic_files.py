@@ -22,10 +22,10 @@ from mkc_fast.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Names of ``whole_file``'s temporaries, whatever process made them; nobody else's files are called so.
+# Names of ``atomic_file``'s temporaries, whatever process made them; nobody else's files are called so.
 _TEMPORARY_END = ".mkc-fast.tmp"
 _TEMPORARY = re.compile(r"\..+\.\d+" + re.escape(_TEMPORARY_END))
-# Ends of the names of ``whole_directory``'s temporaries: what is being made, and what is being replaced.
+# Ends of the names of ``atomic_directory``'s temporaries: what is being made, and what is being replaced.
 _MADE, _REPLACED = ".mkc-fast-dir.tmp", ".mkc-fast-dir.old"
 # Of renameat2(2): swaps two names.
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
@@ -52,7 +52,7 @@ class Contents:
 
 
 @contextlib.contextmanager
-def whole_directory(path: Path, *, replaces: Contents | None = None) -> Iterator[Path]:
+def atomic_directory(path: Path, *, replaces: Contents | None = None) -> Iterator[Path]:
     """Yield a temporary directory beside ``path`` that becomes ``path`` when the block ends without an error.
 
     A link is followed. What a process that died left of such work in the same folder is removed first.
@@ -296,7 +296,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that is renamed to ``path`` when the block ends without an error."""
     temporary = _temporary(path, os.getpid())
     try:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.artifacts import ModelInfo, read_info
-from mkc_fast.engine.atomic_files import cached_object, locked, sha256_of, whole_file
+from mkc_fast.engine.atomic_files import atomic_file, cached_object, locked, sha256_of
 from mkc_fast.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _remember(cache: Path, found: Mapping[str, list[object]]) -> None:
             known.pop(key, None)
         kept = [*known.items(), *found.items()][-_MOST_REMEMBERED:]
         cache.mkdir(parents=True, exist_ok=True)
-        with whole_file(cache / _INDEX) as temporary:
+        with atomic_file(cache / _INDEX) as temporary:
             temporary.write_text(json.dumps(dict(kept), indent=0), encoding="utf-8")
 
 

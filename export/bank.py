@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, bank_contents, write_info
-from mkc_fast.engine.atomic_files import whole_directory
+from mkc_fast.engine.atomic_files import atomic_directory
 from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.digests import remember
@@ -97,7 +97,7 @@ def build_bank(
                 raise CheckpointError(f"{path}: {name} has {shape[1]} dimensions, {models[0][0]} has {dim}")
         size = (len(models), max(clusters for clusters, _ in shapes), dim)
         replaces = bank_contents(Path(kmeans_scp), *(path for _, path in models)) if overwrite else None
-        with whole_directory(Path(out), replaces=replaces) as directory:
+        with atomic_directory(Path(out), replaces=replaces) as directory:
             centroids = _map_new(directory / CENTROIDS_FILE, np.float32, size)
             half_norms = _map_new(directory / HALF_NORMS_FILE, np.float64, size[:2])
 

@@ -28,7 +28,7 @@ from mkc_fast.engine.artifacts import (
     native_file,
     write_info,
 )
-from mkc_fast.engine.atomic_files import sha256_of, whole_directory
+from mkc_fast.engine.atomic_files import atomic_directory, sha256_of
 from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.digests import remember
 from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES
@@ -176,7 +176,7 @@ def export_model(
     say = progress or (lambda _: None)
     config = None if hifi_config is None else Path(hifi_config)
     replaces = model_contents(wavlm_path, voice_path, config) if overwrite else None
-    with whole_directory(out_path, replaces=replaces) as directory, torch.no_grad():
+    with atomic_directory(out_path, replaces=replaces) as directory, torch.no_grad():
         say("reading checkpoints")
         wavlm = load_wavlm(wavlm_path)
         wavlm.config.check_layer(wavlm_path, layer)

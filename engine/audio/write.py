@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import soundfile
 
-from mkc_fast.engine.atomic_files import whole_file
+from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.audio.waveform import to_pcm16
 from mkc_fast.errors import WriteError
 
@@ -79,7 +79,7 @@ def written_waveform(path: Path, sample_rate: int) -> Iterator[WaveformWriter]:
     """
     kind = path.suffix[1:].upper()
     try:
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             with temporary.open("wb", buffering=0) as file:
                 target = _Target(file)
                 with soundfile.SoundFile(target, "w", sample_rate, 1, "PCM_16", format=kind) as encoder:

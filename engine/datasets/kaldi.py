@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mkc_fast.engine.atomic_files import whole_file
+from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.lines import PathResolver, check_name, read_lines
 from mkc_fast.errors import ListError, OutputError
@@ -115,7 +115,7 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
             _copy(source, out / source.name)
     lines = [f"{u.id} {written[u.id]}\n" for u in directory.utterances if u.id in written]
     try:
-        with whole_file(out / "wav.scp") as temporary:
+        with atomic_file(out / "wav.scp") as temporary:
             temporary.write_bytes("".join(lines).encode())
     except OSError as error:
         raise OutputError(f"{out / 'wav.scp'}: cannot be written ({error.strerror})") from None
@@ -229,7 +229,7 @@ def _is_copied(source: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> None:
     try:
-        with whole_file(target) as temporary:
+        with atomic_file(target) as temporary:
             shutil.copyfile(source, temporary)
     except OSError as error:
         raise OutputError(f"{target}: cannot be copied from {source} ({error.strerror})") from None

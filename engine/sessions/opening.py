@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.artifacts import read_model_info
-from mkc_fast.engine.atomic_files import discard, holds_regular_files, locked, whole_directory
+from mkc_fast.engine.atomic_files import atomic_directory, discard, holds_regular_files, locked
 from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.digests import digests
@@ -285,7 +285,7 @@ def _engines(
                 yield folder, None
                 return
             discard(folder)
-            with whole_directory(folder) as temporary:
+            with atomic_directory(folder) as temporary:
                 yield temporary, cache.timings
     except OSError as error:
         raise OutputError(f"{cache.root}: cannot be written ({error.strerror})") from None

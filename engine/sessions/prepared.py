@@ -14,7 +14,7 @@ import platform
 import shutil
 from pathlib import Path
 
-from mkc_fast.engine.atomic_files import cached_object, discard, holds_regular_files, locked, whole_directory
+from mkc_fast.engine.atomic_files import atomic_directory, cached_object, discard, holds_regular_files, locked
 from mkc_fast.onnx_runtime import ort
 
 # Below, a graph is opened in less time than it takes to look for what was kept of it.
@@ -72,7 +72,7 @@ def _source_of(folder: Path) -> str | None:
 
 def _prepare(path: Path, folder: Path) -> None:
     """Let ONNX Runtime optimize a graph and pack its weights, and keep what it made."""
-    with whole_directory(folder) as temporary:
+    with atomic_directory(folder) as temporary:
         options = ort.SessionOptions()
         # 3: errors. It warns that the graph is for this CPU only, which the folder's name takes care of.
         options.log_severity_level = 3

@@ -18,7 +18,7 @@ from mkc_fast import MkcError, OutputError
 from mkc_fast.cli import main
 from mkc_fast.engine import atomic_files as files_module
 from mkc_fast.engine.artifacts import BANK_FILE, CENTROIDS_FILE, HALF_NORMS_FILE, bank_contents, open_bank
-from mkc_fast.engine.atomic_files import Contents, whole_directory
+from mkc_fast.engine.atomic_files import Contents, atomic_directory
 from mkc_fast.export import build_bank, export_model
 from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_kmeans
 from tests.conftest import Artifacts
@@ -44,7 +44,7 @@ def seen(folder: Path) -> dict[str, bytes]:
 
 
 def make(path: Path, content: str = "new") -> None:
-    with whole_directory(path, replaces=OURS) as folder:
+    with atomic_directory(path, replaces=OURS) as folder:
         (folder / "own.json").write_text(content)
 
 
@@ -175,7 +175,7 @@ def test_the_folder_of_the_sources_is_never_replaced(scp: Path, tmp_path: Path) 
     for out in (scp.parent, tmp_path, tmp_path / "link", scp.parent / ".." / "kmeans"):
         with (
             pytest.raises(OutputError, match=r"which this is made from|that this is made from"),
-            whole_directory(out, replaces=sources),
+            atomic_directory(out, replaces=sources),
         ):
             pytest.fail("the work began")
         with pytest.raises(OutputError):
@@ -192,7 +192,7 @@ def test_a_source_that_is_a_link_keeps_both_folders(tmp_path: Path) -> None:
     (tmp_path / "here" / "own.scp").symlink_to("../there/own.pt")
     contents = Contents(re.compile(r"own.*"), "own.json", (tmp_path / "here" / "own.scp",))
     for name in ("here", "there"):
-        with pytest.raises(OutputError, match="made from"), whole_directory(tmp_path / name, replaces=contents):
+        with pytest.raises(OutputError, match="made from"), atomic_directory(tmp_path / name, replaces=contents):
             pytest.fail("the work began")
 
 
@@ -208,7 +208,7 @@ def test_the_working_and_the_home_directory_are_never_replaced(
     for out in (Path(), Path(".."), work, work.parent, home, home.parent, tmp_path):
         with (
             pytest.raises(OutputError, match=r"is the (working|home) directory, or holds it"),
-            whole_directory(out, replaces=replaces),
+            atomic_directory(out, replaces=replaces),
         ):
             pytest.fail("the work began")
     assert work.is_dir()
