@@ -1,8 +1,8 @@
 """mkc-fast: fast, exact multi-k-means voice anonymization.
 
-The public API is ``Anonymizer`` and ``anonymize_corpus`` (here), and ``export_model`` and ``build_bank`` (in
-``mkc_fast.export``). Importing this package loads neither torch nor onnxruntime nor cupy, and switches ONNX Runtime's
-telemetry off.
+The public API is ``Anonymizer``, ``anonymize_corpus`` and ``EngineOptions`` (here), and ``export_model`` and
+``build_bank`` (in ``mkc_fast.export``). Importing this package loads neither torch nor onnxruntime nor cupy, and
+switches ONNX Runtime's telemetry off.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from mkc_fast.errors import (
 if TYPE_CHECKING:
     from mkc_fast.engine.anonymizer import Anonymizer, Result
     from mkc_fast.engine.corpus.anonymize import anonymize_corpus
+    from mkc_fast.engine.corpus.status import Summary
+    from mkc_fast.engine.options import EngineOptions
 
 _telemetry.switch_off()  # before anything here can import ONNX Runtime, and inherited by every process started here
 
@@ -46,6 +48,7 @@ __all__ = [
     "CheckpointError",
     "DeviceError",
     "DeviceMemoryError",
+    "EngineOptions",
     "InexactError",
     "ListError",
     "LostDeviceError",
@@ -55,6 +58,7 @@ __all__ = [
     "RuntimeMissingError",
     "StageError",
     "StoppedError",
+    "Summary",
     "WriteError",
     "__version__",
     "anonymize_corpus",
@@ -74,4 +78,12 @@ def __getattr__(name: str) -> object:
         from mkc_fast.engine.corpus.anonymize import anonymize_corpus
 
         return anonymize_corpus
+    if name == "Summary":
+        from mkc_fast.engine.corpus.status import Summary
+
+        return Summary
+    if name == "EngineOptions":
+        from mkc_fast.engine.options import EngineOptions
+
+        return EngineOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
