@@ -36,7 +36,10 @@ def build(
         int | None, typer.Option(help="Take a random subset of so many.", min=1, rich_help_panel=panels.INPUT)
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of that subset; without it nobody can repeat it.", rich_help_panel=panels.INPUT)
+        int | None,
+        typer.Option(
+            help="Seed of that subset; without a seed the subset cannot be repeated.", rich_help_panel=panels.INPUT
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the directory.", rich_help_panel=panels.OUTPUT)

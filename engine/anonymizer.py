@@ -336,7 +336,7 @@ class Anonymizer:
             mode: ``"audio"`` draws one bank entry for the whole utterance, ``"frame"`` one every ``stride`` frames.
             stride: Frames that share a draw.
             seed: Makes the draws repeatable: they then depend on seed, utterance id and frame alone. Without it they
-                come from the operating system's entropy, and nobody can predict them. At most 256 bits.
+                come from the operating system's entropy, and cannot be predicted. At most 256 bits.
             utterance_id: With a seed, what tells this utterance's draws from others'; default: a digest of its samples.
             bank_ids: (T,) int, the bank entry of each frame, instead of drawing.
             entries: (n,) int, the bank entries to draw from; default: all. ``draw_entries`` draws some at random.

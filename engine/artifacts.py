@@ -307,24 +307,24 @@ def _facts_of(files: list[Path]) -> dict[str, FileFacts]:
         return {file.name: FileFacts(file.stat().st_size, digest) for file, digest in zip(files, digests, strict=True)}
 
 
-def _check_sizes(directory: Path, files: Mapping[str, FileFacts], mend: str) -> None:
+def _check_sizes(directory: Path, files: Mapping[str, FileFacts], repair: str) -> None:
     for name, facts in files.items():
         path = directory / name
         try:
             os.close(open_regular(path))
             size = path.stat().st_size
         except FileNotFoundError:
-            raise ArtifactError(f"{directory}: {name} is missing; {mend}") from None
+            raise ArtifactError(f"{directory}: {name} is missing; {repair}") from None
         except OSError as error:
-            raise ArtifactError(f"{path}: not a readable regular file ({error.strerror}); {mend}") from None
+            raise ArtifactError(f"{path}: not a readable regular file ({error.strerror}); {repair}") from None
         if size != facts.bytes:
-            raise ArtifactError(f"{path}: has {size} bytes, expected {facts.bytes}; {mend}")
+            raise ArtifactError(f"{path}: has {size} bytes, expected {facts.bytes}; {repair}")
 
 
 def _read_info(directory: Path, name: str, kind: type[_Info]) -> _Info:
     path = directory / name
     rules, version = _rules(kind), MODEL_FORMAT if kind is ModelInfo else BANK_FORMAT
-    mend = "export the model again" if kind is ModelInfo else "build the bank again"
+    repair = "export the model again" if kind is ModelInfo else "build the bank again"
     try:
         if not directory.is_dir():
             raise ArtifactError(f"{directory}: no such directory")
@@ -339,13 +339,13 @@ def _read_info(directory: Path, name: str, kind: type[_Info]) -> _Info:
         raise ArtifactError(f"{path}: not readable as JSON") from None
     said = loaded.get("format_version") if isinstance(loaded, dict) else None
     if type(said) is not int or said != version:
-        raise ArtifactError(f"{path}: format version {_shown(said)}, this program reads {version}; {mend}")
+        raise ArtifactError(f"{path}: format version {_shown(said)}, this program reads {version}; {repair}")
     missing = [name for name in (*rules, _DIGEST) if name not in loaded]
     if missing:
-        raise ArtifactError(f"{path}: lacks {', '.join(missing)}; {mend}")
+        raise ArtifactError(f"{path}: lacks {', '.join(missing)}; {repair}")
     _check_fields(path, rules, loaded)
     if loaded[_DIGEST] != _digest_of({name: value for name, value in loaded.items() if name != _DIGEST}):
-        raise ArtifactError(f"{path}: was changed after it was written; {mend}")
+        raise ArtifactError(f"{path}: was changed after it was written; {repair}")
     made: dict[str, object] = {"files": {name: FileFacts(**facts) for name, facts in loaded["files"].items()}}
     if "checks" in rules:
         made["checks"] = {name: GraphCheck(**check) for name, check in loaded["checks"].items()}

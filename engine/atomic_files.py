@@ -22,7 +22,7 @@ from mkc_fast.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Names of ``atomic_file``'s temporaries, whatever process made them; nobody else's files are called so.
+# Names of ``atomic_file``'s temporaries, whatever process made them; no other program uses such names.
 _TEMPORARY_END = ".mkc-fast.tmp"
 _TEMPORARY = re.compile(r"\..+\.\d+" + re.escape(_TEMPORARY_END))
 # Ends of the names of ``atomic_directory``'s temporaries: what is being made, and what is being replaced.
@@ -156,7 +156,7 @@ def _put(temporary: Path, path: Path, replaces: Contents | None) -> None:
         path.rename(old)
         _undone_if_it_fails(temporary, path, old)
     try:
-        _check_contents(path, old, replaces)  # once nobody finds it under its name any more
+        _check_contents(path, old, replaces)  # when no process can find it under its name any more
     except OutputError:
         if _exchange(old, path):
             old.rename(temporary)
@@ -258,7 +258,7 @@ def discard(path: Path) -> None:
     """
     try:
         if path.is_dir() and not path.is_symlink():
-            # Renamed first, so that nobody finds half of it.
+            # Renamed first, so that no process finds a half-removed one.
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_MADE, dir=path.parent))
             path.rename(old)
             shutil.rmtree(old, ignore_errors=True)
@@ -313,7 +313,7 @@ def remove_temporary(path: Path, pid: int) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left in a folder under temporary names; nobody may be writing there."""
+    """Remove what killed processes left in a folder under temporary names; no process may be writing there."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):  # noqa: PTH208 - ten times as fast as iterdir in a folder of a corpus
             if name.endswith(_TEMPORARY_END) and _TEMPORARY.fullmatch(name):

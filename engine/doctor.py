@@ -248,7 +248,7 @@ def _cuda_libraries(facts: GpuFacts, index: int | None) -> list[Finding]:
         there = [f"{lib.name} {lib.version or ''}".strip() for lib in chosen if not lib.problem]
         missing = [lib.name for lib in chosen if lib.problem]
         if not chosen or not (facts.driver.gpus or there):
-            continue  # nobody needs them, and there are none
+            continue  # not needed, and not there
         parts = [", ".join(there), f"cannot be loaded: {', '.join(missing)}" if missing else ""]
         hindrance = obstacle(facts, TENSORRT if "TensorRT" in topic else CUDA, index or 0) if missing else None
         text = "; ".join(filter(None, parts))

@@ -19,7 +19,7 @@ _MAX_SEED_BITS = 256
 
 
 def fresh_seed() -> str:
-    """A seed from the operating system's entropy, for a run whose draws nobody can repeat or predict."""
+    """A seed from the operating system's entropy, for a run whose draws cannot be repeated or predicted."""
     return "entropy:" + secrets.token_hex(32)
 
 

@@ -221,7 +221,7 @@ def _session(
     for axis, size in sizes.items():
         options.add_free_dimension_override_by_name(axis, size)
     try:
-        # Without enable_fallback=0, ONNX Runtime prints a provider's failure and goes on with the CPU, now or in a run.
+        # Without enable_fallback=0, ONNX Runtime prints a provider's failure and uses the CPU, now or in a run.
         session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # see _FILE_ERRORS
         said = one_line(str(error), 300)
@@ -262,7 +262,7 @@ def _engines(
 
     One process builds at a time, the others wait and then read: ONNX Runtime writes these files in place, TensorRT
     measures kernels while it builds, and every worker process of a run opens the same model. Engines appear whole, by
-    a rename, whatever is killed.
+    a rename, even if a process is killed.
     """
     if cache is None:
         yield None, None

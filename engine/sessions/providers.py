@@ -43,7 +43,7 @@ ORT_NAMES = {TENSORRT: "TensorrtExecutionProvider", CUDA: "CUDAExecutionProvider
 TITLES = {TENSORRT: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
 
 # What `auto` computes in on a GPU: float32 graphs with TF32 off, which is what the CPU computes. Less is faster, but
-# nobody has measured yet what it does to the ids and the speech of real weights.
+# it is not yet measured what it does to the ids and the speech of real weights.
 GPU_AUTO_PRECISION: Precision = FP32
 # The operators that hold a graph's time: one of these on the CPU makes a GPU session slow. Shapes may stay there.
 HEAVY_OPERATORS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Softmax", "LayerNormalization", "Gelu"})
