@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mkc_fast.errors import MkcError
+from mkc_fast.extras import required
 
-try:
+with required("measuring memory", "psutil"):
     import psutil
-except ImportError:
-    raise MkcError("benchmarks need psutil: pip install 'mkc-fast[bench]'") from None
 
 
 def memory_mb(pid: int) -> dict[str, float]:
