@@ -1,4 +1,4 @@
-"""What the native operators bring on a CPU, stage by stage, beside ONNX Runtime's own, and what opening them costs.
+"""The native operators compared with those of ONNX Runtime on a CPU, stage by stage, and the cost of opening them.
 
 python -m mkc_fast.benchmarks.cpu_graphs MODEL [--seconds 10] [--rounds 6]
 

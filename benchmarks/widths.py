@@ -1,4 +1,4 @@
-"""The native operators beside ONNX Runtime's own at every width: vocoders from 2 channels to 512, WavLM and conformers.
+"""The native operators compared with those of ONNX Runtime, by width: vocoders, WavLM and conformers.
 
 python -m mkc_fast.benchmarks.widths [--widths 2,4,...] [--channels 16,...] [--dims 64,...] [--budget-s 0.2] [--quick]
 
