@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,27 +82,62 @@ def speech() -> Path:
     return DATA / "speech"
 
 
+MakeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def golden_artifacts(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """``make_once(name, make)``: a folder that ``make`` fills once, for all processes of this run of the tests."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder, finished = root / f"shared-{name}", root / f"shared-{name}.finished"
+        with (root / f"shared-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed here
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def golden_artifacts(golden: Path, make_once: MakeOnce) -> Artifacts:
     """The reference checkpoints, exported."""
-    folder = tmp_path_factory.mktemp("golden")
-    export_model(golden / "WavLM.pt", golden / "conformer.pth", folder / "model")
-    build_bank(golden / "kmeans.scp", folder / "bank")
+
+    def make(folder: Path) -> None:
+        export_model(golden / "WavLM.pt", golden / "conformer.pth", folder / "model")
+        build_bank(golden / "kmeans.scp", folder / "bank")
+
+    folder = make_once("golden", make)
     return Artifacts(folder / "model", folder / "bank", Anonymizer.load(folder / "model", folder / "bank"))
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+def checkpoints(make_once: MakeOnce) -> Checkpoints:
     """Small checkpoints with random weights."""
-    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"), num_kmeans=8)
+
+    def make(folder: Path) -> None:
+        write_checkpoints(folder, num_kmeans=8)
+
+    folder = make_once("checkpoints", make)
+    return Checkpoints(folder / "WavLM.pt", folder / "conformer.pth", folder / "kmeans.scp")
 
 
 @pytest.fixture(scope="session")
-def artifacts(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+def artifacts(checkpoints: Checkpoints, make_once: MakeOnce) -> Artifacts:
     """The random checkpoints, exported."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    export_model(checkpoints.wavlm, checkpoints.ckpt, folder / "model")
-    build_bank(checkpoints.kmeans_scp, folder / "bank")
+
+    def make(folder: Path) -> None:
+        export_model(checkpoints.wavlm, checkpoints.ckpt, folder / "model")
+        build_bank(checkpoints.kmeans_scp, folder / "bank")
+
+    folder = make_once("artifacts", make)
     return Artifacts(folder / "model", folder / "bank", Anonymizer.load(folder / "model", folder / "bank"))
 
 
