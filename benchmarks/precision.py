@@ -24,8 +24,9 @@ from mkc_fast import Anonymizer
 from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.engine.artifacts import read_model_info, write_info
 from mkc_fast.engine.audio.read import read_waveform
-from mkc_fast.export.model import write_half_graphs
-from mkc_fast.export.precision.half import half_file, rounding_shown, save_graph
+from mkc_fast.export.graphs.files import save_graph
+from mkc_fast.export.precision.half import half_file, rounding_shown
+from mkc_fast.export.precision.half_graphs import write_half_graphs
 from mkc_fast.names import AUDIO, FRAME, GRAPH_FILES, VOCODER_FILE
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Accepts the command lines of the research scripts: underscores in option names, several values after one option."""
+"""Accepts the command lines of the research scripts: underscores in option names, several values per option."""
 
 from __future__ import annotations
 

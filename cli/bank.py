@@ -1,4 +1,4 @@
-"""``mkc-fast bank build`` and ``mkc-fast bank info``: k-means models → ``bank/``, and what one holds."""
+"""``mkc-fast bank build`` (k-means models → ``bank/``) and ``mkc-fast bank info`` (what a bank holds)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mkc_fast.text import printable
 if TYPE_CHECKING:
     from mkc_fast.engine.artifacts import Bank
 
-bank_app = typer.Typer(no_args_is_help=True, help="Build a bank of k-means models, or look into one.")
+bank_app = typer.Typer(no_args_is_help=True, help="Build a bank of k-means models, or show what one holds.")
 
 
 def add(app: typer.Typer) -> None:
@@ -29,11 +29,11 @@ def add(app: typer.Typer) -> None:
 def build(
     kmeans_scp: Annotated[
         Path,
-        typer.Option(help="List of 'name path' a line, scikit-learn k-means models.", rich_help_panel=panels.INPUT),
+        typer.Option(help="List of k-means models (scikit-learn), 'name path' a line.", rich_help_panel=panels.INPUT),
     ],
-    out: Annotated[Path, typer.Option(help="Directory to make.", rich_help_panel=panels.OUTPUT)],
+    out: Annotated[Path, typer.Option(help="Directory to write.", rich_help_panel=panels.OUTPUT)],
     kmeans_num: Annotated[
-        int | None, typer.Option(help="Take a random subset of so many.", min=1, rich_help_panel=panels.INPUT)
+        int | None, typer.Option(help="Take a random subset of this size.", min=1, rich_help_panel=panels.INPUT)
     ] = None,
     seed: Annotated[
         int | None,
@@ -45,7 +45,7 @@ def build(
         bool, typer.Option("--overwrite", help="Replace the directory.", rich_help_panel=panels.OUTPUT)
     ] = False,
 ) -> None:
-    """Stack k-means models into one bank, without running anything in their files."""
+    """Combine k-means models into one bank, without executing anything in their files."""
     from mkc_fast.export import build_bank
 
     begin = time.perf_counter()
@@ -60,14 +60,14 @@ def info(
     every: Annotated[
         bool,
         typer.Option(
-            "--all", help="List every model, not only those with something to say.", rich_help_panel=panels.OUTPUT
+            "--all", help="List models without unused or duplicate clusters, too.", rich_help_panel=panels.OUTPUT
         ),
     ] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print all of it as JSON.", rich_help_panel=panels.OUTPUT)
     ] = False,
 ) -> None:
-    """Show the size of a bank, and each model's unused or duplicate clusters."""
+    """Show the size of a bank and the unused or duplicate clusters of each model."""
     from rich.table import Table
 
     from mkc_fast.engine.artifacts import open_bank

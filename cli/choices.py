@@ -31,7 +31,7 @@ class Provider(str, Enum):
 
 
 class Precision(str, Enum):
-    """The precision of the graphs' arithmetic."""
+    """Precision of the graphs' arithmetic."""
 
     auto = names.AUTO
     fp32 = names.FP32

@@ -35,15 +35,13 @@ def export(
     ] = None,
     hifi_config: Annotated[
         Path | None,
-        typer.Option(
-            help="JSON with the vocoder's sizes, where the checkpoint's are missing.", rich_help_panel=panels.INPUT
-        ),
+        typer.Option(help="JSON with the vocoder's sizes, if the checkpoint lacks them.", rich_help_panel=panels.INPUT),
     ] = None,
     layer: Annotated[
         int,
         typer.Option(help="WavLM layer whose output the k-means models were trained on.", rich_help_panel=panels.INPUT),
     ] = 6,
-    out: Annotated[Path, typer.Option(help="Directory to make.", rich_help_panel=panels.OUTPUT)],
+    out: Annotated[Path, typer.Option(help="Directory to write.", rich_help_panel=panels.OUTPUT)],
     half: Annotated[
         bool,
         typer.Option(
@@ -67,7 +65,7 @@ def export(
         bool,
         typer.Option(
             "--allow-inexact",
-            help="Write graphs that differ from float64 by more than float32 explains; every load will warn of it.",
+            help="Also write graphs whose error against float64 exceeds its bound; every load warns of it.",
             rich_help_panel=panels.OUTPUT,
         ),
     ] = False,
@@ -75,7 +73,7 @@ def export(
         bool,
         typer.Option(
             "--warm",
-            help="Also build TensorRT's engines; without checkpoints, of a model that is there.",
+            help="Also build TensorRT engines. Without checkpoints, for the model that --out already holds.",
             rich_help_panel=panels.DEVICES,
         ),
     ] = False,
@@ -83,7 +81,7 @@ def export(
         str, typer.Option(help="With --warm: the GPU to build for.", rich_help_panel=panels.DEVICES)
     ] = "cuda:0",
     precision: Annotated[
-        Precision, typer.Option(help="With --warm: of the engines.", rich_help_panel=panels.DEVICES)
+        Precision, typer.Option(help="With --warm: precision of the engines.", rich_help_panel=panels.DEVICES)
     ] = Precision.auto,
 ) -> None:
     """Convert published checkpoints into ONNX graphs that run without torch."""
@@ -151,7 +149,7 @@ def _export(
 
 
 def _show(info: ModelInfo) -> None:
-    """The three numbers of each graph, and the bound, in lines of 80 columns; also where the output is no terminal."""
+    """Print the error of each graph, that of float32, the scale and the bound, in lines of 80 columns."""
     from mkc_fast.engine.artifacts import CHECK_PASSED, RMS
 
     headings = ("error", "float32", "value", "at most")

@@ -1,6 +1,6 @@
 """Published checkpoints → artifacts: ``export_model`` makes ``model/``, ``build_bank`` makes ``bank/``.
 
-Only ``export_model`` needs torch, which is imported when it is first called for.
+Only ``export_model`` needs torch. It is imported when ``export_model`` is first asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["build_bank", "export_model"]
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)  # with the names that are loaded when first asked for, and without what is only imported
+    return sorted(__all__)  # the public names, whether loaded yet or not
 
 
 def __getattr__(name: str) -> object:

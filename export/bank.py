@@ -13,11 +13,11 @@ import numpy as np
 
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, bank_contents, write_info
 from mkc_fast.engine.atomic_files import atomic_directory
-from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.digests import remember
 from mkc_fast.engine.draws import check_seed, draw_entries
 from mkc_fast.errors import CheckpointError
+from mkc_fast.export.cache_folder import cache_folder
 from mkc_fast.export.checkpoints.kmeans import memory_needed, read_kmeans, read_kmeans_and_digest
 from mkc_fast.export.checkpoints.readers import reading
 
@@ -47,21 +47,25 @@ def build_bank(
     *,
     overwrite: bool = False,
     workers: int | None = None,
+    cache: str | PathLike[str] | bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> BankInfo:
     """Build a bank from pickled scikit-learn k-means models, without executing anything in them.
 
-    Every model is looked at before the first is read whole, so that a bad one costs no waiting. Memory is that of
-    ``workers`` models, at most 1 GB. Ctrl-C ends it within a second.
+    The shape of every model is read before the first model is read whole, so that a bad file is found at once. Memory
+    is that of ``workers`` models, at most 1 GB. Ctrl-C ends the build within a second.
 
     Args:
         kmeans_scp: List of ``name path`` a line.
         out: Directory to make. It must not be there, or be empty, unless ``overwrite``.
-        kmeans_num: Take a random subset of so many of the list, in the list's order (all, where it has fewer): what
-            ``Anonymizer.draw_entries`` draws from a bank of the whole list.
-        seed: Of that subset; without one it comes from the operating system's entropy.
-        overwrite: Replace ``out``, if it holds a bank and nothing else, none of the sources.
+        kmeans_num: Size of a random subset of the list, in the list's order: the one that ``Anonymizer.draw_entries``
+            draws from a bank of the whole list. If the list has fewer, all are taken.
+        seed: Seed of that subset; default: the operating system's entropy.
+        overwrite: Replace ``out`` if it holds a bank and nothing else, and none of the sources.
         workers: Threads that read models; default: one a processor, at most 8.
+        cache: Folder that the digests of the bank's files are also written into, so that the first load is quick. True:
+            the user's cache folder (``$MKC_FAST_CACHE``, else ``~/.cache/mkc-fast``), where ``Anonymizer.load`` looks.
+            False: nothing outside ``out`` is written.
         progress: Called with the numbers of models done and in all.
 
     Returns:
@@ -124,7 +128,9 @@ def build_bank(
                 dim=dim,
             )
             info = write_info(directory, info)
-    remember(Path(out), info.files, default_cache())
+    folder = cache_folder(cache)
+    if folder is not None:
+        remember(Path(out), info.files, folder)
     return info
 
 

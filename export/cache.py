@@ -1,4 +1,4 @@
-"""Converts raw checkpoints once into a cache folder keyed by their content, for runs that are given checkpoints."""
+"""Converted checkpoints in a cache folder, keyed by their content, for runs that are given checkpoints."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def cached_model(
     cache: Path,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """The exported model of these checkpoints, exported now if the cache does not hold it.
+    """The exported model of these checkpoints. It is exported now if the cache does not hold it.
 
     Raises:
         CheckpointError: As ``export_model``.
-        InexactError: As ``export_model``; a model that was exported with ``allow_inexact`` can be given instead.
+        InexactError: As ``export_model``. A model exported with ``allow_inexact`` can be given instead.
         OutputError: The cache folder cannot be written.
         MkcError: torch, which exporting needs, is not installed.
     """
     files = [wavlm_ckpt, ckpt, *([hifi_config] if hifi_config else [])]
-    # A model exported where there were no native operators has no graphs of them.
+    # A model exported without the native operators lacks their graphs.
     native = 0 if native_library() is None else NATIVE_FORMAT
     key = _key("model", MODEL_FORMAT, layer, native, _content(files, cache))
     path = cache / f"model-{key}"
@@ -60,7 +60,7 @@ def cached_model(
 
 
 def cached_bank(kmeans_scp: Path, cache: Path, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The bank of all k-means models of a list, built now if the cache does not hold it.
+    """The bank of all k-means models of a list. It is built now if the cache does not hold it.
 
     Raises:
         ListError, CheckpointError: As ``build_bank``.
@@ -74,12 +74,12 @@ def cached_bank(kmeans_scp: Path, cache: Path, progress: Callable[[int, int], No
 
 
 def _made(path: Path, cache: Path, files: Callable[[], Mapping[str, FileFacts]], make: Callable[[], object]) -> None:
-    """Make an artifact unless the cache holds it; what is damaged there is made again."""
+    """Make an artifact unless the cache holds it whole; a damaged one is made again."""
     if _is_whole(path, cache, files):
         return
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with locked(cache / "lock"):  # one process makes it, others wait and find it
+        with locked(cache / "lock"):  # one process makes it; the others wait and then find it
             if _is_whole(path, cache, files):
                 return
             discard(path)
@@ -89,7 +89,7 @@ def _made(path: Path, cache: Path, files: Callable[[], Mapping[str, FileFacts]],
 
 
 def _is_whole(path: Path, cache: Path, files: Callable[[], Mapping[str, FileFacts]]) -> bool:
-    """Whether an artifact of the cache is there, with every file as it was made."""
+    """Whether the cache holds an artifact and each of its files is unchanged."""
     try:
         verify(path, files(), cache)
     except ArtifactError:
@@ -102,7 +102,7 @@ def _key(*parts: object) -> str:
 
 
 def _content(files: list[Path], cache: Path) -> list[str]:
-    """SHA-256 of each file; remembered by path, size and times, since a bank's sources are 10 GB."""
+    """SHA-256 of each file. Digests are kept by path, size and times, since a bank's sources are 10 GB."""
     try:
         return digests(files, cache)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Threads that read k-means models: together they hold so much memory at most, and they end at once when told to."""
+"""Threads that read k-means models, with a common bound on their memory; they stop at once when told to."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MEMORY_BYTES = 1 << 30  # eight models of the published size need half of it
 
 @contextmanager
 def reading(threads: int, memory: int = MEMORY_BYTES) -> Iterator[Readers]:
-    """Yield threads that read; if the block ends by an exception, Ctrl-C say, what they read is given up.
+    """Yield threads that read. If the block ends with an exception, such as Ctrl-C, they stop reading.
 
     Args:
-        threads: How many read at once, as far as the memory goes.
-        memory: Bytes that all of them may hold together; a model that alone needs more is read alone.
+        threads: How many read at once, if the memory allows it.
+        memory: Bytes that all of them may hold together. A model that needs more is read alone.
     """
     readers = Readers(threads, memory)
     try:
@@ -36,7 +36,7 @@ def reading(threads: int, memory: int = MEMORY_BYTES) -> Iterator[Readers]:
 
 
 class Readers:
-    """A thread pool with a budget of memory: see ``reading``."""
+    """A thread pool with a bound on its memory; see ``reading``."""
 
     def __init__(self, threads: int, memory: int) -> None:
         self._pool = ThreadPoolExecutor(threads, "read")
@@ -46,17 +46,17 @@ class Readers:
         self._stop = False
 
     def stop(self) -> None:
-        """Tell what reads to end."""
+        """Tell the threads to stop."""
         with self._changed:
             self._stop = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for the threads; what has not begun does not begin."""
+        """Wait for the threads. Reads that have not begun are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def stopped(self) -> bool:
-        """Whether what reads must end."""
+        """Whether the threads were told to stop."""
         return self._stop
 
     def map(self, read: Callable[[_T], _R], items: Iterable[_T], memory_needed: Callable[[_T], int]) -> Iterator[_R]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mkc_fast.errors import MkcError
+from mkc_fast.export.graphs.files import open_session
 from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
-from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,9 +21,6 @@ if TYPE_CHECKING:
 FLOAT, HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 # The largest value of float16; its smallest step is 6e-8, and its rounding error at most 2^-11 of a value.
 LARGEST = 65504.0
-
-# A protobuf message ends at 2 GB; past this, weights go into a file beside the graph.
-MAX_EMBEDDED_BYTES = 1_900_000_000
 
 # Products: what float16 is for. Devices multiply float16, add the products up in float32, and round the sum once.
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -144,7 +138,7 @@ class _Conversion:
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.weights: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
         self.outputs = [value.name for value in model.graph.output]
-        self.types = _value_types(model)
+        self.types = value_types(model)
         wrong = {HALF, int(TensorProto.BFLOAT16), int(TensorProto.DOUBLE)} & set(self.types.values())
         if wrong:
             kind = TensorProto.DataType.Name(min(wrong)).lower()
@@ -333,7 +327,7 @@ class _Conversion:
         return converted
 
 
-def _value_types(model: ModelProto) -> dict[str, int]:
+def value_types(model: ModelProto) -> dict[str, int]:
     """The element type of every value, by propagation from inputs and weights; empty names are absent."""
     graph = model.graph
     types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
@@ -406,7 +400,7 @@ def rounding_shown(model: ModelProto) -> ModelProto:
     rounding in between, and so shows neither its errors nor its overflows. This form makes it compute what a device
     does that stores float16 and adds up in float32.
     """
-    shown, types = _without_weights(model), _value_types(model)
+    shown, types = _without_weights(model), value_types(model)
     for tensor in model.graph.initializer:
         if tensor.data_type == HALF:
             array = numpy_helper.to_array(tensor).astype(np.float32)
@@ -436,7 +430,7 @@ def measured_peaks(model: ModelProto, *inputs: Mapping[str, NDArray[np.generic]]
     """
     measuring = ModelProto()
     measuring.CopyFrom(model)
-    types = _value_types(model)
+    types = value_types(model)
     made = [name for node in model.graph.node for name in node.output if name and types[name] == FLOAT]
     names = [*made, *(value.name for value in model.graph.input if types[value.name] == FLOAT)]
     for name in names:
@@ -447,32 +441,3 @@ def measured_peaks(model: ModelProto, *inputs: Mapping[str, NDArray[np.generic]]
     session = open_session(measuring)
     found = np.max([session.run(None, dict(each)) for each in inputs], axis=0)  # NaN where one is
     return dict(zip(names, found.tolist(), strict=True))
-
-
-def open_session(model: ModelProto | Path) -> ort.InferenceSession:
-    """A graph on the CPU, for checking."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # it would keep the largest buffers of every length tried
-    if isinstance(model, ModelProto) and weight_bytes(model) > MAX_EMBEDDED_BYTES:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "graph.onnx"
-            save_graph(model, path)
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    source = model.SerializeToString() if isinstance(model, ModelProto) else str(model)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def weight_bytes(model: ModelProto) -> int:
-    """Size of all weights."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-
-
-def save_graph(model: ModelProto, path: Path) -> None:
-    """Write a graph, its weights beside it where a protobuf message cannot hold them."""
-    if weight_bytes(model) > MAX_EMBEDDED_BYTES:
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        onnx.save(copy, path, save_as_external_data=True, location=f"{path.name}.data")
-    else:
-        onnx.save(model, path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from mkc_fast.export.precision.half import MAX_EMBEDDED_BYTES, open_session
+from mkc_fast.export.graphs.files import MAX_EMBEDDED_BYTES, open_session
 from mkc_fast.export.precision.judging import graph_references, judged_rms, runner
 from mkc_fast.names import CONFORMER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import quantization_tool

@@ -19,7 +19,7 @@ import torch
 from mkc_fast.engine.artifacts import CHECK_INEXACT, CHECK_PASSED, LARGEST, RMS, GraphCheck
 from mkc_fast.engine.windows import pieces
 from mkc_fast.errors import CheckpointError, MkcError
-from mkc_fast.export.precision.half import open_session
+from mkc_fast.export.graphs.files import open_session
 from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes
 from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 

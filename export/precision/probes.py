@@ -1,4 +1,4 @@
-"""Inputs on which exported graphs are judged: those of the pass itself, noise, quiet and loud ones, outlier channels.
+"""Inputs on which exported graphs are judged: those of the pass, noise, quiet and loud inputs, outlier channels.
 
 Each stage is judged on what the stages before it make of real speech, and on synthetic inputs around that. A kind of
 input has utterances of several lengths, one of the shortest that has a frame.

@@ -27,7 +27,7 @@ from mkc_fast.engine.artifacts import (
 from mkc_fast.engine.atomic_files import sha256_of
 from mkc_fast.engine.digests import Verification, digests, remember, verify
 from mkc_fast.export import build_bank
-from mkc_fast.export.checkpoints.random_weights import write_kmeans
+from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
 from tests.conftest import Artifacts, signed
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

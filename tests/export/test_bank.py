@@ -14,7 +14,8 @@ from mkc_fast import ArtifactError, BankError, CheckpointError, ListError, MkcEr
 from mkc_fast.engine.artifacts import BankInfo, FileFacts, open_bank, write_info
 from mkc_fast.engine.draws import draw_entries
 from mkc_fast.export import build_bank
-from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_kmeans
+from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
+from mkc_fast.export.checkpoints.random_weights import Checkpoints
 from tests.conftest import signed
 
 
@@ -158,3 +159,19 @@ def test_a_seed_that_is_none_is_refused(seed: object, checkpoints: Checkpoints, 
     with pytest.raises(MkcError, match="seed is"):
         build_bank(checkpoints.kmeans_scp, tmp_path / "bank", 2, seed)  # type: ignore[arg-type]
     assert not (tmp_path / "bank").exists()
+
+
+def test_a_build_writes_beside_its_directory_only_where_it_is_told_to(
+    tmp_path: Path, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKC_FAST_CACHE", str(tmp_path / "user"))
+    folders: list[Path] = []  # that digests are written into; those of new files are not kept
+    monkeypatch.setattr("mkc_fast.export.bank.remember", lambda *given: folders.append(given[2]))
+    build_bank(checkpoints.kmeans_scp, tmp_path / "first", cache=False)
+    assert folders == []
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    build_bank(checkpoints.kmeans_scp, tmp_path / "second", cache=tmp_path / "mine")
+    assert folders == [tmp_path / "mine"]
+    assert not (tmp_path / "user").exists()
+    build_bank(checkpoints.kmeans_scp, tmp_path / "third")
+    assert folders[1:] == [tmp_path / "user"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from mkc_fast import Anonymizer, CheckpointError, OutputError
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.export import build_bank, export_model
-from mkc_fast.export import model as module
+from mkc_fast.export import model as exporter
 from mkc_fast.export.checkpoints.configs import parse_conv_layers
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
 from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_voice, write_wavlm
+from mkc_fast.export.graphs import torch_export
 from mkc_fast.export.networks.conformer import Conformer
 from mkc_fast.export.networks.hifigan import HifiGan, reach_frames
 from mkc_fast.export.networks.wavlm import WavLM
@@ -154,12 +156,32 @@ def test_receptive_field_is_no_less_than_measured(checkpoints: Checkpoints) -> N
 def test_large_graphs_keep_their_weights_beside_them(
     tmp_path: Path, artifacts: Artifacts, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MAX_EMBEDDED_BYTES", 100_000)
+    monkeypatch.setattr(torch_export, "MAX_EMBEDDED_BYTES", 100_000)
     export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "model")
     assert (tmp_path / "model" / "conformer.onnx").stat().st_size < 200_000
     beside = Anonymizer.load(tmp_path / "model", artifacts.bank)
     features = np.ones((5, 64), np.float32)
     np.testing.assert_array_equal(beside.restore(features), artifacts.anonymizer.restore(features))
+
+
+def test_an_export_writes_beside_its_directory_only_where_it_is_told_to(
+    tmp_path: Path, artifacts: Artifacts, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(work: exporter._Export, graph: torch_export.ModuleGraph, *_: object, **__: object) -> None:
+        shutil.copy(artifacts.model / graph.file, work.directory / graph.file)
+
+    monkeypatch.setattr(exporter, "_write_and_judge", copy)
+    monkeypatch.setenv("MKC_FAST_CACHE", str(tmp_path / "user"))
+    folders: list[Path] = []  # that digests are written into; those of new files are not kept
+    monkeypatch.setattr("mkc_fast.export.model.remember", lambda *given: folders.append(given[2]))
+    export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "first", cache=False)
+    assert folders == []
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "second", cache=tmp_path / "mine")
+    assert folders == [tmp_path / "mine"]
+    assert not (tmp_path / "user").exists()
+    export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "third")
+    assert folders[1:] == [tmp_path / "user"]
 
 
 def test_a_directory_that_is_there_is_kept(tmp_path: Path, checkpoints: Checkpoints) -> None:

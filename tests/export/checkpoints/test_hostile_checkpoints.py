@@ -40,9 +40,10 @@ from mkc_fast.engine.artifacts import (
 )
 from mkc_fast.export import build_bank, export_model
 from mkc_fast.export.checkpoints.configs import parse_conv_layers
+from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
 from mkc_fast.export.checkpoints.kmeans import read_kmeans
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
-from mkc_fast.export.checkpoints.random_weights import write_kmeans, write_voice, write_wavlm
+from mkc_fast.export.checkpoints.random_weights import write_voice, write_wavlm
 from mkc_fast.export.checkpoints.torch_files import load_torch
 from mkc_fast.export.checkpoints.weights import WeightReader
 from mkc_fast.export.networks.hifigan import HifiGan

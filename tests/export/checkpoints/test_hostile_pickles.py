@@ -25,9 +25,9 @@ import pytest
 import torch
 
 from mkc_fast import CheckpointError
+from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
 from mkc_fast.export.checkpoints.kmeans import memory_needed, read_kmeans
 from mkc_fast.export.checkpoints.pickles import Stopped
-from mkc_fast.export.checkpoints.random_weights import write_kmeans
 from mkc_fast.export.checkpoints.readers import MEMORY_BYTES, reading
 from mkc_fast.export.checkpoints.torch_files import load_torch
 from tests.export.checkpoints.test_hostile_checkpoints import (

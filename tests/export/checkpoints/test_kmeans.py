@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mkc_fast import CheckpointError
+from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
 from mkc_fast.export.checkpoints.kmeans import read_kmeans
-from mkc_fast.export.checkpoints.random_weights import write_kmeans
 from tests.conftest import GOLDEN
 
 joblib = pytest.importorskip("joblib")

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from mkc_fast import CheckpointError
+from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
-from mkc_fast.export.checkpoints.random_weights import write_checkpoints, write_kmeans, write_voice, write_wavlm
+from mkc_fast.export.checkpoints.random_weights import write_checkpoints, write_voice, write_wavlm
 from mkc_fast.export.networks.conformer import Conformer
 from mkc_fast.export.networks.hifigan import HifiGan
 from mkc_fast.export.networks.wavlm import WavLM

@@ -19,7 +19,8 @@ from mkc_fast.cli import main
 from mkc_fast.export import export_model
 from mkc_fast.export import model as exporter
 from mkc_fast.export.checkpoints.random_weights import Checkpoints
-from mkc_fast.export.precision import half
+from mkc_fast.export.graphs import files
+from mkc_fast.export.precision import half_graphs
 from mkc_fast.export.precision.half import (
     POLICIES,
     HalfGraph,
@@ -81,7 +82,7 @@ def node(op_type: str, reads: list[str], makes: str, **attributes: Any) -> NodeP
 
 
 def run(model: ModelProto, **inputs: np.ndarray) -> np.ndarray:
-    return half.open_session(model).run(None, inputs)[0]
+    return files.open_session(model).run(None, inputs)[0]
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -104,7 +105,7 @@ def test_inputs_and_outputs_are_those_of_float32(cases: dict[str, Case]) -> None
     for case in cases.values():
         for kind in ("input", "output"):
             assert list(getattr(case.made.model.graph, kind)) == list(getattr(case.full.graph, kind))
-        session = half.open_session(case.made.model)
+        session = files.open_session(case.made.model)
         assert session.get_inputs()[0].type == session.get_outputs()[0].type == "tensor(float)"
 
 
@@ -225,7 +226,7 @@ def test_padded_batch_equals_each_alone(lengths: list[int], artifacts: Artifacts
     counts = [info.frames(length) for length in lengths]
     values, sizes, key = noise(len(lengths), max(lengths)) * np.float32(0.1), lengths, "waveform"  # noise as padding
     for name in (WAVLM_FILE, CONFORMER_FILE):
-        session = half.open_session(rounding_shown(cases[name].made.model))
+        session = files.open_session(rounding_shown(cases[name].made.model))
         batch = session.run(None, {key: values, "lengths": np.array(sizes)})[0]
         for row, (size, count) in enumerate(zip(sizes, counts, strict=True)):
             alone = session.run(None, {key: values[row : row + 1, :size], "lengths": np.array([size])})[0]
@@ -322,10 +323,10 @@ def test_graphs_that_the_pass_does_not_know_are_refused(broken: NodeProto, words
 def quick_export(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exporter that takes the float32 graphs from ``artifacts``."""
 
-    def copy(work: exporter._Work, graph: exporter._Graph, *_: object, **__: object) -> None:
+    def copy(work: exporter._Export, graph: exporter.ModuleGraph, *_: object, **__: object) -> None:
         shutil.copy(artifacts.model / graph.file, work.directory / graph.file)
 
-    monkeypatch.setattr(exporter, "_export", copy)
+    monkeypatch.setattr(exporter, "_write_and_judge", copy)
 
 
 def test_export_writes_them_beside_the_others_when_asked(
@@ -354,7 +355,7 @@ def test_the_command_has_one_flag_for_it(
 def test_a_graph_that_is_far_from_float64_is_not_written(
     quick_export: None, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "_HALF_TOLERANCE", 1e-6)
+    monkeypatch.setattr(half_graphs, "_TOLERANCE", 1e-6)
     with pytest.raises(InexactError, match=r"wavlm\.fp16\.onnx: RMS error 0\.00"):
         export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "m", half=True)
     assert list(tmp_path.iterdir()) == []
@@ -372,7 +373,7 @@ def test_a_graph_that_overflows_is_not_written(
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e5), tensor.name))
         return original(model, Policy(largest=np.inf, stream=False))
 
-    monkeypatch.setattr(exporter, "to_half", spoilt)
+    monkeypatch.setattr(half_graphs, "to_half", spoilt)
     with pytest.raises(MkcError, match=r"wavlm\.fp16\.onnx: gives values that are not finite"):
         export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "m", half=True)
     assert list(tmp_path.iterdir()) == []
@@ -381,7 +382,7 @@ def test_a_graph_that_overflows_is_not_written(
 def test_large_graphs_keep_their_weights_beside_them(
     artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(half, "MAX_EMBEDDED_BYTES", 100_000)
-    exporter.write_half_graphs(artifacts.model, tmp_path, artifacts.anonymizer.info, lambda _: None)
+    monkeypatch.setattr(files, "MAX_EMBEDDED_BYTES", 100_000)
+    half_graphs.write_half_graphs(artifacts.model, tmp_path, artifacts.anonymizer.info, lambda _: None)
     assert (tmp_path / "conformer.fp16.onnx").stat().st_size < 100_000
     assert (tmp_path / "conformer.fp16.onnx.data").is_file()

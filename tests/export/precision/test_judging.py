@@ -39,12 +39,13 @@ from mkc_fast.export import model as exporter
 from mkc_fast.export.cache import cached_model
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
 from mkc_fast.export.checkpoints.random_weights import Checkpoints
+from mkc_fast.export.graphs.files import open_session
 from mkc_fast.export.graphs.native import write_hifigan
 from mkc_fast.export.networks.conformer import Conformer
 from mkc_fast.export.networks.hifigan import HifiGan
 from mkc_fast.export.networks.wavlm import WavLM
 from mkc_fast.export.precision import judging
-from mkc_fast.export.precision.half import half_file, open_session
+from mkc_fast.export.precision.half import half_file
 from mkc_fast.export.precision.int8 import int8_file
 from mkc_fast.export.precision.judging import (
     Reference,
@@ -261,7 +262,7 @@ def test_relative_rms_is_measured_on_the_pass_alone(found: dict[str, list[Refere
 @pytest.fixture
 def quick(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exporter that takes the plain graphs from ``artifacts``; all else is as it is."""
-    monkeypatch.setattr(exporter, "_write_graph", lambda path, *_: shutil.copy(artifacts.model / path.name, path))
+    monkeypatch.setattr(exporter, "write_graph", lambda path, *_: shutil.copy(artifacts.model / path.name, path))
 
 
 @pytest.fixture
@@ -385,7 +386,7 @@ def test_a_native_graph_past_the_bound_is_left_out_and_the_plain_one_serves(
 def test_graphs_of_lower_precision_past_their_tolerance_are_refused_or_warned_of(
     option: str, file: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mkc_fast.export.model._HALF_TOLERANCE", 1e-9)
+    monkeypatch.setattr("mkc_fast.export.precision.half_graphs._TOLERANCE", 1e-9)
     monkeypatch.setattr("mkc_fast.export.precision.int8._TOLERANCE", 1e-9)
     with pytest.raises(InexactError, match=rf"{file}: RMS error .* against float64 on .*PyTorch's float32 has"):
         export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "m", **{option: True})
