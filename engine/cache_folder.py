@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
+
+if TYPE_CHECKING:
+    from os import PathLike
 
 VARIABLE = "MKC_FAST_CACHE"
 
@@ -18,3 +22,10 @@ def default_cache() -> Path:
     if folder := os.environ.get(VARIABLE):
         return Path(folder)
     return platformdirs.user_cache_path("mkc-fast", appauthor=False)
+
+
+def cache_folder(cache: str | PathLike[str] | bool) -> Path | None:
+    """The folder that an argument ``cache`` names: True is the default cache folder, False is none."""
+    if isinstance(cache, bool):
+        return default_cache() if cache else None
+    return Path(cache)

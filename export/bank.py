@@ -13,11 +13,11 @@ import numpy as np
 
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, bank_contents, write_info
 from mkc_fast.engine.atomic_files import atomic_directory
+from mkc_fast.engine.cache_folder import cache_folder
 from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.digests import remember
 from mkc_fast.engine.draws import check_seed, draw_entries
 from mkc_fast.errors import CheckpointError
-from mkc_fast.export.cache_folder import cache_folder
 from mkc_fast.export.checkpoints.kmeans import memory_needed, read_kmeans, read_kmeans_and_digest
 from mkc_fast.export.checkpoints.readers import reading
 
@@ -64,7 +64,7 @@ def build_bank(
         overwrite: Replace ``out`` if it holds a bank and nothing else, and none of the sources.
         workers: Threads that read models; default: one a processor, at most 8.
         cache: Folder that the digests of the bank's files are also written into, so that the first load is quick. True:
-            the user's cache folder (``$MKC_FAST_CACHE``, else ``~/.cache/mkc-fast``), where ``Anonymizer.load`` looks.
+            the user's cache folder (``mkc_fast.engine.cache_folder``), where ``Anonymizer.load`` looks.
             False: nothing outside ``out`` is written.
         progress: Called with the numbers of models done and in all.
 

@@ -22,11 +22,11 @@ from mkc_fast.engine.artifacts import (
     write_info,
 )
 from mkc_fast.engine.atomic_files import atomic_directory, sha256_of
+from mkc_fast.engine.cache_folder import cache_folder
 from mkc_fast.engine.digests import remember
 from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES
 from mkc_fast.engine.sessions.prepared import prepared_graph
 from mkc_fast.errors import ArtifactError, CheckpointError, InexactError
-from mkc_fast.export.cache_folder import cache_folder
 from mkc_fast.export.checkpoints.published import VoiceCheckpoint, WavLMCheckpoint, load_voice, load_wavlm
 from mkc_fast.export.graphs.files import open_session
 from mkc_fast.export.graphs.native import write_conformer, write_hifigan, write_wavlm
@@ -55,7 +55,7 @@ from mkc_fast.export.precision.judging import (
 )
 from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes
 from mkc_fast.kernels.cpu.loader import native_library
-from mkc_fast.names import CONFORMER_FILE, FP32, GRAPH_FILES, VOCODER_FILE, WAVLM_FILE
+from mkc_fast.names import CONFORMER_FILE, GRAPH_FILES, VOCODER_FILE, WAVLM_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,8 +133,9 @@ def export_model(
         overwrite: Replace ``out`` if it holds an exported model and nothing else, and none of the sources.
         allow_inexact: Also write graphs whose error exceeds their bound; ``model.json`` and every load warn of them.
         cache: Folder that is also written into, so that the first load is quick: digests of the files and, without the
-            native operators, graphs prepared for this CPU. True: the user's cache folder (``$MKC_FAST_CACHE``, else
-            ``~/.cache/mkc-fast``), where ``Anonymizer.load`` looks. False: nothing outside ``out`` is written.
+            native operators, graphs prepared for this CPU. True: the user's cache folder
+            (``mkc_fast.engine.cache_folder``), where ``Anonymizer.load`` looks. False: nothing is written outside
+            ``out``.
         progress: Called with a line of text as each step begins.
 
     Returns:

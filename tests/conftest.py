@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 
 from mkc_fast import Anonymizer
-from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE
+from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, ModelInfo
 from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export import build_bank, export_model
+from mkc_fast.export import model as exporter
 from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_checkpoints
+from mkc_fast.export.graphs import torch_export
+from mkc_fast.export.graphs.torch_export import ModuleGraph
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).resolve().parent / "data"
@@ -104,6 +107,24 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
         return folder
 
     return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def equal_modules_are_exported_once(make_once: MakeOnce) -> Iterator[None]:
+    """PyTorch's exporter takes seconds for a graph, so of equal modules it makes one in a run of the tests."""
+    write = exporter.write_graph
+
+    def remembered(path: Path, graph: ModuleGraph, info: ModelInfo) -> None:
+        limit = torch_export.MAX_EMBEDDED_BYTES  # which tests lower
+        facts = hashlib.sha256(repr((graph.file, graph.metadata, str(graph.module), info, limit)).encode())
+        for name, value in graph.module.state_dict().items():
+            facts.update(name.encode() + value.numpy().tobytes())
+        made = make_once(f"graph-{facts.hexdigest()}", lambda folder: write(folder / path.name, graph, info))
+        shutil.copytree(made, path.parent, dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "write_graph", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,25 +7,26 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
 
 from mkc_fast.engine.artifacts import (
-    CONFORMER_FILE,
     CPU_VOCODER_FILE,
     PIECE_REACH,
-    VOCODER_FILE,
-    WAVLM_FILE,
     ModelInfo,
     graph_metadata,
 )
+from mkc_fast.engine.windows import pieces
 from mkc_fast.export.graphs.files import MAX_EMBEDDED_BYTES
 from mkc_fast.export.networks.hifigan_cpu import CpuHifiGan
-from mkc_fast.export.precision.judging import example
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from mkc_fast.export.networks.conformer import Conformer
     from mkc_fast.export.networks.hifigan import HifiGan
@@ -73,8 +74,7 @@ def cpu_vocoder_graph(generator: HifiGan, reach: int) -> ModuleGraph:
 
 def write_graph(path: Path, graph: ModuleGraph, info: ModelInfo) -> None:
     """Export a module and write its graph, with what ``info`` says as metadata."""
-    # Sizes other than 1 and different from each other, so that none is taken for a constant.
-    inputs = example(list(graph.inputs), info, graph.metadata.get(PIECE_REACH, 0))
+    inputs = _example(graph, info)
     dynamic = torch.export.Dim.DYNAMIC
     shapes = tuple({axis: dynamic for axis, name in enumerate(axes) if name} for axes in graph.inputs.values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -109,6 +109,20 @@ def add_metadata(path: Path, info: ModelInfo) -> None:
     model = onnx.load(path, load_external_data=False)
     onnx.helper.set_model_props(model, graph_metadata(info))
     onnx.save(model, path)
+
+
+def _example(graph: ModuleGraph, info: ModelInfo) -> tuple[NDArray[np.generic], ...]:
+    """Noise to trace a module with. Sizes are not 1 and differ, so that none is taken for a constant."""
+    samples = [info.min_samples + 13 * info.hop, info.min_samples + 7 * info.hop]
+    waveforms = "waveform" in graph.inputs
+    counts = samples if waveforms else [info.frames(length) for length in samples]
+    rows = (len(counts), max(counts)) if waveforms else (len(counts), max(counts), info.dim)
+    inputs: list[NDArray[np.generic]] = [np.random.default_rng(0).standard_normal(rows, np.float32)]
+    if "lengths" in graph.inputs:
+        inputs.append(np.array(counts, np.int64))
+    if "pieces" in graph.inputs:
+        inputs += pieces(max(counts), 3, graph.metadata[PIECE_REACH])
+    return tuple(inputs)
 
 
 def _tidy(model: onnx.ModelProto, graph: ModuleGraph) -> None:

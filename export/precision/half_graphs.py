@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from mkc_fast.engine.artifacts import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.export.graphs.files import open_session, save_graph
 from mkc_fast.export.precision.half import POLICIES, half_file, measured_peaks, rounding_shown, to_half
 from mkc_fast.export.precision.judging import graph_references, judged_rms, nearness, runner
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

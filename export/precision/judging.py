@@ -239,19 +239,6 @@ def pass_rows(found: Sequence[Reference]) -> list[NDArray[np.float32]]:
     return [row.astype(np.float32) for reference in found if reference.probe.of_pass for row in reference.exact]
 
 
-def example(names: Sequence[str], info: ModelInfo, reach: int) -> tuple[NDArray[np.generic], ...]:
-    """Noise as the inputs of a graph that is traced: sizes other than 1 and different from each other."""
-    samples = [info.min_samples + 13 * info.hop, info.min_samples + 7 * info.hop]
-    counts = samples if names[0] == "waveform" else [info.frames(length) for length in samples]
-    rows = (len(counts), max(counts)) if names[0] == "waveform" else (len(counts), max(counts), info.dim)
-    inputs: list[NDArray[np.generic]] = [np.random.default_rng(0).standard_normal(rows, np.float32)]
-    if "lengths" in names:
-        inputs.append(np.array(counts, np.int64))
-    if "pieces" in names:
-        inputs += pieces(max(counts), _PIECES, reach)
-    return tuple(inputs)
-
-
 def graph_references(source: Path, info: ModelInfo) -> dict[str, list[Reference]]:
     """References where there is no module: float32 graphs stand for float64, on inputs of the pass."""
     encoded = _of_graph(source / WAVLM_FILE, [probe for probe in waveform_probes(info) if probe.of_pass])

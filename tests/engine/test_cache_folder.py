@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mkc_fast.engine.cache_folder import default_cache
+from mkc_fast.engine.cache_folder import cache_folder, default_cache
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +32,9 @@ def test_the_variable_of_ours_comes_first(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setenv("MKC_FAST_CACHE", str(tmp_path / "own"))
     assert default_cache() == tmp_path / "own"
+
+
+def test_an_argument_names_the_default_folder_another_or_none(tmp_path: Path) -> None:
+    assert cache_folder(True) == default_cache()
+    assert cache_folder(False) is None
+    assert cache_folder(str(tmp_path)) == tmp_path
