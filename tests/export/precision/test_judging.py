@@ -101,7 +101,7 @@ def test_honest_graphs_pass_with_room(
     file = native_file(stage) if native else stage
     if not (artifacts.model / file).is_file():
         pytest.skip("there is no such form")
-    session = exporter._open(artifacts.model / file)
+    session = open_session(artifacts.model / file)
     reach = int(session.get_modelmeta().custom_metadata_map.get(PIECE_REACH, 0))
     check = judged(file, runner(session, reach), found.get(stage, found[VOCODER_FILE]), lengths=stage in FILES[:2])
     assert check.status == CHECK_PASSED
