@@ -170,8 +170,8 @@ class Manifest:
                 continue
             found, asked = _shown_source(json.loads(known.source)), _shown_source(self._open_source(utterance))
             raise OutputError(
-                f"{self.folder}: {_shown(utterance.id)} is recorded there as {found}, asked for is {asked}; give it an "
-                f"id of its own, {_INSTEAD}"
+                f"{self.folder}: the output {_shown(utterance.id)} was made of {found}, this run has {asked} under the "
+                f"same id; give it another id, {_INSTEAD}"
             )
 
     def check_ran(self, ran: Mapping[str, object]) -> None:
@@ -191,8 +191,8 @@ class Manifest:
         there = ", ".join(f"{_shown(name)} {_shown(before.get(name))}" for name in names)
         here = ", ".join(f"{_shown(name)} {_shown(ran.get(name))}" for name in names)
         raise OutputError(
-            f"{self.folder}: holds outputs of {there}; this run has {here}, which is not equal to the last bit; choose "
-            "another folder, --overwrite, or --allow-mixed"
+            f"{self.folder}: its outputs were made with {there}; this run has {here}, which is not equal to the "
+            "last bit; choose another folder, --overwrite, or --allow-mixed"
         )
 
     def begin(self, ran: Mapping[str, object], entries: Sequence[int] | None = None) -> None:
@@ -329,10 +329,7 @@ class Manifest:
         asked = _public(settings, header.get("seed_salt"))
         for name, value in asked.items():
             if header.get(name) != value:
-                raise OutputError(
-                    f"{self.folder}: holds outputs of {name} {_shown(header.get(name))}, asked for is {_shown(value)}; "
-                    + _INSTEAD
-                )
+                raise OutputError(f"{self.folder}: {_difference(name, header.get(name), value)}; {_INSTEAD}")
         if settings["private"] and "source_salt" not in header:
             raise OutputError(f"{self.path}: damaged; {_INSTEAD}")
 
@@ -378,6 +375,15 @@ def _public(settings: Mapping[str, object], salt: object = None) -> dict[str, ob
         salt = secrets.token_hex(16)
     digest = hashlib.scrypt(str(seed).encode(), salt=salt.encode(), n=2**14, r=8, p=1, dklen=8).hex()
     return {**public, "seed": digest, "seed_salt": salt}
+
+
+def _difference(name: str, before: object, now: object) -> str:
+    """How a setting of the run that wrote the folder differs from that of this run, in a few words."""
+    if name == "private":
+        return "its manifest was written " + ("with" if before else "without") + " --private-manifest"
+    if name == "seed" and before is not None:
+        return "its outputs were made with " + ("a seed, this run has none" if now is None else "another seed")
+    return f"its outputs were made with {name} {_shown(before)}, this run has {_shown(now)}"
 
 
 def _shown_source(source: Mapping[str, object]) -> str:

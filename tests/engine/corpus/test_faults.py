@@ -626,14 +626,14 @@ def test_a_run_of_other_settings_is_refused_and_told_both(
     capfd.readouterr()
     header = json.loads(before[MANIFEST_FILE].splitlines()[0])
     changes = {
-        "format": ("flac", "format wav, asked for is flac"),
-        "kmeans-num": ("3", "kmeans_num 8, asked for is 3"),
-        "mode": ("audio", "mode frame, asked for is audio"),
-        "stride": ("2", "stride 1, asked for is 2"),
-        "max-window-seconds": ("20", "max_window_s 40.0, asked for is 20.0"),
-        "seed": ("8", f"seed {header['seed']}, asked for is "),
-        "model": (str(tmp_path / "model"), f"model {header['model']}, asked for is "),
-        "bank": (str(tmp_path / "bank"), f"bank {header['bank']}, asked for is "),
+        "format": ("flac", "format wav, this run has flac"),
+        "kmeans-num": ("3", "kmeans_num 8, this run has 3"),
+        "mode": ("audio", "mode frame, this run has audio"),
+        "stride": ("2", "stride 1, this run has 2"),
+        "max-window-seconds": ("20", "max_window_s 40.0, this run has 20.0"),
+        "seed": ("8", "another seed"),
+        "model": (str(tmp_path / "model"), f"model {header['model']}, this run has "),
+        "bank": (str(tmp_path / "bank"), f"bank {header['bank']}, this run has "),
     }
     for option, (value, words) in changes.items():
         assert main(command(artifacts, few, out, f"--{option}", value)) == 2
@@ -643,7 +643,7 @@ def test_a_run_of_other_settings_is_refused_and_told_both(
     # A digest of the seed, never the seed; and without one, "none".
     assert header["seed"] not in {"7", 7}
     assert main([part for part in command(artifacts, few, out) if part not in {"--seed", "7"}]) == 2
-    assert "asked for is none" in errors_in(capfd.readouterr().err)[0]
+    assert "a seed, this run has none" in errors_in(capfd.readouterr().err)[0]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -657,7 +657,7 @@ def test_another_recording_under_a_known_id_is_refused_and_told_both(change: str
     before = {path.name: path.read_bytes() for path in bench.out.iterdir()}
     ended = bench.infer("Echo")
     assert ended.code == 2
-    assert f"{known} is recorded there as {audio}/{known}.wav, asked for is {audio}/{other}.wav" in ended.error
+    assert f"{known} was made of {audio}/{known}.wav, this run has {audio}/{other}.wav" in ended.error
     assert {path.name: path.read_bytes() for path in bench.out.iterdir()} == before
     bench.few.write_text(text)
     assert bench.infer("Echo").code == 0
@@ -673,7 +673,7 @@ def test_outputs_of_something_else_are_refused_before_any_is_written(
     monkeypatch.setenv("OPERATORS", "other")
     ended = bench.infer("TellsWhatItRuns")
     assert ended.code == 2
-    assert "holds outputs of operators native; this run has operators other, which is not equal to the" in ended.error
+    assert "its outputs were made with operators native; this run has operators other, which is not equal to the" in ended.error
     # Nor is batched what runs alone; and what is finished needs no worker that could tell.
     assert "batched False; this run has" in bench.infer("TellsWhatItRuns", "--batch-seconds", "20").error
     assert {path.name: path.read_bytes() for path in bench.out.iterdir()} == before

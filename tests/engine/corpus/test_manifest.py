@@ -43,11 +43,11 @@ def lines(folder: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        (U1, replace(U1, file=Path("/audio/two.wav")), "/audio/one.wav, asked for is /audio/two.wav"),
-        (U1, replace(U1, end_s=2.5), "/audio/one.wav, asked for is /audio/one.wav, 0.0 s to 2.5 s"),
-        (replace(U1, begin_s=1.0), replace(U1, begin_s=2.0), "1.0 s to its end, asked for is /audio/one.wav, 2.0 s to"),
-        (replace(U1, command="sox a -"), replace(U1, command="sox b -"), "sox a - |, asked for is sox b - |"),
-        (replace(U1, command="sox a -"), U1, "sox a - |, asked for is /audio/one.wav"),
+        (U1, replace(U1, file=Path("/audio/two.wav")), "/audio/one.wav, this run has /audio/two.wav"),
+        (U1, replace(U1, end_s=2.5), "/audio/one.wav, this run has /audio/one.wav, 0.0 s to 2.5 s"),
+        (replace(U1, begin_s=1.0), replace(U1, begin_s=2.0), "1.0 s to its end, this run has /audio/one.wav, 2.0 s to"),
+        (replace(U1, command="sox a -"), replace(U1, command="sox b -"), "sox a - |, this run has sox b - |"),
+        (replace(U1, command="sox a -"), U1, "sox a - |, this run has /audio/one.wav"),
     ],
 )
 @pytest.mark.parametrize("failed", [False, True])
@@ -62,7 +62,7 @@ def test_another_recording_under_a_known_id_is_refused_with_both(
     again.check_sources([before])
     with pytest.raises(OutputError) as raised:
         again.check_sources([after])
-    assert f"{tmp_path}: u1 is recorded there as " in str(raised.value)
+    assert f"{tmp_path}: the output u1 was made of " in str(raised.value)
     assert words in str(raised.value)
 
 
@@ -75,7 +75,7 @@ def test_a_relative_path_means_the_file_and_not_its_spelling(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path / "there")
     manifest = opened(tmp_path / "out")
     manifest.check_sources([Utterance("u1", tmp_path / "here" / "one.wav")])
-    with pytest.raises(OutputError, match=r"here/one\.wav, asked for is .*there/one\.wav"):
+    with pytest.raises(OutputError, match=r"here/one\.wav, this run has .*there/one\.wav"):
         manifest.check_sources([relative])
 
 
@@ -94,7 +94,7 @@ def test_a_private_manifest_has_no_paths_and_still_knows_them(tmp_path: Path) ->
     again = opened(tmp_path, private=True)
     again.check_sources([replace(U1, file=Path("/audio/secret.wav")), command, part])
     for other in (replace(part, end_s=3.0), replace(command, command="cat x"), U1):
-        with pytest.raises(OutputError, match=r"is recorded there as another recording .*digest"):
+        with pytest.raises(OutputError, match=r"was made of another recording .*digest"):
             again.check_sources([other])
     again.close()
     # One digest for one source, and another in another folder: two manifests tell nothing of each other.
@@ -105,7 +105,7 @@ def test_a_private_manifest_has_no_paths_and_still_knows_them(tmp_path: Path) ->
 @pytest.mark.parametrize("private", [False, True])
 def test_private_and_open_manifests_are_not_mixed(private: bool, tmp_path: Path) -> None:
     record(tmp_path, U1, private=private)
-    with pytest.raises(OutputError, match=f"private {private}, asked for is {not private}"):
+    with pytest.raises(OutputError, match=f"written {'with' if private else 'without'} --private-manifest"):
         opened(tmp_path, private=not private)
 
 
@@ -114,7 +114,7 @@ def test_what_is_not_equal_to_the_last_bit_is_refused_unless_it_is_allowed(tmp_p
     with pytest.raises(OutputError) as raised:
         record(tmp_path, replace(U1, id="u2"), ran=OTHER)
     assert str(raised.value) == (
-        f"{tmp_path}: holds outputs of operators native AVX-512, threads none; this run has operators onnxruntime, "
+        f"{tmp_path}: its outputs were made with operators native AVX-512, threads none; this run has operators onnxruntime, "
         "threads 2, which is not equal to the last bit; choose another folder, --overwrite, or --allow-mixed"
     )
     assert len(lines(tmp_path)) == 2
