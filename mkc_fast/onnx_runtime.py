@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
 
 telemetry.quiet(ort)
 
-__all__ = ["ort", "quantization_tool"]
+__all__ = ["float16_tool", "ort", "quantization_tool"]
 
 
 def quantization_tool() -> Any:
@@ -27,3 +27,10 @@ def quantization_tool() -> Any:
     import onnxruntime.quantization
 
     return onnxruntime.quantization
+
+
+def float16_tool() -> Any:
+    """``onnxruntime.transformers.float16``, which needs the package ``onnx``."""
+    import onnxruntime.transformers.float16
+
+    return onnxruntime.transformers.float16
