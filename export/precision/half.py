@@ -1,9 +1,10 @@
 """Half precision: turns a checked float32 graph into one that stores and multiplies in float16 where that is safe.
 
-ONNX Runtime has a converter too, ``onnxruntime.transformers.float16``. It is not used, because it chooses by operator and
-not by value (``benchmarks/results/float16_tools.json``, ONNX Runtime 1.32.0, small random weights). Its WavLM is 13 times
-as far from float32 as this one, relative RMS 3.8e-2 against 2.9e-3, also when it is told to keep normalization and
-softmax in float32. Its conformer overflows where activations reach 5e4, and this one does not. Its vocoder is as good.
+ONNX Runtime has a converter too, ``onnxruntime.transformers.float16``. It is not used, because it chooses by operator
+and not by value (``benchmarks/results/float16_tools.json``, ONNX Runtime 1.32.0, small random weights). Its WavLM is 13
+times as far from float32 as this one, relative RMS 3.8e-2 against 2.9e-3, also when it is told to keep normalization
+and softmax in float32. Its conformer overflows where activations reach 5e4, and this one does not. Its vocoder is as
+good.
 """
 
 from __future__ import annotations

@@ -673,7 +673,7 @@ def test_outputs_of_something_else_are_refused_before_any_is_written(
     monkeypatch.setenv("OPERATORS", "other")
     ended = bench.infer("TellsWhatItRuns")
     assert ended.code == 2
-    assert "its outputs were made with operators native; this run has operators other, which is not equal to the" in ended.error
+    assert "made with operators native; this run has operators other, which is not equal to the" in ended.error
     # Nor is batched what runs alone; and what is finished needs no worker that could tell.
     assert "batched False; this run has" in bench.infer("TellsWhatItRuns", "--batch-seconds", "20").error
     assert {path.name: path.read_bytes() for path in bench.out.iterdir()} == before

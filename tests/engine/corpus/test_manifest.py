@@ -114,8 +114,9 @@ def test_what_is_not_equal_to_the_last_bit_is_refused_unless_it_is_allowed(tmp_p
     with pytest.raises(OutputError) as raised:
         record(tmp_path, replace(U1, id="u2"), ran=OTHER)
     assert str(raised.value) == (
-        f"{tmp_path}: its outputs were made with operators native AVX-512, threads none; this run has operators onnxruntime, "
-        "threads 2, which is not equal to the last bit; choose another folder, --overwrite, or --allow-mixed"
+        f"{tmp_path}: its outputs were made with operators native AVX-512, threads none; this run has operators "
+        "onnxruntime, threads 2, which is not equal to the last bit; choose another folder, --overwrite, or "
+        "--allow-mixed"
     )
     assert len(lines(tmp_path)) == 2
     record(tmp_path, replace(U1, id="u2"), ran=OTHER, allow_mixed=True)
