@@ -50,19 +50,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: what was measured, its values, and the result file of all of them.
-
-    ``older`` is the result file that counts as long as ``file`` is not there.
-    """
+    """A line of a table: what was measured, its values, and the result file of all of them."""
 
     what: str
     values: tuple[Value | None, ...]
     file: str
-    older: str = ""
-
-    def source(self, results: Path) -> str:
-        """The result file of the values, relative to the folder of results."""
-        return self.older if self.older and not (results / self.file).is_file() else self.file
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,8 @@ class Table:
 
 _THROUGHPUT, _XEON, _LATENCY, _LOAD = "throughput.json", "xeon/throughput.json", "latency.json", "load.json"
 _LOOKUP, _GRAPHS, _INT8, _HALF = "lookup.json", "cpu_graphs.json", "int8.json", "precision.json"
-_FULL, _LONG, _BATCHES, _SCALING = "full_size_cpu.json", "long_recordings.json", "cpu_batches.json", "scaling.json"
-_WORKERS = "workers.json"
+_FULL, _LONG, _BATCHES = "full_size_cpu.json", "long_recordings.json", "cpu_batches.json"
+_WORKERS, _WIDTHS = "workers.json", "widths.json"
 _OURS_AND_BASELINE = ("what", "mkc-fast", "baseline", "baseline ÷ mkc-fast, in time")
 
 
@@ -306,28 +298,36 @@ TABLES = {
             Row("whole pass", (Value("fp32_to_int8.all"),), _INT8),
         ),
     ),
+    "widths": Table(
+        ("native operators, the slowest case of all widths", "times as fast", "by processor time"),
+        tuple(
+            Row(what, (Value(f"least.{key}.times_as_fast"), Value(f"least.{key}.processor_times_as_fast")), _WIDTHS)
+            for what, key in (
+                ("residual blocks of one stage, 2 to 512 channels", "blocks"),
+                ("whole vocoders, 16 to 512 channels", "vocoders"),
+                ("WavLM and conformers, 64 to 256 dimensions", "encoders"),
+            )
+        ),
+    ),
     "scaling": Table(
         ("what", "RTFx"),
         (
-            Row("one worker of two threads", (Value("results.workers.counts[0].rtfx"),), _WORKERS, _SCALING),
-            Row("two workers on the same cores", (Value("results.workers.counts[1].rtfx"),), _WORKERS, _SCALING),
+            Row("one worker of two threads", (Value("results.workers.counts[0].rtfx"),), _WORKERS),
+            Row("two workers on the same cores", (Value("results.workers.counts[1].rtfx"),), _WORKERS),
             Row(
                 "reading and writing alone, a core, FLAC 16 kHz",
                 (Value("results.host.cases[0].rtfx_per_worker_cpu_s"),),
                 _WORKERS,
-                _SCALING,
             ),
             Row(
                 "reading and writing alone, a core, FLAC 44.1 kHz stereo",
                 (Value("results.host.cases[1].rtfx_per_worker_cpu_s"),),
                 _WORKERS,
-                _SCALING,
             ),
             Row(
                 "reading and writing alone, a core, WAV",
                 (Value("results.host.cases[2].rtfx_per_worker_cpu_s"),),
                 _WORKERS,
-                _SCALING,
             ),
         ),
     ),
@@ -370,7 +370,7 @@ def table_text(name: str, results: Path, *, links: bool = True) -> str:
     columns = (*table.columns, "processor", "result")
     lines = [_line(columns), _line(["---"] * len(columns))]
     for row in table.rows:
-        file = row.source(results)
+        file = row.file
         record = _loaded(results / file)
         cells = [_cell(record, value) for value in row.values]
         machine = record["machine"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import click
 import pytest
@@ -12,7 +11,6 @@ import typer
 from mkc_fast.benchmarks.measured import (
     DOCS,
     TABLES,
-    Row,
     rewritten,
     shown,
     table_names,
@@ -116,16 +114,9 @@ def test_items_are_found_by_their_values() -> None:
         value_at(record, "cases[n=1].rate")
 
 
-def test_an_older_result_counts_until_there_is_a_newer_one(tmp_path: Path) -> None:
-    row = Row("what", (), "new.json", "old.json")
-    assert row.source(tmp_path) == "old.json"
-    (tmp_path / "new.json").touch()
-    assert row.source(tmp_path) == "new.json"
-
-
 def test_every_result_file_of_a_table_is_there() -> None:
     for table in TABLES.values():
-        assert all((RESULTS / row.source(RESULTS)).is_file() for row in table.rows)
+        assert all((RESULTS / row.file).is_file() for row in table.rows)
 
 
 def _commands() -> typer.Typer:
