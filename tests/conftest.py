@@ -30,6 +30,10 @@ GOLDEN = DATA / "golden"
 RECORDINGS = ("jfk_b", "jfk_c")
 
 
+needs_numpy_2 = pytest.mark.skipif(
+    np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="NumPy 1 does not unpickle the random states of NumPy 2"
+)
+
 # A shell starts background jobs with SIGINT ignored, which processes started here would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

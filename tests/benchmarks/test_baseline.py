@@ -15,7 +15,7 @@ from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export.checkpoints.published import load_wavlm
 from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_wavlm
 from mkc_fast.export.networks.wavlm import WavLM
-from tests.conftest import RECORDINGS, Artifacts
+from tests.conftest import RECORDINGS, Artifacts, needs_numpy_2
 
 pytest.importorskip("sklearn", reason="the baseline needs scikit-learn")
 from mkc_fast.benchmarks.baseline.pipeline import Baseline
@@ -28,6 +28,7 @@ def golden_baseline(golden: Path) -> Baseline:
     return Baseline.load(golden / "WavLM.pt", golden / "conformer.pth", golden / "kmeans.scp", threads=1)
 
 
+@needs_numpy_2
 @pytest.mark.parametrize("mode", ["frame1", "frame4", "audio"])
 @pytest.mark.parametrize("recording", RECORDINGS)
 def test_baseline_equals_reference(recording: str, mode: str, golden: Path, golden_baseline: Baseline) -> None:

@@ -177,7 +177,10 @@ def test_what_ran_is_recorded_and_another_precision_is_refused(
     capsys.readouterr()
     assert infer(artifacts, corpus, tmp_path / "out", "--seed", "7") == 2
     (line,) = errors_of(capsys)
-    assert "holds outputs of precision int8; this run has precision fp32, which is not equal to the last bit" in line
+    assert (
+        "its outputs were made with precision int8; this run has precision fp32, which is not equal to the last bit"
+        in line
+    )
     assert not (tmp_path / "out" / "u1.wav").exists()
 
 

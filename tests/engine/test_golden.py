@@ -10,7 +10,7 @@ import pytest
 
 from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.engine.datasets.path_lists import read_named_paths
-from tests.conftest import RECORDINGS, Artifacts
+from tests.conftest import RECORDINGS, Artifacts, needs_numpy_2
 
 # Float32 rounding over the depth of these networks; the references are well conditioned (their README says 1e-5).
 TOLERANCE = 1e-4
@@ -55,6 +55,7 @@ def test_cluster_ids_equal_reference_in_every_entry(recording, golden_artifacts:
         np.testing.assert_array_equal(found, ids)
 
 
+@needs_numpy_2
 @pytest.mark.parametrize("mode", MODES)
 def test_each_stage_equals_reference_from_reference_inputs(
     recording, mode: str, golden_artifacts: Artifacts, centers: list[np.ndarray]

@@ -133,7 +133,7 @@ def test_padded_outputs_of_a_run_are_as_long_as_their_recordings(
         assert not written[-80:].any()
     capsys.readouterr()
     assert main(list(map(str, arguments))) == 2, "the folder holds padded outputs"
-    assert "outputs of pad True, asked for is False" in capsys.readouterr().err
+    assert "made with pad True, this run has False" in capsys.readouterr().err
 
 
 def test_a_command_that_says_nothing_is_quoted_as_such() -> None:

@@ -17,7 +17,7 @@ from mkc_fast.export.checkpoints.random_weights import write_checkpoints, write_
 from mkc_fast.export.networks.conformer import Conformer
 from mkc_fast.export.networks.hifigan import HifiGan
 from mkc_fast.export.networks.wavlm import WavLM
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, needs_numpy_2
 
 LAYER = 6  # the one whose output the published models cluster
 
@@ -186,6 +186,7 @@ def test_kmeans_opens_with_joblib_and_predicts(tmp_path: Path, dtype: type[np.fl
     np.testing.assert_array_equal(model.predict(near), order)
 
 
+@needs_numpy_2
 def test_kmeans_has_the_attributes_of_a_fitted_one(tmp_path: Path) -> None:
     joblib = pytest.importorskip("joblib")
     pytest.importorskip("sklearn")
