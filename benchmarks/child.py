@@ -56,7 +56,7 @@ def _child(module: str, argument: dict[str, Any]) -> Iterator[subprocess.Popen[s
     try:
         yield child
     except BaseException:
-        child.kill()  # an interrupt, or its partner failed: nobody waits for it any more
+        child.kill()  # an interrupt, or its partner failed: it is no longer needed
         raise
     finally:
         assert child.stdin is not None

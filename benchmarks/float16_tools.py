@@ -20,11 +20,11 @@ import torch
 from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.errors import MkcError
 from mkc_fast.export import export_model
-from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_checkpoints
 from mkc_fast.export.graphs.files import open_session
 from mkc_fast.export.precision.half import FLOAT, POLICIES, measured_peaks, rounding_shown, to_half, value_types
 from mkc_fast.export.precision.half_graphs import longest_inputs
 from mkc_fast.export.precision.judging import graph_references, judged_rms, runner
+from mkc_fast.export.random_checkpoints import Checkpoints, write_checkpoints
 from mkc_fast.names import VOCODER_FILE
 from mkc_fast.onnx_runtime import float16_tool
 

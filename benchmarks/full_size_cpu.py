@@ -17,7 +17,7 @@ import numpy as np
 
 from mkc_fast.benchmarks.common import program, result_parser, run_timed, write_result
 from mkc_fast.engine.artifacts import BankInfo, FileFacts, write_info
-from mkc_fast.export.checkpoints.random_weights import write_checkpoints
+from mkc_fast.export.random_checkpoints import write_checkpoints
 from mkc_fast.names import AUDIO, CPU, FRAME
 
 ENTRIES, CLUSTERS, DIM = 1165, 1024, 1024

@@ -215,8 +215,8 @@ class Bench:
 def make_model(folder: Path, size: str) -> None:
     """Export random weights of a size, then the half-precision graphs; runs in a process of its own."""
     from mkc_fast.export import export_model
-    from mkc_fast.export.checkpoints.random_weights import write_voice, write_wavlm
     from mkc_fast.export.precision.half_graphs import write_half_graphs
+    from mkc_fast.export.random_checkpoints import write_voice, write_wavlm
 
     if not (folder / "model").is_dir():
         write_wavlm(folder / "WavLM.pt", size=size)

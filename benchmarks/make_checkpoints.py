@@ -9,7 +9,7 @@ import argparse
 import time
 from pathlib import Path
 
-from mkc_fast.export.checkpoints.random_weights import write_checkpoints
+from mkc_fast.export.random_checkpoints import write_checkpoints
 
 
 def main() -> None:

@@ -70,8 +70,8 @@ def random_artifacts(
     if home.is_dir():
         return made
     with required("making random weights", *EXPORT_MODULES, otherwise=", or give --model and --bank"):
-        from mkc_fast.export.checkpoints.random_weights import write_checkpoints
         from mkc_fast.export.model import export_model
+        from mkc_fast.export.random_checkpoints import write_checkpoints
     free = shutil.disk_usage(next(parent for parent in home.parents if parent.is_dir())).free
     if size == "large" and free < 10e9:
         raise OutputError(f"{cache}: random weights of size large take 7 GB, and {free / 1e9:.1f} GB are free")

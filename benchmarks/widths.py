@@ -29,9 +29,9 @@ from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, PIECE_REACH, native_file
 from mkc_fast.engine.windows import pieces
 from mkc_fast.export import export_model
-from mkc_fast.export.checkpoints.random_weights import write_voice, write_wavlm
 from mkc_fast.export.graphs.native import DIRECT, WINOGRAD, blocks_operator
 from mkc_fast.export.graphs.packing import PANEL, pack_convolution, pack_winograd
+from mkc_fast.export.random_checkpoints import write_voice, write_wavlm
 from mkc_fast.kernels.cpu.loader import DOMAIN, native_library, register
 from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import ort

@@ -59,7 +59,7 @@ def demo(
     from mkc_fast.engine.audio.read import read_waveform
     from mkc_fast.engine.audio.write import write_waveform
     from mkc_fast.export import build_bank
-    from mkc_fast.export.checkpoints.random_weights import write_checkpoints
+    from mkc_fast.export.random_checkpoints import write_checkpoints
 
     begin = time.perf_counter()
     rows: list[tuple[str, str, float]] = []

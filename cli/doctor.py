@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,12 +69,19 @@ def doctor(
             return EXIT_DAMAGED if broken else 0
     report = examine(device, model, bank)
     if json_:
-        said = dataclasses.asdict(report)
-        print(json.dumps(said if verified is None else {"verified": verified, **said}, indent=1))
+        facts = _as_json(dataclasses.asdict(report))
+        print(json.dumps(facts if verified is None else {"verified": verified, **facts}, indent=1))
     else:
         _show_verified(verified or [])
         _show(report)
     return 0 if report.ok else EXIT_BROKEN
+
+
+def _as_json(value: Any) -> Any:
+    """The report with the keys of the first release, where ``repair`` is ``mend``."""
+    if isinstance(value, dict):
+        return {"mend" if key == "repair" else key: _as_json(part) for key, part in value.items()}
+    return [_as_json(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _verified(directories: list[Path]) -> list[dict[str, str | bool]]:
@@ -112,11 +119,13 @@ def _show(report: Report) -> None:
         providers.add_row(verdict.provider, "yes" if verdict.used else "no", verdict.reason)
     console.print(providers)
     commands: dict[str, list[str]] = {}
-    for topic, mend in [(f.topic, f.mend) for f in report.findings] + [(v.provider, v.mend) for v in report.verdicts]:
-        if mend:
-            commands.setdefault(mend, []).append(topic)
+    for topic, repair in [(f.topic, f.repair) for f in report.findings] + [
+        (v.provider, v.repair) for v in report.verdicts
+    ]:
+        if repair:
+            commands.setdefault(repair, []).append(topic)
     if commands:
         console.print("\nhow to repair it")
-    for mend, topics in commands.items():
-        console.print(f"  {', '.join(topics)}: {mend}", soft_wrap=True)
+    for repair, topics in commands.items():
+        console.print(f"  {', '.join(topics)}: {repair}", soft_wrap=True)
     console.print(f"\ninference {'works' if report.ok else 'does not work'} on {report.device}", soft_wrap=True)

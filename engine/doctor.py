@@ -57,13 +57,13 @@ class Finding:
         topic: What was looked at.
         found: What was there.
         status: ``ok``; ``note``: worth knowing; ``fault``: inference does not work, or cannot be trusted.
-        mend: The command that repairs it, None where none is needed or none does.
+        repair: The command that repairs it, None where none is needed or none does.
     """
 
     topic: str
     found: str
     status: str = OK
-    mend: str | None = None
+    repair: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Verdict:
     provider: str
     used: bool
     reason: str
-    mend: str | None = None
+    repair: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,17 +135,17 @@ def _verdicts(facts: GpuFacts, index: int | None) -> tuple[Verdict, ...]:
     for provider in (TENSORRT, CUDA, CPU):
         if (provider == CPU) != (index is None):
             # Not of the device looked at; say so, unless it could not be used even if asked for.
-            hindrance = obstacle(facts, provider, 0 if index is None else index)
+            problem = obstacle(facts, provider, 0 if index is None else index)
             reason = "the device is cpu" if index is None else "it would be taken with --device cpu"
             verdicts.append(
-                Verdict(provider, False, hindrance.reason, hindrance.mend)
-                if hindrance
+                Verdict(provider, False, problem.reason, problem.repair)
+                if problem
                 else Verdict(provider, False, reason)
             )
             continue
-        hindrance = obstacle(facts, provider, index)
-        if hindrance:
-            verdicts.append(Verdict(provider, False, hindrance.reason, hindrance.mend))
+        problem = obstacle(facts, provider, index)
+        if problem:
+            verdicts.append(Verdict(provider, False, problem.reason, problem.repair))
         elif any(verdict.used for verdict in verdicts):
             verdicts.append(Verdict(provider, False, "a faster one is taken"))
         elif index is not None and (why := _not_by_itself(provider, facts, index)):
@@ -199,11 +199,11 @@ def _packages(
                 f"pip uninstall -y {' '.join(names)} && {install_command(extra if facts.driver.gpus else CPU_EXTRA)}",
             )
         )
-    hindrance = obstacle(facts, CPU, None)
+    problem = obstacle(facts, CPU, None)
     built = f"built for CUDA {runtime.cuda}" if runtime.cuda else "built without CUDA"
     providers = ", ".join(title for name, title in TITLES.items() if ORT_NAMES[name] in runtime.providers)
-    if hindrance:
-        findings.append(Finding("onnxruntime", hindrance.reason, FAULT, hindrance.mend))
+    if problem:
+        findings.append(Finding("onnxruntime", problem.reason, FAULT, problem.repair))
     else:
         package = packages[0][0] if len(packages) == 1 else "onnxruntime"
         findings.append(Finding("onnxruntime", f"{package} {runtime.version}, {built}, with {providers}"))
@@ -250,9 +250,9 @@ def _cuda_libraries(facts: GpuFacts, index: int | None) -> list[Finding]:
         if not chosen or not (facts.driver.gpus or there):
             continue  # not needed, and not there
         parts = [", ".join(there), f"cannot be loaded: {', '.join(missing)}" if missing else ""]
-        hindrance = obstacle(facts, TENSORRT if "TensorRT" in topic else CUDA, index or 0) if missing else None
+        problem = obstacle(facts, TENSORRT if "TensorRT" in topic else CUDA, index or 0) if missing else None
         text = "; ".join(filter(None, parts))
-        findings.append(Finding(topic, text, NOTE if missing else OK, hindrance.mend if hindrance else None))
+        findings.append(Finding(topic, text, NOTE if missing else OK, problem.repair if problem else None))
     return findings
 
 

@@ -21,7 +21,7 @@ _FIRST_RELEASE = (1, 29)
 def switch_off() -> None:
     """Set ``ORT_DISABLE_TELEMETRY=1``, whatever it was; quiet an ONNX Runtime that was imported before, and warn.
 
-    An ONNX Runtime that is there already has read its environment. Of that one only further events can be stopped.
+    An ONNX Runtime that was imported before has already read its environment; only its later events can be stopped.
     """
     asked = os.environ.get(VARIABLE, "").strip().lower() in _MEANS_YES
     os.environ[VARIABLE] = "1"

@@ -20,9 +20,9 @@ from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, ModelInfo
 from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export import build_bank, export_model
 from mkc_fast.export import model as exporter
-from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_checkpoints
 from mkc_fast.export.graphs import torch_export
 from mkc_fast.export.graphs.torch_export import ModuleGraph
+from mkc_fast.export.random_checkpoints import Checkpoints, write_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).resolve().parent / "data"

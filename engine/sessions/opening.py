@@ -143,9 +143,9 @@ def check_provider(provider: str, index: int) -> GpuFacts:
         DeviceError: Something does: why, and the command that repairs it.
     """
     facts = gather_gpu_facts((provider,))
-    hindrance = obstacle(facts, provider, index)
-    if hindrance:
-        raise DeviceError(f"{hindrance.reason}; {hindrance.mend}" if hindrance.mend else hindrance.reason)
+    problem = obstacle(facts, provider, index)
+    if problem:
+        raise DeviceError(f"{problem.reason}; {problem.repair}" if problem.repair else problem.reason)
     return facts
 
 

@@ -23,7 +23,7 @@ class Obstacle:
     """Why something cannot be used, and the command that repairs it (None where no command does)."""
 
     reason: str
-    mend: str | None = None
+    repair: str | None = None
 
 
 def is_broken_release(version: str) -> bool:

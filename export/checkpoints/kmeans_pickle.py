@@ -73,7 +73,7 @@ class ArrayStandIn:
     """Stands in for an array: its shape and kind, and its values or which small integers are among them.
 
     Attributes:
-        value: The array, or None where nobody needs it.
+        value: The array, or None if it is not needed.
         seen: Whether each cluster id is in it, of integers whose values are not kept.
     """
 

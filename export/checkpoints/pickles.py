@@ -43,7 +43,7 @@ class Stopped(Exception):
 
 
 def never() -> bool:
-    """Nobody tells this reading to stop."""
+    """False: reading goes on to its end."""
     return False
 
 

@@ -60,7 +60,7 @@ constexpr int kTile = 128;          // frames, and centroids, of a tile of the m
 constexpr int kStep = 8;            // dimensions of it in shared memory at a time, in one of two buffers
 constexpr int kPitch = kTile + 4;   // keeps float4 reads aligned, spreads the transposing stores over the banks
 constexpr int kTiledWidth = 32;     // centroids of a split there: what a warp has of its tile
-constexpr int kNobody = 0x7fffffff;
+constexpr int kNone = 0x7fffffff;
 
 // counters[...]
 enum { kFrames, kStreamedItems, kTiledItems, kFlagged };
@@ -87,7 +87,7 @@ __device__ __forceinline__ int divided_up(int amount, int part) { return (amount
 __device__ __forceinline__ int load_index(const void* indices, int wide, int at) {
   if (!wide) return static_cast<const int*>(indices)[at];
   const long long index = static_cast<const long long*>(indices)[at];
-  return index < 0 || index >= kNobody ? -1 : static_cast<int>(index);
+  return index < 0 || index >= kNone ? -1 : static_cast<int>(index);
 }
 
 __device__ __forceinline__ bool exists(int entry, int entries) { return entry >= 0 && entry < entries; }
@@ -334,7 +334,7 @@ __device__ __forceinline__ void stream_item(int4 item, const float4* features, c
   // What a lane holds after sum_over_lanes: the rows from my_row on, kHeld of them, of frame my_frame.
   const int value = kValues >= kWarp ? lane * kHeld : lane / (kWarp / (kValues < kWarp ? kValues : kWarp));
   const int my_frame = value / kRows, my_row = value % kRows;
-  Running running = {infinity(), infinity(), kNobody};
+  Running running = {infinity(), infinity(), kNone};
   int stage = 0;
   for (int row = first; row < last; row += kRows) {
     float half[kHeld];
@@ -402,7 +402,7 @@ __device__ __forceinline__ void keep_nearest(const float (&sums)[8][8], const in
   }
 #pragma unroll
   for (int m = 0; m < 8; ++m) {
-    Running running = {infinity(), infinity(), kNobody};
+    Running running = {infinity(), infinity(), kNone};
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       consider(running, half[n] - sums[m][n], item.w / 256 + tile_centroid(warp, lane, n));
@@ -479,7 +479,7 @@ __device__ Exact nearest_exactly(const float4* x, const float4* centroids, int f
       sums[r] = squared_difference(frame, centroids[row * static_cast<unsigned>(dim4) + at], sums[r]);
     }
   }
-  Exact exact = {infinity64(), kNobody};
+  Exact exact = {infinity64(), kNone};
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const double distance = sum_over_lanes(sums[r]);
@@ -664,7 +664,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2)
     const bool tiled = place - segment.x < tiled_frames(segment.y, tiled_min);
     const int rows = num_clusters[entry], used = divided_up(rows, tiled ? kTiledWidth : warp_rows);
 
-    Running running = {infinity(), infinity(), kNobody};
+    Running running = {infinity(), infinity(), kNone};
     for (int split = lane; split < used; split += kWarp) {
       const int4 partial = partials[static_cast<size_t>(place) * splits + split];
       merge(running, __int_as_float(partial.x), __int_as_float(partial.y), partial.z);
@@ -720,7 +720,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2)
     const float4* entry_centroids = centroids_of(centroids, slot, clusters, dim4);
 
     const int first = block * kBlockRows + warp * kRows, last = min(first + kRows, rows);
-    Exact exact = {infinity64(), kNobody};
+    Exact exact = {infinity64(), kNone};
     if (first < last) {
       // Other blocks change other partials in the meantime: read past the first-level cache, which does not see it.
       const float best = __int_as_float(__ldcg(mine + first / width).x);
@@ -740,7 +740,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     if (finished && warp == 0) {
       __threadfence();
-      exact = Exact{infinity64(), kNobody};
+      exact = Exact{infinity64(), kNone};
       for (int other = lane; other * kBlockRows < rows; other += kWarp) {
         merge(exact, unpacked(__ldcg(mine + other * kBlockRows / width)));
       }
@@ -749,7 +749,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2)
         const int id = __shfl_xor_sync(kAllLanes, exact.id, mask);
         merge(exact, Exact{distance, id});
       }
-      const int id = exact.id == kNobody ? 0 : exact.id;  // all distances are NaN or infinite
+      const int id = exact.id == kNone ? 0 : exact.id;  // all distances are NaN or infinite
       if (lane == 0) cluster_ids[frame] = id;
       copy_row(out_row(out, out_rows, out_wide, frame, dim4), entry_centroids + static_cast<size_t>(id) * dim4, dim4);
     }

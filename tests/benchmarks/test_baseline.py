@@ -13,8 +13,8 @@ from mkc_fast import CheckpointError
 from mkc_fast.benchmarks.baseline.modules import EagerWavLM
 from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.export.checkpoints.published import load_wavlm
-from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_wavlm
 from mkc_fast.export.networks.wavlm import WavLM
+from mkc_fast.export.random_checkpoints import Checkpoints, write_wavlm
 from tests.conftest import RECORDINGS, Artifacts, needs_numpy_2
 
 pytest.importorskip("sklearn", reason="the baseline needs scikit-learn")

@@ -24,7 +24,7 @@ from mkc_fast.benchmarks.target import Target
 from mkc_fast.benchmarks.timing import Budget, in_turn, ratios, spread, summary
 from mkc_fast.benchmarks.utterances import LONGEST_S, MEAN_S, SHORTEST_S, draw_lengths, quantiles
 from mkc_fast.cli import main
-from mkc_fast.export.checkpoints.random_weights import Checkpoints
+from mkc_fast.export.random_checkpoints import Checkpoints
 from tests.conftest import Artifacts
 
 pytest.importorskip("sklearn", reason="the baseline needs scikit-learn")

@@ -15,7 +15,7 @@ from mkc_fast.cli import main
 from mkc_fast.cli.arguments import normalized
 from mkc_fast.engine.devices import cuda_device_names
 from mkc_fast.engine.sessions.cpu import operators_used
-from mkc_fast.export.checkpoints.random_weights import Checkpoints
+from mkc_fast.export.random_checkpoints import Checkpoints
 from tests.conftest import RECORDINGS, Artifacts
 
 

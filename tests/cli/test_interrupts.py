@@ -16,7 +16,7 @@ import pytest
 
 import mkc_fast.cli
 from mkc_fast.cli import app, interrupts, main
-from mkc_fast.export.checkpoints.random_weights import Checkpoints
+from mkc_fast.export.random_checkpoints import Checkpoints
 from tests.conftest import Artifacts
 
 LAST_LINE = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}

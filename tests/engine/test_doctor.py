@@ -217,7 +217,7 @@ def test_an_onnx_runtime_without_cuda_names_the_package_to_install() -> None:
     report = examine(probes=machine(runtime=CPU_BUILD, installed={"onnxruntime": (("onnxruntime", "1.31.0"),)}))
     assert (report.device, report.ok) == ("cuda:0", False)
     assert "built without CUDA" in verdict(report, "cuda").reason
-    assert verdict(report, "cuda").mend == "pip uninstall -y onnxruntime && pip install 'mkc-fast[cuda13]'"
+    assert verdict(report, "cuda").repair == "pip uninstall -y onnxruntime && pip install 'mkc-fast[cuda13]'"
     assert examine("cpu", probes=machine(runtime=CPU_BUILD)).ok
 
 
@@ -226,7 +226,7 @@ def test_a_missing_cudnn_is_named() -> None:
     report = examine(probes=machine(missing="cudnn"))
     assert not report.ok
     assert verdict(report, "cuda").reason == "libcudnn.so.9 cannot be loaded"
-    assert verdict(report, "cuda").mend == "pip install 'mkc-fast[cuda13]'"
+    assert verdict(report, "cuda").repair == "pip install 'mkc-fast[cuda13]'"
     assert finding(report, "CUDA libraries").status == "note"
 
 
@@ -235,8 +235,8 @@ def test_a_missing_tensorrt_keeps_nothing_from_cuda() -> None:
     report = examine(probes=machine(missing="nv(infer|onnx)"))
     assert (report.ok, used(report)) == (True, "cuda")
     assert "libnvinfer.so.10" in verdict(report, "tensorrt").reason
-    assert verdict(report, "tensorrt").mend == "pip install 'tensorrt-cu13>=10,<11'"
-    assert verdict(report, "cuda").mend is None
+    assert verdict(report, "tensorrt").repair == "pip install 'tensorrt-cu13>=10,<11'"
+    assert verdict(report, "cuda").repair is None
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_what_is_too_old_for_cuda_13_gets_the_extra_for_12(driver: Driver, words
     report = examine(probes=machine(driver))
     assert not report.ok
     assert words in verdict(report, "cuda").reason
-    assert (verdict(report, "cuda").mend or "").startswith("pip install 'mkc-fast[cuda12]'")
+    assert (verdict(report, "cuda").repair or "").startswith("pip install 'mkc-fast[cuda12]'")
 
 
 @pytest.mark.parametrize("version", ["1.24.1", "1.25.0", "1.25.1", "1.26.0", "1.19.2"])
@@ -280,7 +280,7 @@ def test_without_an_onnx_runtime_the_extra_that_brings_it_is_named(device: str, 
     fault = finding(report, "onnxruntime")
     assert not report.ok
     assert fault.found == "ONNX Runtime is not installed"
-    assert fault.mend == f"pip install 'mkc-fast[{extra}]'"
+    assert fault.repair == f"pip install 'mkc-fast[{extra}]'"
 
 
 def test_two_onnx_runtimes_together_are_a_fault() -> None:
@@ -289,7 +289,7 @@ def test_two_onnx_runtimes_together_are_a_fault() -> None:
     assert not report.ok
     (fault,) = faults(report)
     assert "onnxruntime 1.31.0 and onnxruntime-gpu 1.31.0 are installed together" in fault.found
-    assert fault.mend == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'mkc-fast[cuda13]'"
+    assert fault.repair == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'mkc-fast[cuda13]'"
 
 
 def test_a_missing_sound_library_is_a_fault() -> None:
@@ -305,7 +305,7 @@ def test_a_provider_that_loads_and_does_not_compute_is_a_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("packages", "status", "words", "mend"),
+    ("packages", "status", "words", "repair"),
     [
         ((), "fault", "runs on a GPU need it", "pip install 'mkc-fast[cuda13]'"),
         (
@@ -323,14 +323,14 @@ def test_a_provider_that_loads_and_does_not_compute_is_a_fault() -> None:
     ],
 )
 def test_a_cupy_that_does_not_fit_is_noted(
-    packages: tuple[tuple[str, str], ...], status: str, words: str, mend: str
+    packages: tuple[tuple[str, str], ...], status: str, words: str, repair: str
 ) -> None:
     report = examine(probes=machine(installed={"cupy": packages}))
     noted = finding(report, "cupy")
     assert report.ok == (status != "fault")
     assert noted.status == status
     assert words in noted.found
-    assert noted.mend == mend
+    assert noted.repair == repair
 
 
 def test_a_cupy_beyond_the_driver_is_noted() -> None:
@@ -338,7 +338,7 @@ def test_a_cupy_beyond_the_driver_is_noted() -> None:
     report = examine(probes=machine(OLD_DRIVER, old_build))
     assert not report.ok
     assert "but the driver runs CUDA up to 12.2" in finding(report, "cupy").found
-    assert finding(report, "cupy").mend == "pip uninstall -y cupy-cuda13x && pip install 'mkc-fast[cuda12]'"
+    assert finding(report, "cupy").repair == "pip uninstall -y cupy-cuda13x && pip install 'mkc-fast[cuda12]'"
 
 
 # --- the probes themselves -------------------------------------------------------------------------------------------

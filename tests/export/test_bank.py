@@ -15,7 +15,7 @@ from mkc_fast.engine.artifacts import BankInfo, FileFacts, open_bank, write_info
 from mkc_fast.engine.draws import draw_entries
 from mkc_fast.export import build_bank
 from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
-from mkc_fast.export.checkpoints.random_weights import Checkpoints
+from mkc_fast.export.random_checkpoints import Checkpoints
 from tests.conftest import signed
 
 

@@ -17,11 +17,11 @@ from mkc_fast.export import build_bank, export_model
 from mkc_fast.export import model as exporter
 from mkc_fast.export.checkpoints.configs import parse_conv_layers
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
-from mkc_fast.export.checkpoints.random_weights import Checkpoints, write_voice, write_wavlm
 from mkc_fast.export.graphs import torch_export
 from mkc_fast.export.networks.conformer import Conformer
 from mkc_fast.export.networks.hifigan import HifiGan, reach_frames
 from mkc_fast.export.networks.wavlm import WavLM
+from mkc_fast.export.random_checkpoints import Checkpoints, write_voice, write_wavlm
 from tests.conftest import Artifacts
 
 GRAPHS = ("wavlm.onnx", "conformer.onnx", "vocoder.onnx")

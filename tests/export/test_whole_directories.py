@@ -21,7 +21,7 @@ from mkc_fast.engine.artifacts import BANK_FILE, CENTROIDS_FILE, HALF_NORMS_FILE
 from mkc_fast.engine.atomic_files import Contents, atomic_directory
 from mkc_fast.export import build_bank, export_model
 from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
-from mkc_fast.export.checkpoints.random_weights import Checkpoints
+from mkc_fast.export.random_checkpoints import Checkpoints
 from tests.conftest import Artifacts
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

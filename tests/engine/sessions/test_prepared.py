@@ -18,7 +18,7 @@ from mkc_fast.engine.digests import verify
 from mkc_fast.engine.sessions.prepared import prepared_graph
 from mkc_fast.export.cache import cached_bank, cached_model
 from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
-from mkc_fast.export.checkpoints.random_weights import Checkpoints
+from mkc_fast.export.random_checkpoints import Checkpoints
 from mkc_fast.names import CONFORMER_FILE
 from mkc_fast.onnx_runtime import ort
 from tests.conftest import Artifacts

@@ -43,11 +43,11 @@ from mkc_fast.export.checkpoints.configs import parse_conv_layers
 from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
 from mkc_fast.export.checkpoints.kmeans import read_kmeans
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
-from mkc_fast.export.checkpoints.random_weights import write_voice, write_wavlm
 from mkc_fast.export.checkpoints.torch_files import load_torch
 from mkc_fast.export.checkpoints.weights import WeightReader
 from mkc_fast.export.networks.hifigan import HifiGan
 from mkc_fast.export.networks.wavlm import WavLM
+from mkc_fast.export.random_checkpoints import write_voice, write_wavlm
 from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from tests.conftest import signed
 

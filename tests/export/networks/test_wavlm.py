@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mkc_fast.export.checkpoints.published import load_wavlm
-from mkc_fast.export.checkpoints.random_weights import write_wavlm
 from mkc_fast.export.networks.wavlm import WavLM, relative_buckets
+from mkc_fast.export.random_checkpoints import write_wavlm
 
 transformers = pytest.importorskip("transformers")
 

@@ -18,7 +18,6 @@ from mkc_fast import InexactError, MkcError
 from mkc_fast.cli import main
 from mkc_fast.export import export_model
 from mkc_fast.export import model as exporter
-from mkc_fast.export.checkpoints.random_weights import Checkpoints
 from mkc_fast.export.graphs import files
 from mkc_fast.export.precision import half_graphs
 from mkc_fast.export.precision.half import (
@@ -30,6 +29,7 @@ from mkc_fast.export.precision.half import (
     rounding_shown,
     to_half,
 )
+from mkc_fast.export.random_checkpoints import Checkpoints
 from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from tests.conftest import Artifacts
 

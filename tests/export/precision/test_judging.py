@@ -38,7 +38,6 @@ from mkc_fast.export import export_model
 from mkc_fast.export import model as exporter
 from mkc_fast.export.cache import cached_model
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
-from mkc_fast.export.checkpoints.random_weights import Checkpoints
 from mkc_fast.export.graphs.files import open_session
 from mkc_fast.export.graphs.native import write_hifigan
 from mkc_fast.export.networks.conformer import Conformer
@@ -58,6 +57,7 @@ from mkc_fast.export.precision.judging import (
     runner,
 )
 from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes
+from mkc_fast.export.random_checkpoints import Checkpoints
 from mkc_fast.kernels.cpu.loader import native_library
 from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from tests.conftest import Artifacts, signed

@@ -13,10 +13,10 @@ import torch
 from mkc_fast import CheckpointError
 from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
 from mkc_fast.export.checkpoints.published import load_voice, load_wavlm
-from mkc_fast.export.checkpoints.random_weights import write_checkpoints, write_voice, write_wavlm
 from mkc_fast.export.networks.conformer import Conformer
 from mkc_fast.export.networks.hifigan import HifiGan
 from mkc_fast.export.networks.wavlm import WavLM
+from mkc_fast.export.random_checkpoints import write_checkpoints, write_voice, write_wavlm
 from tests.conftest import GOLDEN, needs_numpy_2
 
 LAYER = 6  # the one whose output the published models cluster
