@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
+import shlex
+import textwrap
 
 import click
 import pytest
@@ -68,6 +72,37 @@ def test_every_option_that_is_named_exists(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_every_command_that_is_shown_exists_and_has_its_options(page: str) -> None:
+    for line in _shown_commands((ROOT / page).read_text()):
+        words, command = shlex.split(line, comments=True)[1:], typer.main.get_command(_commands())
+        while (commands := getattr(command, "commands", {})) and words and not words[0].startswith("-"):
+            name = words.pop(0)
+            assert name in commands, line
+            command = commands[name]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        named = {word.split("=")[0].replace("_", "-") for word in words if re.match(r"--?[a-z]", word)}
+        assert named <= known | {"--help"}, line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_that_is_shown_compiles_and_imports_what_exists(page: str) -> None:
+    for block in re.findall(r"^( *)```python\n(.*?)^ *```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(textwrap.dedent(block[1]))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mkc_fast"):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings_lead_to_one(page: str) -> None:
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)]+)\)", (ROOT / page).read_text()):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+        slugs = {re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in headings}
+        assert heading in slugs, f"{page} links {target}#{heading}"
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str) -> None:
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     for target in _LINK.findall(text):
@@ -129,3 +164,10 @@ def _options(command: click.Command) -> set[str]:
     for sub in getattr(command, "commands", {}).values():
         found |= _options(sub)
     return found | {"--help"}
+
+
+def _shown_commands(text: str) -> list[str]:
+    """The lines of shell blocks that run mkc-fast, with the lines that continue them."""
+    blocks = re.findall(r"^ *```(?:bash|sh|console|shell)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line[match.start() :] for line in lines if (match := re.search(r"(?<![\w/.'-])mkc-fast (?=[a-z-])", line))]
