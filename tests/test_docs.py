@@ -167,7 +167,10 @@ def _options(command: click.Command) -> set[str]:
 
 
 def _shown_commands(text: str) -> list[str]:
-    """The lines of shell blocks that run mkc-fast, with the lines that continue them."""
+    """The commands of mkc-fast: lines of shell blocks, with the lines that continue them, and code in the text."""
     blocks = re.findall(r"^ *```(?:bash|sh|console|shell)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines += re.findall(
+        r"(?<!`)`(mkc-fast [^`]*)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    )
     return [line[match.start() :] for line in lines if (match := re.search(r"(?<![\w/.'-])mkc-fast (?=[a-z-])", line))]
