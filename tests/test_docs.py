@@ -67,7 +67,11 @@ def test_speeds_are_written_by_the_generator_only(page: str) -> None:
 def test_every_option_that_is_named_exists(page: str) -> None:
     known = _options(typer.main.get_command(_commands())) | _OTHERS
     named = set(_OPTION.findall((ROOT / page).read_text()))
-    named -= set(_OPTION.findall(" ".join(re.findall(r"(?:pip|pytest|git|find) .*", (ROOT / page).read_text()))))
+    named -= set(
+        _OPTION.findall(
+            " ".join(re.findall(r"(?:pip|pytest|git|find|python examples/\S+) .*", (ROOT / page).read_text()))
+        )
+    )
     assert {option.replace("_", "-") for option in named} <= known
 
 
@@ -82,6 +86,13 @@ def test_every_command_that_is_shown_exists_and_has_its_options(page: str) -> No
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         named = {word.split("=")[0].replace("_", "-") for word in words if re.match(r"--?[a-z]", word)}
         assert named <= known | {"--help"}, line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_that_are_shown_have_their_options(page: str) -> None:
+    for example, arguments in re.findall(r"python (examples/\S+) (.*)", (ROOT / page).read_text()):
+        code = (ROOT / example).read_text()
+        assert all(f'add_argument("{option}"' in code for option in _OPTION.findall(arguments)), example
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -113,6 +124,20 @@ def test_the_readme_is_short_and_works_without_the_repository() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 120
     assert not _LINK.search(text), "an index page shows it without the files that it links"
+
+
+def test_the_picture_of_the_layout_has_the_order_that_is_checked() -> None:
+    contract = (ROOT / "pyproject.toml").read_text().partition('"The rooms of the engine import those below them"')[2]
+    layers = ast.literal_eval(contract[contract.index("[") : contract.index("]") + 1])
+    checked = [[room for room in layer.split(" | ") if not room.startswith("(")] for layer in layers]
+    shown_rows: dict[int, list[str]] = {}
+    for y, name in re.findall(
+        r'class="room" x="\d+" y="(\d+)".*?>([^<>]+)</text>', (ROOT / "docs/layout.svg").read_text()
+    ):
+        shown_rows.setdefault(int(y), []).append(name)
+    *rooms, small = [shown_rows[y] for y in sorted(shown_rows)]
+    assert rooms == checked[:-1]
+    assert {name for name in small[0].split(", ") if name != "…"} <= set(checked[-1])
 
 
 def test_pre_commit_runs_the_ruff_of_the_constraints() -> None:
