@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.datasets.decoders import decoded_file
 from mkc_fast.engine.datasets.lines import PathResolver, check_name, read_lines
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
@@ -59,16 +60,18 @@ def read_data_directory(path: Path, suffix: str, *, allow_commands: bool = False
 
     A line of ``segments`` is ``utt-id recording-id start end``, in seconds; an end of -1 is the recording's end.
     Blank lines are skipped, and so are comments, lines that begin with ``#`` (blanks before it do not count). Relative
-    paths in ``wav.scp`` are against the working directory, else against the directory. Nothing is written.
+    paths in ``wav.scp`` are against the working directory, else the directory, else the folders above it. Of a command
+    that only decodes a file (``flac -c -d -s PATH |``, see ``decoded_file``) the file is read directly. Nothing is
+    written.
 
     Args:
         path: The directory.
         suffix: Added to its name, it names the anonymized sibling.
-        allow_commands: Admit recordings that are a command's output; the commands are not run here.
+        allow_commands: Admit recordings that are another command's output; the commands are not run here.
 
     Raises:
         ListError: A list is missing, unreadable, empty or contradictory, an utterance id cannot name a file, a
-            recording is a command, or the suffix is empty or leads out of the parent directory.
+            recording is another command, or the suffix is empty or leads out of the parent directory.
         OutputError: The sibling is the directory itself, not a directory, or holds ``segments`` already.
     """
     segments = path / "segments"
@@ -128,11 +131,13 @@ def _read_recordings(scp: Path, allow_commands: bool, *, names_files: bool) -> d
     """
     recordings: dict[str, Utterance] = {}
     lines = array("L")
-    resolver = PathResolver(scp)
+    resolver = PathResolver(scp, parents=True)
     for number, line in read_lines(scp):
         name, _, target = line.partition(" ")
         where = f"{scp}, line {number}"
         command = target[:-1].strip() if target.endswith("|") else None
+        if command and (decoded := decoded_file(command)) is not None:
+            target, command = decoded, None
         if not target or command == "":
             raise ListError(f"{where}: expected 'utt-id path', found '{printable(line)}'")
         if command is not None and not allow_commands:

@@ -110,31 +110,35 @@ def _one_space(line: str) -> str:
 
 
 class PathResolver:
-    """Resolves the paths of a list: against the working directory, else against the list's own folder.
+    """Resolves the paths of a list: against the working directory, else the list's own folder, else its parents.
 
     A list has up to a million lines, and looking up a file on a network file system is slow. So absolute paths are not
-    looked up at all. For a relative path, its directory is looked up once; each file is looked up only if both the
-    working directory and the list's folder have such a directory.
+    looked up at all. For a relative path, its directory is looked up once in each folder; each file is looked up only
+    if several folders have such a directory.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Resolve the paths of this list."""
+    def __init__(self, path: Path, *, parents: bool = False) -> None:
+        """Resolve the paths of this list; with ``parents`` also against the folders above it, the nearest first."""
         self._folder = str(path.parent)
-        self._alone = _same(self._folder, os.curdir)  # the list lies in the working directory
-        self._remembered: dict[str, bool | None] = {}
+        folders = [self._folder]
+        if parents:
+            folders += [str(parent) for parent in Path(os.path.abspath(self._folder)).parents]  # noqa: PTH100
+        self._folders = [folder for folder in folders if not _same(folder, os.curdir)]
+        self._remembered: dict[str, tuple[str, ...]] = {}
         self._spaced: set[str] | None = None
 
     def resolve(self, text: str) -> str:
-        """A path of the list: unchanged if absolute or found in the working directory, else beside the list."""
-        if self._alone or text.startswith("/") or os.path.isabs(text):  # noqa: PTH117 - as text it costs a tenth
+        """A path of the list: unchanged if absolute or found in the working directory, else where it is found.
+
+        One that is nowhere is taken to be where its directory is, the working directory first.
+        """
+        if not self._folders or text.startswith("/") or os.path.isabs(text):  # noqa: PTH117 - as text it costs a tenth
             return text
-        beside = self._is_beside(os.path.dirname(text))  # noqa: PTH120
-        if beside is False:
-            return text
-        moved = os.path.join(self._folder, text)  # noqa: PTH118
-        if beside is None:
-            beside = not os.path.exists(text) and os.path.exists(moved)  # noqa: PTH110
-        return moved if beside else text
+        folders = self._with_directory(os.path.dirname(text))  # noqa: PTH120
+        candidates = [os.path.join(folder, text) for folder in folders]  # noqa: PTH118
+        if len(candidates) > 1:
+            return next((path for path in candidates if os.path.exists(path)), candidates[0])  # noqa: PTH110
+        return candidates[0] if candidates else text
 
     def names_file(self, line: str) -> bool:
         """Whether a line with spaces in it is, as a whole, the path of a file that is there."""
@@ -143,18 +147,20 @@ class PathResolver:
             return False
         return os.path.isfile(self.resolve(line))  # noqa: PTH113
 
-    def _is_beside(self, directory: str) -> bool | None:
-        """Whether only the list's folder has such a directory; None if the working directory has one, too."""
-        known = self._remembered.get(directory, ...)
-        if known is not ...:
+    def _with_directory(self, directory: str) -> tuple[str, ...]:
+        """The folders that have such a directory; the working directory is the empty text."""
+        known = self._remembered.get(directory)
+        if known is not None:
             return known
-        here = os.path.isdir(directory or os.curdir)  # noqa: PTH112
-        there = os.path.isdir(os.path.join(self._folder, directory))  # noqa: PTH112, PTH118
-        beside = None if here and there else there
+        found = tuple(
+            folder
+            for folder in ("", *self._folders)
+            if os.path.isdir(os.path.join(folder, directory) or os.curdir)  # noqa: PTH112, PTH118
+        )
         if len(self._remembered) >= _MAX_REMEMBERED:
             self._remembered.clear()
-        self._remembered[directory] = beside
-        return beside
+        self._remembered[directory] = found
+        return found
 
     def _may_begin(self, name: str) -> bool:
         """Whether either folder may have an entry of this name, which holds a space; few entries do."""

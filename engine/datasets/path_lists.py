@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.datasets.decoders import decoded_file
 from mkc_fast.engine.datasets.lines import PathResolver, check_name, read_lines, shown_list
 from mkc_fast.errors import ListError
 from mkc_fast.text import printable
@@ -42,11 +43,12 @@ def read_audio_list(path: Path, *, allow_commands: bool = False) -> list[Utteran
 
     Blank lines are skipped, and so are comments, lines that begin with ``#`` (blanks before it do not count). Relative
     paths are against the working directory, else against the list's own folder. A line that ends in ``|`` is a command
-    (as Kaldi has them), and is refused unless ``allow_commands``.
+    (as Kaldi has them). If it only decodes a file (``flac -c -d -s PATH |``, see ``decoded_file``), the file is read
+    directly; any other is refused unless ``allow_commands``.
 
     Args:
         path: The list; ``-`` is the standard input, with paths against the working directory alone.
-        allow_commands: Admit recordings that are a command's output; the commands are not run here.
+        allow_commands: Admit recordings that are another command's output; the commands are not run here.
 
     Raises:
         ListError: The list is unreadable or empty, two lines have one id, an id cannot name a file, or a line is a
@@ -60,14 +62,18 @@ def read_audio_list(path: Path, *, allow_commands: bool = False) -> list[Utteran
     for number, line in read_lines(path):
         first, _, rest = line.partition(" ")
         if line.endswith("|"):
-            if not allow_commands:
+            command = rest[:-1].strip()
+            decoded = decoded_file(command)
+            if decoded is not None:
+                utterance = Utterance(first, resolver.resolve(decoded))
+            elif not allow_commands:
                 raise ListError(
                     f"{where}, line {number}: a command, which is run only with --allow-commands: {printable(line)}"
                 )
-            command = rest[:-1].strip()
-            if not command:
+            elif not command:
                 raise ListError(f"{where}, line {number}: expected 'utt-id command |', found {printable(line)}")
-            utterance = Utterance(first, printable(command), command=command)
+            else:
+                utterance = Utterance(first, printable(command), command=command)
         # A line without an id may hold a path with spaces in it: then the whole line names a file that is there.
         elif rest and not resolver.names_file(line):
             utterance = Utterance(first, resolver.resolve(rest))

@@ -134,7 +134,7 @@ def test_a_wrong_segment_is_an_error_that_names_file_and_line(line: str, fact: s
         ("../u2 /x/b.wav", "cannot name an output file"),
         ("a/b /x/b.wav", "cannot name an output file"),
         (".. /x/b.wav", "cannot name an output file"),
-        ("u2 sox in.wav -t wav - |", "only with --allow-commands"),
+        ("u2 sox in.wav -t wav - rate 8k |", "only with --allow-commands"),
     ],
 )
 def test_a_wrong_recording_is_an_error_that_names_file_and_line(line: str, fact: str, tmp_path: Path) -> None:
