@@ -154,7 +154,7 @@ def as_dict(summary: Summary) -> dict[str, object]:
 
 
 def _show(summary: Summary, where: Sequence[Folder]) -> None:
-    folders = ", ".join(str(folder.path) for folder in where)
+    folders = ", ".join(str(folder.outputs.folder) for folder in where)
     earlier = f", {summary.present} were there already" if summary.present else ""
     failed = f", {len(summary.failed)} failed" if summary.failed else ""
     ended = " (interrupted; run the same command again to continue)" if summary.interrupted else ""

@@ -89,7 +89,7 @@ def open_corpus(
             raise ArgumentError("give audio_list and out, or data_dirs")
         datasets = [AudioList(read_audio_list(Path(audio_list), allow_commands=allow_commands), Path(out))]
     settings = Settings(format=audio_format)
-    folders = [plan_folder(each.utterances, each.out, each.audio_dir, settings) for each in datasets]
+    folders = [plan_folder(each.utterances, each.record_dir, each.audio_dir, settings, each.out) for each in datasets]
     return Corpus(datasets, folders, audio_format)
 
 

@@ -71,20 +71,31 @@ class Folder:
         path: Where the manifest is.
         utterances: To anonymize.
         outputs: Where the output of each goes, by id.
+        out: Where lists go, if that is another folder.
     """
 
     path: Path
     utterances: Sequence[Utterance]
     outputs: Outputs
+    out: Path | None = None
 
     @property
     def directories(self) -> set[Path]:
         """The directories that hold the folder's files."""
-        return {self.path, self.outputs.folder}
+        return {self.path, self.outputs.folder, self.out or self.path}
 
 
-def plan_folder(utterances: Sequence[Utterance], folder: Path, audio_folder: Path, settings: Settings) -> Folder:
+def plan_folder(
+    utterances: Sequence[Utterance], folder: Path, audio_folder: Path, settings: Settings, out: Path | None = None
+) -> Folder:
     """Plan where each output goes; nothing is written.
+
+    Args:
+        utterances: To anonymize.
+        folder: Where the manifest goes.
+        audio_folder: Where the outputs go.
+        settings: Of the run.
+        out: Where lists go, if that is another folder.
 
     Raises:
         ListError: Two outputs have one name where the file system does not tell upper case from lower.
@@ -93,7 +104,7 @@ def plan_folder(utterances: Sequence[Utterance], folder: Path, audio_folder: Pat
     """
     if settings.format not in FORMATS:
         raise MkcError(f"format is {settings.format!r}; expected one of {', '.join(FORMATS)}")
-    for part in (folder, audio_folder):
+    for part in (folder, audio_folder, out or folder):
         try:
             if part.exists() and not part.is_dir():
                 raise OutputError(f"{part}: exists, and is no folder")
@@ -105,7 +116,7 @@ def plan_folder(utterances: Sequence[Utterance], folder: Path, audio_folder: Pat
         for name in outputs:
             if folded[_folded(name)] > 1:
                 raise ListError(f"{name}: another id differs only in case, and would write the same file")
-    planned = Folder(folder, utterances, outputs)
+    planned = Folder(folder, utterances, outputs, out)
     check_recordings([planned])
     return planned
 

@@ -45,8 +45,9 @@ class Dataset(Protocol):
 
     Attributes:
         utterances: To anonymize, each with an id of its own that can name a file.
-        out: The output folder, where the manifest of the run is kept.
+        out: The output folder.
         audio_dir: Where the anonymized recordings go: ``out`` or a folder inside it.
+        record_dir: Where the manifest of the run is kept.
     """
 
     @property
@@ -57,6 +58,9 @@ class Dataset(Protocol):
 
     @property
     def audio_dir(self) -> Path: ...
+
+    @property
+    def record_dir(self) -> Path: ...
 
     def finish(self, outputs: Mapping[str, Path], failed: Collection[str]) -> None:
         """Complete the output folder after a run that was not interrupted.

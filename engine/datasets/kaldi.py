@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.decoders import decoded_file
+from mkc_fast.engine.datasets.durations import lengths_of, with_durations, with_frame_counts
 from mkc_fast.engine.datasets.lines import PathResolver, check_name, read_lines
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 # wav.scp is written new. The others describe the original recordings, and segments would cut the outputs again.
-_NOT_COPIED = frozenset(
-    {"wav.scp", "segments", "reco2file_and_channel", "reco2dur", "utt2num_frames", "manifest.jsonl"}
-)
+_NOT_COPIED = frozenset({"wav.scp", "segments", "reco2file_and_channel", "manifest.jsonl"})
+# Lengths of the recordings, which are recomputed for the outputs.
+_DURATIONS, _FRAME_COUNTS = frozenset({"utt2dur", "reco2dur"}), "utt2num_frames"
 # Original speech and features of it (feats.scp, cmvn.scp, raw_mfcc.1.ark), which would defeat the anonymization.
 _ORIGINAL_SPEECH = frozenset(
     {".scp", ".ark", ".wav", ".flac", ".sph", ".wv1", ".wv2", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".au"}
@@ -48,6 +49,15 @@ class DataDirectory:
     def audio_dir(self) -> Path:
         """The folder ``wav`` in ``out``."""
         return self.out / "wav"
+
+    @property
+    def record_dir(self) -> Path:
+        """``.mkc-fast/<name of out>`` beside ``out``.
+
+        Evaluations compare the files of ``out`` with those of the original, and submissions pack all of it; the
+        manifest has the original paths.
+        """
+        return self.out.parent / ".mkc-fast" / self.out.name
 
     def finish(self, outputs: Mapping[str, Path], failed: Collection[str]) -> None:
         """Make ``out`` a data directory of the outputs that exist: see ``finish_data_directory``."""
@@ -86,12 +96,13 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
     """Make ``directory.out`` a data directory of the recordings written: ``wav.scp``, and copies of the other files.
 
     Copied byte for byte are the directory's regular files (what links lead to, too): ``utt2spk``, ``spk2utt``,
-    ``spk2gender``, ``text``, ``trials``, ``enrolls``, and ``utt2dur``, although durations change by under 25 ms. They
-    list every utterance, those that could not be written included. Not copied:
+    ``spk2gender``, ``text``, ``trials``, ``enrolls`` and others. They list every utterance, those that could not be
+    written included. ``utt2dur``, ``reco2dur`` and ``utt2num_frames`` get the lengths of the outputs. Not copied:
 
-    - ``segments``, ``reco2file_and_channel``, ``reco2dur``: every utterance is now a recording of its own;
-    - ``feats.scp``, ``cmvn.scp``, ``vad.scp``, every other ``.scp`` and ``.ark``, and ``utt2num_frames``: they describe
-      the original speech, and features of it in the anonymized directory would be wrong and a leak;
+    - ``segments``, ``reco2file_and_channel`` and, with ``segments``, ``reco2dur``: every utterance is now a recording
+      of its own;
+    - ``feats.scp``, ``cmvn.scp``, ``vad.scp``, every other ``.scp`` and ``.ark``: they describe the original speech,
+      and features of it in the anonymized directory would be wrong and a leak;
     - audio, which is the original speech; sub-directories; hidden files; ``manifest.jsonl``.
 
     Each file is written atomically, ``wav.scp`` last. Other files in ``directory.out`` are kept.
@@ -113,9 +124,17 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
     # A recording may lie among the lists without an audio ending. Few names match, so few files are compared.
     names = {source.name for source in sources}
     originals = [u.path for u in directory.utterances if u.command is None and os.path.basename(u.file) in names]  # noqa: PTH119
+    segmented = (directory.path / "segments").exists()
+    lengths: dict[str, tuple[int, int]] | None = None
     for source in sources:
-        if not any(original.exists() and original.samefile(source) for original in originals):
+        if any(original.exists() and original.samefile(source) for original in originals):
+            continue
+        if source.name not in {*_DURATIONS, _FRAME_COUNTS}:
             _copy(source, out / source.name)
+        elif source.name != "reco2dur" or not segmented:
+            if lengths is None:
+                lengths = lengths_of({u.id: written[u.id] for u in directory.utterances if u.id in written})
+            _copy_lengths(source, out / source.name, lengths)
     lines = [f"{u.id} {written[u.id]}\n" for u in directory.utterances if u.id in written]
     try:
         with atomic_file(out / "wav.scp") as temporary:
@@ -230,6 +249,23 @@ def _is_copied(source: Path) -> bool:
     name = source.name
     unwanted = name.startswith(".") or name in _NOT_COPIED or source.suffix.lower() in _ORIGINAL_SPEECH
     return not unwanted and source.is_file()
+
+
+def _copy_lengths(source: Path, target: Path, lengths: Mapping[str, tuple[int, int]]) -> None:
+    """Write a list of lengths with those of the outputs; as it is if it is no text."""
+    try:
+        text = source.read_bytes().decode()
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be copied from {source} ({error.strerror})") from None
+    except UnicodeDecodeError:
+        _copy(source, target)
+        return
+    text = (with_frame_counts if source.name == _FRAME_COUNTS else with_durations)(text, lengths)
+    try:
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(text.encode())
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
 
 
 def _copy(source: Path, target: Path) -> None:

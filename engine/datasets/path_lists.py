@@ -34,6 +34,11 @@ class AudioList:
         """The output folder itself."""
         return self.out
 
+    @property
+    def record_dir(self) -> Path:
+        """The output folder itself."""
+        return self.out
+
     def finish(self, outputs: Mapping[str, Path], failed: Collection[str]) -> None:
         """Do nothing: the outputs are all there is."""
 

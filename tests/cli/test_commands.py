@@ -259,7 +259,7 @@ def test_bad_recordings_cost_a_line_each_and_the_others_go_on(
         ("../u audio/one.wav\n", "cannot name an output file"),
         (".. audio/one.wav\n", "cannot name an output file"),
         ("a/b audio/one.wav\n", "cannot name an output file"),
-        ("u sox x.wav -t wav - |\n", "a command"),
+        ("u sox x.wav -t wav - rate 8k |\n", "a command"),
     ],
 )
 def test_bad_lists_are_refused_before_any_work(

@@ -921,7 +921,7 @@ def test_recordings_of_unknown_length_run_alone(
 
     monkeypatch.setattr(corpus, "Scheduler", Recorder)
     lines = few.read_text().splitlines()[:6]
-    few.write_text("".join(f"c{number} cat {path} |\n" for number, path in enumerate(lines)) + "\n".join(lines))
+    few.write_text("".join(f"c{number} cat {path} && true |\n" for number, path in enumerate(lines)) + "\n".join(lines))
     arguments = command(artifacts, few, tmp_path / "out", "--batch-seconds", "60", "--allow-commands")
     assert main(arguments) == 0
     assert batches[:6] == [[f"c{number}"] for number in range(6)]

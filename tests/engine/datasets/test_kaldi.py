@@ -303,7 +303,7 @@ def test_nothing_of_the_original_speech_is_copied(tmp_path: Path) -> None:
     path = make(tmp_path / "d", "u1 a.wav\nu2 bare\n")
     for name in ("a.wav", "b.FLAC", "bare", "feats.scp", "cmvn.scp", "vad.scp", "xvector.scp", "raw_mfcc.1.ark"):
         (path / name).write_bytes(b"original")
-    for name in ("utt2num_frames", "manifest.jsonl", ".hidden", ".backup.tmp"):
+    for name in ("manifest.jsonl", ".hidden", ".backup.tmp"):
         (path / name).write_bytes(b"original")
     (path / "split4").mkdir()
     (path / "split4" / "text").touch()
