@@ -14,6 +14,21 @@ class Mode(str, Enum):
     frame = names.FRAME
 
 
+class Level(str, Enum):
+    """What has one draw of its own."""
+
+    utterance = names.UTTERANCE
+    speaker = names.SPEAKER
+    constant = names.CONSTANT
+
+
+class OnFailure(str, Enum):
+    """What becomes of a recording that fails."""
+
+    stop = names.STOP
+    copy_silence = names.COPY_SILENCE
+
+
 class Format(str, Enum):
     """The formats of the outputs."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mkc_fast.cli import panels
-from mkc_fast.cli.choices import Format, Mode, Precision, Provider
+from mkc_fast.cli.choices import Format, Level, Mode, OnFailure, Precision, Provider
 from mkc_fast.cli.interrupts import Interrupted
 from mkc_fast.cli.show import counted, counting, shown_warnings, steps
 from mkc_fast.engine.options import DEFAULT_WINDOW_S, EngineOptions
@@ -74,6 +74,20 @@ def infer(
     seed: Annotated[
         int | None,
         typer.Option(help="Repeatable draws; without it they are unpredictable.", rich_help_panel=panels.DRAWS),
+    ] = None,
+    level: Annotated[
+        Level,
+        typer.Option(
+            help="What has a draw of its own: each utterance, each speaker (utt2spk), or one draw for all.",
+            rich_help_panel=panels.DRAWS,
+        ),
+    ] = Level.utterance,
+    utt2spk: Annotated[
+        Path | None,
+        typer.Option(
+            help="List of 'utt-id speaker' a line, for --level speaker (default: beside the list).",
+            rich_help_panel=panels.DRAWS,
+        ),
     ] = None,
     kmeans_num: Annotated[
         int | None,
@@ -156,6 +170,13 @@ def infer(
             rich_help_panel=panels.RUN,
         ),
     ] = 900.0,
+    on_failure: Annotated[
+        OnFailure,
+        typer.Option(
+            help="Of a recording that fails twice: no output, and no wav.scp of its data directory; or silence.",
+            rich_help_panel=panels.RUN,
+        ),
+    ] = OnFailure.stop,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Start over, whatever the folder holds.", rich_help_panel=panels.RUN),
@@ -207,6 +228,8 @@ def infer(
         anon_suffix=anon_suffix,
         audio_format=format_.value,
         allow_commands=allow_commands,
+        level=level.value,
+        utt2spk=utt2spk,
     )
     _check_sources(model, bank, wavlm_ckpt, ckpt, kmeans_scp)
     model = model or _model(wavlm_ckpt, ckpt, hifi_config, layer, cache_dir)
@@ -216,7 +239,8 @@ def infer(
         draws = "from the system's entropy, not repeatable" if seed is None else f"from seed {seed}, repeatable"
         count = sum(len(folder.utterances) for folder in corpus.folders)
         subset = f", from {kmeans_num} of {models} k-means models" if kmeans_num and kmeans_num < models else ""
-        settings = f"{mode.value} mode, stride {stride}"
+        shared = "" if level is Level.utterance else f", level {level.value}"
+        settings = f"{mode.value} mode, stride {stride}{shared}"
         print(f"{counted(count, 'recording')}, {settings}; draws {draws}{subset}", file=sys.stderr)
     with _signals() as signalled, watching(quiet=quiet, as_json=json_, where=corpus.folders) as watch:
         try:
@@ -238,6 +262,7 @@ def infer(
                     overwrite=overwrite,
                     allow_mixed=allow_mixed,
                     private_manifest=private_manifest,
+                    on_failure=on_failure.value,
                     progress=watch,
                     stopped=lambda: bool(signalled),
                 )
@@ -245,7 +270,7 @@ def infer(
             watch.print_summary()  # of a run that came to its end, even if its data directories cannot be completed
     if summary.interrupted:
         return 128 + signalled[0]
-    return EXIT_FAILED if summary.failed else 0
+    return EXIT_FAILED if len(summary.failed) > summary.silenced else 0
 
 
 @contextmanager

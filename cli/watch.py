@@ -86,7 +86,7 @@ class Watch:
         summary = status.summary
         done = summary.present + summary.written + len(summary.failed)
         return (
-            f"[{status.elapsed_s:7.0f} s] {done} of {summary.files}, {len(summary.failed)} failed, "
+            f"[{status.elapsed_s:7.0f} s] {done} of {summary.files}, {_failures(status)}, "
             f"{summary.audio_s:.0f} s of audio, RTFx {self._rtfx_now():.1f} now, {summary.rtfx:.1f} overall, "
             f"{_time(_left(status))} left{''.join(f', {loss}' for loss in _worker_losses(summary))}"
         )
@@ -104,7 +104,7 @@ class Watch:
         head.add_row(
             ProgressBar(total=max(1, summary.files), completed=done, width=20),
             f"{done:,} of {summary.files:,}",
-            f"{len(summary.failed):,} failed",
+            _failures(status),
             f"{_time(_left(status))} left",
         )
         speed = Text(
@@ -122,6 +122,12 @@ class Watch:
             )
             rows.add_row(f"worker {number}", worker.device, f"pid {worker.pid}", load)
         return Group(head, speed, rows, *_worker_losses(summary))
+
+
+def _failures(status: Status) -> str:
+    """How many recordings failed, and how many of those are still to be tried again."""
+    again = f", {status.retrying:,} to try again" if status.retrying else ""
+    return f"{len(status.summary.failed):,} failed{again}"
 
 
 def _left(status: Status) -> float | None:
@@ -162,6 +168,15 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
         f"{summary.written} of {counted(summary.files, 'recording')} written to {folders}{earlier}{failed}{ended}",
         soft_wrap=True,
     )
+    if summary.silenced:
+        console.print(f"{counted(summary.silenced, 'recording')} that failed: silence was written in their place")
+    for folder in where:
+        if folder.out is not None and folder.out != folder.path and str(folder.out) in summary.incomplete:
+            console.print(
+                f"{folder.out} is not complete and has no wav.scp, since recordings of it failed: run the command "
+                "again once they can be read, or with --on-failure copy-silence",
+                soft_wrap=True,
+            )
     if summary.loud:
         console.print(f"{summary.loud} with a peak above 1: is their scale right?")
     for loss in _worker_losses(summary):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.passes.device import DevicePass
     from mkc_fast.engine.passes.pending import Pass
+    from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
     from mkc_fast.names import Mode, Precision, Provider
 
 __all__ = ["Anonymizer", "PendingBatch", "Result", "StreamedResult"]
@@ -184,24 +186,21 @@ class Anonymizer:
             raise ArgumentError("options are given and keywords, too; give one of the two")
         model_path, bank_path = Path(model), Path(bank)
         info, opened = read_model_info(model_path), open_bank(bank_path)
-        if opened.info.dim != info.dim:
-            raise ArtifactError(f"{bank_path}: has {opened.info.dim} dimensions, {model_path} has {info.dim}")
+        _check_dimensions(bank_path, opened, info, str(model_path))
         if info.warnings:
             logger.warning("%s: %s", model_path, "; ".join(info.warnings))
         index = cuda_index(device)
         verification = Verification(options.cache or default_cache())
         verification.begin(bank_path, opened.info.files)
-        arrays = opened.centroids, opened.half_norms, opened.info.num_clusters
         if index is None:
             if options.latency_buckets_s:
                 raise DeviceError("latency_buckets_s are CUDA graphs; the device is cpu")
             sessions = open_sessions(model_path, device, options)
             check_graphs(model_path, info, sessions)
             verification.begin(model_path, files_of(model_path, info, sessions.files))
-            return cls(info, opened, sessions, make_lookup(*arrays), device, options, verification)
+            return cls(info, opened, sessions, _host_lookup(opened), device, options, verification)
         from mkc_fast.engine.passes.device import DevicePass
         from mkc_fast.engine.passes.device_context import DeviceContext
-        from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
 
         context = DeviceContext(index)
         stream = context.compute.ptr
@@ -218,8 +217,7 @@ class Anonymizer:
             )
             for seconds in sorted(options.latency_buckets_s)
         ]
-        lookup = make_lookup(*arrays, backend="cupy", device=index)
-        assert isinstance(lookup, CupyLookup)
+        lookup = _device_lookup(opened, index)
         anonymizer = cls(info, opened, sessions, lookup, device, options, verification)
         anonymizer._device_pass = DevicePass(
             context,
@@ -232,6 +230,37 @@ class Anonymizer:
         )
         anonymizer._device_pass.warm_up()
         return anonymizer
+
+    def with_bank(self, bank: str | PathLike[str]) -> Anonymizer:
+        """Another anonymizer of the same model on the same device, with another bank.
+
+        The two share the graphs, so this costs neither their time nor their memory. They are for one thread together,
+        and either may be closed first.
+
+        Args:
+            bank: Directory made by ``build_bank``.
+
+        Raises:
+            ArtifactError: The bank is missing, damaged, or does not fit the model.
+            DeviceError: There is too little memory for the look-up.
+        """
+        self._check_open()
+        path = Path(bank)
+        opened = open_bank(path)
+        _check_dimensions(path, opened, self.info, "the model")
+        if self._verification is not None:
+            self._verification.begin(path, opened.info.files)
+        other = copy.copy(self)
+        other.bank = opened
+        if self._device_pass is None:
+            other._lookup = _host_lookup(opened)
+        else:
+            index = cuda_index(self.device)
+            assert index is not None
+            other._lookup = lookup = _device_lookup(opened, index)
+            other._device_pass = self._device_pass.with_lookup(lookup)
+        other._host_pass = self._host_pass.with_lookup(other._lookup)
+        return other
 
     def encode(self, waveform: ArrayLike) -> NDArray[np.float32]:
         """WavLM features of a waveform: (S,) float in [-1, 1], or int16, at the model's rate → (T, D) float32.
@@ -327,6 +356,7 @@ class Anonymizer:
         entries: ArrayLike | None = None,
         sample_rate: float | None = None,
         pad: bool = False,
+        draw_id: str | None = None,
     ) -> Result:
         """Anonymize one utterance.
 
@@ -344,6 +374,8 @@ class Anonymizer:
                 model's rate in any case.
             pad: Fill the output's end with silence, up to the length of the input (at the model's rate); without it the
                 output is 5 to 25 ms shorter.
+            draw_id: With a seed, decides the draws in place of ``utterance_id``: what shares it, such as the utterances
+                of a speaker (``speaker_draw``), shares its draws.
 
         Raises:
             AudioError: The waveform is not (S,) float or int16, too short, not finite, or its peak is above 8.
@@ -357,7 +389,8 @@ class Anonymizer:
         checked = self._checked(waveform, sample_rate, name)
         if bank_ids is not None and entries is not None:
             raise BankError("bank_ids are given and entries to draw them from; give one of the two")
-        banks = self._banks(checked, mode, stride, seed, utterance_id, bank_ids, self._entries(entries))
+        drawn_by = utterance_id if draw_id is None else draw_id
+        banks = self._banks(checked, mode, stride, seed, drawn_by, bank_ids, self._entries(entries))
         with self._failing_verified():
             utterances = [Utterance(checked, banks, name)]
             return PendingBatch([[0]], utterances, self._pass, self._verified, pad=pad).result()[0]
@@ -423,6 +456,7 @@ class Anonymizer:
         utterance_id: str,
         entries: ArrayLike | None = None,
         pad: bool = False,
+        draw_id: str | None = None,
     ) -> StreamedResult:
         """Anonymize a recording of any length while it is decoded: what is held is a window of it.
 
@@ -437,6 +471,7 @@ class Anonymizer:
             utterance_id: As for ``anonymize``.
             entries: As for ``anonymize``.
             pad: As for ``anonymize``.
+            draw_id: As for ``anonymize``.
 
         Raises:
             MkcError: As for ``anonymize``, or the recording is not what it was when it was first read. What was written
@@ -446,7 +481,8 @@ class Anonymizer:
         check_draw(mode, stride, seed)
         name = f"utterance {utterance_id}"
         self._warn_of_peak(recording, name)
-        banks = self._banks(recording, mode, stride, seed, utterance_id, None, self._entries(entries))
+        drawn_by = utterance_id if draw_id is None else draw_id
+        banks = self._banks(recording, mode, stride, seed, drawn_by, None, self._entries(entries))
         clock, samples, written = StageClock(), recording.forward(), 0
         try:
             with self._verified(), self._pass.errors():
@@ -476,6 +512,7 @@ class Anonymizer:
         entries: ArrayLike | None = None,
         sample_rate: float | None = None,
         pad: bool = False,
+        draw_ids: Sequence[str | None] | None = None,
     ) -> list[Result]:
         """Anonymize several utterances, of any lengths; each gets what ``anonymize`` gives it alone.
 
@@ -492,6 +529,7 @@ class Anonymizer:
             entries: As for ``anonymize``.
             sample_rate: As for ``anonymize``; all waveforms have this one.
             pad: As for ``anonymize``: each output is as long as its own input.
+            draw_ids: One for each waveform, as ``draw_id`` of ``anonymize``; None: as without.
 
         Raises:
             MkcError: As ``anonymize``, of the utterance that it names; or there is not an id for every waveform.
@@ -506,6 +544,7 @@ class Anonymizer:
             entries=entries,
             sample_rate=sample_rate,
             pad=pad,
+            draw_ids=draw_ids,
         ).result()
 
     def submit_batch(
@@ -520,6 +559,7 @@ class Anonymizer:
         entries: ArrayLike | None = None,
         sample_rate: float | None = None,
         pad: bool = False,
+        draw_ids: Sequence[str | None] | None = None,
     ) -> PendingBatch:
         """``anonymize_batch`` in two steps: begin here, and ask the object returned for the results.
 
@@ -532,15 +572,19 @@ class Anonymizer:
         ids = [None] * len(waveforms) if utterance_ids is None else list(utterance_ids)
         if len(ids) != len(waveforms):
             raise ArgumentError(f"{len(waveforms)} waveforms, but {len(ids)} utterance ids")
+        shared = [None] * len(waveforms) if draw_ids is None else list(draw_ids)
+        if len(shared) != len(waveforms):
+            raise ArgumentError(f"{len(waveforms)} waveforms, but {len(shared)} draw ids")
         check_draw(mode, stride, seed)
         subset, utterances = self._entries(entries), []
-        for number, (waveform, utterance_id) in enumerate(zip(waveforms, ids, strict=True)):
+        for number, (waveform, utterance_id, draw_id) in enumerate(zip(waveforms, ids, shared, strict=True)):
             name = f"waveform {number}" if utterance_id is None else f"utterance {utterance_id}"
             try:
                 checked = self._checked(waveform, sample_rate, name)
             except AudioError as error:
                 raise AudioError(f"{name}: {error}") from None
-            banks = self._banks(checked, mode, stride, seed, utterance_id, None, subset)
+            drawn_by = utterance_id if draw_id is None else draw_id
+            banks = self._banks(checked, mode, stride, seed, drawn_by, None, subset)
             utterances.append(Utterance(checked, banks, name))
         if batch_s is None:
             batch_s = self.options.batch_s
@@ -641,6 +685,23 @@ class Anonymizer:
         if not np.isfinite(checked).all():
             raise BankError("features are not finite")
         return checked
+
+
+def _check_dimensions(path: Path, bank: Bank, info: ModelInfo, model: str) -> None:
+    if bank.info.dim != info.dim:
+        raise ArtifactError(f"{path}: has {bank.info.dim} dimensions, {model} has {info.dim}")
+
+
+def _host_lookup(bank: Bank) -> Lookup:
+    return make_lookup(bank.centroids, bank.half_norms, bank.info.num_clusters)
+
+
+def _device_lookup(bank: Bank, index: int) -> CupyLookup:
+    from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
+
+    lookup = make_lookup(bank.centroids, bank.half_norms, bank.info.num_clusters, backend="cupy", device=index)
+    assert isinstance(lookup, CupyLookup)
+    return lookup
 
 
 def _latency_tuning(tuning: Tuning, seconds: float, info: ModelInfo, *, recorded: bool) -> Tuning:

@@ -23,6 +23,15 @@ def fresh_seed() -> str:
     return "entropy:" + secrets.token_hex(32)
 
 
+# Draw ids that no utterance id equals: ids of lists hold no control characters.
+CONSTANT_DRAW = "constant\0"
+
+
+def speaker_draw(speaker: str) -> str:
+    """The draw id that all utterances of a speaker share; no utterance has it as its id."""
+    return f"speaker\0{speaker}"
+
+
 def waveform_id(waveform: NDArray[np.float32]) -> str:
     """An utterance id for a waveform that has none: a digest of its samples."""
     return "sha256:" + hashlib.sha256(np.ascontiguousarray(waveform).data).hexdigest()

@@ -20,6 +20,19 @@ AUDIO: Final = "audio"
 FRAME: Final = "frame"
 MODES: tuple[Mode, ...] = get_args(Mode)
 
+# What has one draw of its own: each utterance, each speaker, or nothing (one draw serves all).
+Level = Literal["utterance", "speaker", "constant"]
+UTTERANCE: Final = "utterance"
+SPEAKER: Final = "speaker"
+CONSTANT: Final = "constant"
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+# What becomes of a recording that fails: its folder is left incomplete, or it gets silence as its output.
+OnFailure = Literal["stop", "copy-silence"]
+STOP: Final = "stop"
+COPY_SILENCE: Final = "copy-silence"
+ON_FAILURE: tuple[OnFailure, ...] = get_args(OnFailure)
+
 # Formats of the outputs.
 AudioFormat = Literal["wav", "flac"]
 WAV: Final = "wav"

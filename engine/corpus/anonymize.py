@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,19 +11,20 @@ from mkc_fast.engine.corpus.protocol import Settings
 from mkc_fast.engine.corpus.run import Run, run_corpus
 from mkc_fast.engine.corpus.status import Status, Summary
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
-from mkc_fast.engine.datasets.kaldi import read_data_directory
+from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, read_data_directory
 from mkc_fast.engine.datasets.path_lists import AudioList, read_audio_list
+from mkc_fast.engine.datasets.speakers import with_draw_ids
 from mkc_fast.engine.devices import cuda_device_names, cuda_index
 from mkc_fast.engine.options import EngineOptions
 from mkc_fast.errors import ArgumentError, ListError
-from mkc_fast.names import CPU, FRAME, WAV
+from mkc_fast.names import CPU, FRAME, STOP, UTTERANCE, WAV
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from os import PathLike
 
     from mkc_fast.engine.datasets.dataset import Dataset
-    from mkc_fast.names import AudioFormat, Mode
+    from mkc_fast.names import AudioFormat, Level, Mode, OnFailure
 
 DEFAULT_SUFFIX = "_mkc"
 
@@ -43,14 +44,26 @@ class Corpus:
     audio_format: AudioFormat
 
     def finish(self, summary: Summary) -> None:
-        """Complete each output folder with the recordings that were written.
+        """Complete each output folder, but not those with recordings that failed and got no output.
 
         Raises:
             OutputError: A file cannot be written.
         """
-        failed = {utterance_id for utterance_id, _ in summary.failed}
         for dataset, folder in zip(self.datasets, self.folders, strict=True):
-            dataset.finish(folder.outputs, failed)
+            if str(dataset.out) in summary.incomplete:
+                dataset.unfinish()
+            else:
+                dataset.finish(folder.outputs)
+
+    def unfinish(self, audio_dirs: Collection[Path]) -> None:
+        """Take back what says that output folders are complete, of those whose recordings go to ``audio_dirs``.
+
+        Raises:
+            OutputError: It cannot be removed.
+        """
+        for dataset in self.datasets:
+            if dataset.audio_dir in audio_dirs:
+                dataset.unfinish()
 
 
 def open_corpus(
@@ -61,6 +74,9 @@ def open_corpus(
     anon_suffix: str = DEFAULT_SUFFIX,
     audio_format: AudioFormat = WAV,
     allow_commands: bool = False,
+    level: Level = UTTERANCE,
+    utt2spk: str | PathLike[str] | None = None,
+    audio_folder: str = AUDIO_FOLDER,
 ) -> Corpus:
     """Read a list or data directories and plan their outputs; the arguments are those of ``anonymize_corpus``.
 
@@ -76,21 +92,39 @@ def open_corpus(
     if data_dirs:
         if audio_list is not None or out is not None:
             raise ArgumentError("give data_dirs, or audio_list and out, not both")
-        directories = [read_data_directory(Path(p), anon_suffix, allow_commands=allow_commands) for p in data_dirs]
+        directories = [
+            read_data_directory(Path(p), anon_suffix, allow_commands=allow_commands, audio_folder=audio_folder)
+            for p in data_dirs
+        ]
         seen: set[Path] = set()
         for directory in directories:
             resolved = directory.out.resolve()
             if resolved in seen:
                 raise ListError(f"{directory.path}: the data directory is given twice")
             seen.add(resolved)
-        datasets = [*directories]
+        if utt2spk is not None:
+            raise ArgumentError("utt2spk is for audio_list; data directories have their own")
+        datasets = [
+            replace(each, utterances=with_draw_ids(each.utterances, level, each.path / "utt2spk"))
+            for each in directories
+        ]
     else:
         if audio_list is None or out is None:
             raise ArgumentError("give audio_list and out, or data_dirs")
-        datasets = [AudioList(read_audio_list(Path(audio_list), allow_commands=allow_commands), Path(out))]
+        utterances = read_audio_list(Path(audio_list), allow_commands=allow_commands)
+        utterances = with_draw_ids(utterances, level, _utt2spk_of(Path(audio_list), utt2spk))
+        datasets = [AudioList(utterances, Path(out))]
     settings = Settings(format=audio_format)
     folders = [plan_folder(each.utterances, each.record_dir, each.audio_dir, settings, each.out) for each in datasets]
-    return Corpus(datasets, folders, audio_format)
+    return Corpus(datasets, [replace(folder, level=level) for folder in folders], audio_format)
+
+
+def _utt2spk_of(audio_list: Path, given: str | PathLike[str] | None) -> Path | None:
+    """The list of speakers: the one given, else ``utt2spk`` beside the list of recordings, if it is there."""
+    if given is not None:
+        return Path(given)
+    beside = audio_list.parent / "utt2spk"
+    return beside if str(audio_list) != "-" and beside.is_file() else None
 
 
 def default_devices() -> list[str]:
@@ -108,6 +142,8 @@ def anonymize_corpus(
     anon_suffix: str = DEFAULT_SUFFIX,
     audio_format: AudioFormat = WAV,
     allow_commands: bool = False,
+    level: Level = UTTERANCE,
+    utt2spk: str | PathLike[str] | None = None,
     corpus: Corpus | None = None,
     mode: Mode = FRAME,
     stride: int = 1,
@@ -122,6 +158,7 @@ def anonymize_corpus(
     overwrite: bool = False,
     allow_mixed: bool = False,
     private_manifest: bool = False,
+    on_failure: OnFailure = STOP,
     progress: Callable[[Status], None] | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Summary:
@@ -141,7 +178,11 @@ def anonymize_corpus(
         anon_suffix: Added to the name of each data directory, it names the anonymized one.
         audio_format: Of the outputs: ``"wav"`` or ``"flac"``, 16-bit at 16 kHz.
         allow_commands: Run the commands (lines that end in ``|``) of a ``wav.scp``.
-        corpus: What ``open_corpus`` returned, instead of the six arguments above.
+        level: What has a draw of its own: each ``"utterance"``; each ``"speaker"``, so that all utterances of a speaker
+            share one draw (in frame mode, one sequence of draws); or ``"constant"``, one draw for all.
+        utt2spk: List of ``utt-id speaker`` a line for ``level="speaker"`` with ``audio_list``. Default: the file
+            ``utt2spk`` beside it. Data directories have their own.
+        corpus: What ``open_corpus`` returned, instead of the eight arguments above.
         mode: ``"audio"`` draws one bank entry for a recording, ``"frame"`` one every ``stride`` frames.
         stride: Frames (20 ms) that share a draw in frame mode.
         seed: Makes the draws repeatable. Default: the operating system's entropy.
@@ -156,6 +197,9 @@ def anonymize_corpus(
         overwrite: Start over, whatever the output folders hold.
         allow_mixed: Continue with another device, provider, precision or version, whose results differ in the last bit.
         private_manifest: Record salted digests of the recordings' paths instead of the paths.
+        on_failure: What becomes of a recording that fails twice, the second time alone. ``"stop"``: it gets no output,
+            and its data directory is not completed: it has no ``wav.scp``. ``"copy-silence"``: its output is silence of
+            its length.
         progress: Called with a ``Status`` several times a second, in this thread, and with ``Status.done`` at the end.
             If it raises, the workers are ended and the error is passed on.
         stopped: Called often. Once it returns true, the run ends within seconds and ``Summary.interrupted`` is set.
@@ -184,6 +228,8 @@ def anonymize_corpus(
             anon_suffix=anon_suffix,
             audio_format=audio_format,
             allow_commands=allow_commands,
+            level=level,
+            utt2spk=utt2spk,
         )
     elif audio_list is not None or out is not None or data_dirs:
         raise ArgumentError("give corpus, or what it is read from, not both")
@@ -200,9 +246,10 @@ def anonymize_corpus(
         kmeans_num=kmeans_num,
         allow_mixed=allow_mixed,
         private_manifest=private_manifest,
+        on_failure=on_failure,
     )
     watch = progress or (lambda _: None)
-    summary = run_corpus(run, stopped=stopped or (lambda: False), watch=watch)
+    summary = run_corpus(run, stopped=stopped or (lambda: False), watch=watch, begun=corpus.unfinish)
     watch(Status(summary, 0.0, summary.wall_s - summary.start_up_s, [], done=True))
     if not summary.interrupted:
         corpus.finish(summary)

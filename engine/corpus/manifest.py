@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.errors import OutputError, WriteError
+from mkc_fast.names import UTTERANCE
 from mkc_fast.text import printable
 
 fcntl: ModuleType | None
@@ -40,6 +41,8 @@ _VERSION = 2
 # How a manifest begins, even one whose first line was cut off.
 _HEADER = '{"type": "run"'
 _SALT = re.compile(r"[0-9a-f]{32}")
+# Settings that manifests of earlier releases lack, with the values that they stand for.
+_ABSENT = {"level": UTTERANCE}
 _INSTEAD = "choose another folder, or --overwrite"
 _SHOWN_CHARACTERS = 300
 # What a private manifest says of a failure: its text has paths in it.
@@ -63,6 +66,7 @@ class Manifest:
     Attributes:
         entries: The bank entries that the recorded draws are from, where the manifest tells.
         continues: Whether it has records of an earlier run.
+        failed: How many failures this run has recorded.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Manifest:
         self.path = folder / MANIFEST_FILE
         self.entries: object = None
         self.continues = False
+        self.failed = 0
         self._settings = {**settings, "private": private}
         self._allow_mixed = allow_mixed
         self._known: dict[str, _Known] = {}
@@ -245,7 +250,7 @@ class Manifest:
         Args:
             utterance: The utterance.
             record: ``file``, ``bytes``, ``seconds``, ``frames`` and, if they are to be recorded, ``bank_ids``; or
-                ``error``.
+                ``error``, and ``silence`` where silence is its output.
             ran: What its worker runs, as given to ``begin``.
 
         Raises:
@@ -253,6 +258,7 @@ class Manifest:
         """
         self._recorded = True
         entry: dict[str, object] = {"id": utterance.id, **self._source(utterance), **record}
+        self.failed += "error" in entry
         if "error" in entry and self._settings["private"]:
             entry["error"] = _FAILED
         number = self._ran.index(dict(ran)) if dict(ran) in self._ran else 0
@@ -328,8 +334,9 @@ class Manifest:
             raise OutputError(f"{self.path}: damaged; {_INSTEAD}")
         asked = _public(settings, header.get("seed_salt"))
         for name, value in asked.items():
-            if header.get(name) != value:
-                raise OutputError(f"{self.folder}: {_difference(name, header.get(name), value)}; {_INSTEAD}")
+            before = header.get(name, _ABSENT.get(name))
+            if before != value:
+                raise OutputError(f"{self.folder}: {_difference(name, before, value)}; {_INSTEAD}")
         if settings["private"] and "source_salt" not in header:
             raise OutputError(f"{self.path}: damaged; {_INSTEAD}")
 
@@ -351,10 +358,12 @@ class Manifest:
             source["source"] = str(Path(path)) if "//" in path or "/./" in path else path
         if utterance.begin_s or utterance.end_s is not None:
             source["segment"] = [utterance.begin_s, utterance.end_s]
+        if utterance.draw_id is not None:
+            source["draws"] = utterance.draw_id.replace("\0", ":").rstrip(":")
         return source
 
 
-_SOURCE_FIELDS = ("source", "command", "segment", "source_digest")
+_SOURCE_FIELDS = ("source", "command", "segment", "draws", "source_digest")
 
 
 def _known(utterance_id: str, entry: dict[str, Any]) -> _Known:
@@ -394,6 +403,8 @@ def _shown_source(source: Mapping[str, object]) -> str:
     if isinstance(segment, list) and len(segment) == 2:
         begin, end = segment
         text += f", {_shown(begin)} s to {'its end' if end is None else _shown(end) + ' s'}"
+    if "draws" in source:
+        text += f" with the draws of {_shown(source['draws'])}"
     return text
 
 

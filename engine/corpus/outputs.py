@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mkc_fast.engine.atomic_files import remove_temporaries
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
 from mkc_fast.errors import ListError, MkcError, OutputError
-from mkc_fast.names import FORMATS
+from mkc_fast.names import FORMATS, UTTERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mkc_fast.engine.corpus.manifest import Manifest
     from mkc_fast.engine.corpus.protocol import Settings
     from mkc_fast.engine.datasets.dataset import Utterance
+    from mkc_fast.names import Level
 
 
 class Outputs(Mapping[str, Path]):
@@ -72,12 +73,16 @@ class Folder:
         utterances: To anonymize.
         outputs: Where the output of each goes, by id.
         out: Where lists go, if that is another folder.
+        bank: The bank of its draws; None: the run's.
+        level: What has one draw of its own: ``utterance``, ``speaker`` or ``constant``.
     """
 
     path: Path
     utterances: Sequence[Utterance]
     outputs: Outputs
     out: Path | None = None
+    bank: Path | None = None
+    level: Level = UTTERANCE
 
     @property
     def directories(self) -> set[Path]:

@@ -44,7 +44,7 @@ def planned_batches(
         tasks[:] = chain.from_iterable(readers.map(lambda piece: _measured(piece, is_over), pieces))
         # A recording of unknown length runs alone.
         lengths = [task.audio_s or math.inf for task in tasks]
-        groups = group_by_length(lengths, budget)
+        groups = _grouped(tasks, lengths, budget)
         groups.reverse()  # each is freed once its batch is made: of a million recordings both are large
         return [[tasks[index] for index in groups.pop()] for _ in range(len(groups))]
 
@@ -59,6 +59,18 @@ def _measured(tasks: Sequence[Task], is_over: Callable[[], bool]) -> list[Task]:
     return [
         task
         if is_over()
-        else Task(task.index, task.utterance, task.folder, task.suffix, audio_s=duration_s(task.utterance))
+        else Task(task.index, task.utterance, task.folder, task.suffix, duration_s(task.utterance), task.bank)
         for task in tasks
     ]
+
+
+def _grouped(tasks: Sequence[Task], lengths: Sequence[float], budget: float) -> list[list[int]]:
+    """Groups of tasks that run together: of similar length and of one bank, the longest first."""
+    banks: dict[int, list[int]] = {}
+    for position, task in enumerate(tasks):
+        banks.setdefault(task.bank, []).append(position)
+    groups: list[list[int]] = []
+    for positions in banks.values():
+        of_bank = group_by_length([lengths[position] for position in positions], budget)
+        groups += [[positions[number] for number in group] for group in of_bank]
+    return sorted(groups, key=lambda group: -lengths[group[0]])

@@ -46,6 +46,8 @@ class Settings:
         format: Of the outputs, ``wav`` or ``flac``.
         record_draws: Report the bank entry of each frame, for the manifest.
         pad: Fill each output's end with silence, up to the length of its recording.
+        secret: Seed of the run's draws where ``seed`` is None and utterances share draws. It comes from the system's
+            entropy and is never written anywhere.
     """
 
     mode: Mode = FRAME
@@ -54,6 +56,12 @@ class Settings:
     format: AudioFormat = WAV
     record_draws: bool = False
     pad: bool = False
+    secret: int | None = None
+
+    @property
+    def draw_seed(self) -> int | None:
+        """The seed that workers draw with; None draws each utterance from the system's entropy."""
+        return self.secret if self.seed is None else self.seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ class Task:
         folder: Where its anonymized form goes.
         suffix: Of the output's name, which begins with the utterance's id.
         audio_s: Seconds of it, as far as its header tells; 0 if not known.
+        bank: Number of its bank in ``WorkerConfig.banks``.
     """
 
     index: int
@@ -73,6 +82,7 @@ class Task:
     folder: Path
     suffix: str = ".wav"
     audio_s: float = 0.0
+    bank: int = 0
 
     @property
     def output(self) -> Path:
@@ -96,12 +106,25 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class BankDraws:
+    """A bank, and what frames draw from.
+
+    Attributes:
+        path: The bank.
+        entries: Those of its entries that frames draw from; None draws from all.
+    """
+
+    path: Path
+    entries: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class WorkerConfig:
     """What a worker needs to start.
 
     Attributes:
         model: Exported model.
-        bank: Bank.
+        banks: The banks, one of which each task names.
         device: ``cpu`` or ``cuda:<number>``.
         options: How the engine runs, with the threads of this worker.
         host_threads: Threads that decode, and as many that write.
@@ -109,11 +132,10 @@ class WorkerConfig:
         factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
         ahead: Batches that it is sent before it has reported the first.
         blas_threads: Of NumPy's products in the look-up; None leaves it to their library.
-        entries: Of the bank, those that frames draw from; None draws from all.
     """
 
     model: Path
-    bank: Path
+    banks: tuple[BankDraws, ...]
     device: str
     options: EngineOptions
     host_threads: int
@@ -121,4 +143,3 @@ class WorkerConfig:
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
     ahead: int = AHEAD
     blas_threads: int | None = None
-    entries: tuple[int, ...] | None = None

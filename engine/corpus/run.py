@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity, open_bank, read_model_info
 from mkc_fast.engine.audio.waveform import LOUD_PEAK
+from mkc_fast.engine.corpus.failures import write_silence
 from mkc_fast.engine.corpus.manifest import Manifest
 from mkc_fast.engine.corpus.outputs import check_foreign, check_recordings, remove_left_over
 from mkc_fast.engine.corpus.plan import planned_batches
-from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task, WorkerConfig
+from mkc_fast.engine.corpus.protocol import BankDraws, Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.scheduler import Scheduler, worker_configs
 from mkc_fast.engine.corpus.status import Status, Summary
 from mkc_fast.engine.corpus.subset import entries_used, random_subset
@@ -21,13 +23,14 @@ from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
 from mkc_fast.engine.devices import cuda_index, device_kind
 from mkc_fast.engine.draws import check_draw
 from mkc_fast.engine.options import EngineOptions, check_choice, default_batch_s
-from mkc_fast.errors import ArtifactError, DeviceError, MkcError, OutputError, StoppedError, WriteError
-from mkc_fast.names import CPU
+from mkc_fast.errors import ArgumentError, ArtifactError, DeviceError, MkcError, OutputError, StoppedError, WriteError
+from mkc_fast.names import COPY_SILENCE, CPU, ON_FAILURE, STOP, UTTERANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
 
     from mkc_fast.engine.corpus.outputs import Folder
+    from mkc_fast.names import OnFailure
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Run:
     Attributes:
         folders: What to anonymize, and where it goes.
         model: Exported model.
-        bank: Bank.
+        bank: Bank of the folders that name none.
         settings: How recordings are anonymized.
         devices: Of which each worker gets one in turn.
         num_proc: Number of workers; default: one a device.
@@ -49,6 +52,7 @@ class Run:
         allow_mixed: Admit, in one folder, outputs that are not equal to the last bit: of other providers, precisions,
             operators or versions, or batched and not batched.
         private_manifest: Keep recordings' paths out of the manifest.
+        on_failure: What becomes of a recording that fails: nothing, or silence as its output.
     """
 
     folders: list[Folder]
@@ -64,6 +68,16 @@ class Run:
     kmeans_num: int | None = None
     allow_mixed: bool = False
     private_manifest: bool = False
+    on_failure: OnFailure = STOP
+
+    @property
+    def banks(self) -> list[Path]:
+        """The banks of its folders, each once."""
+        return list(dict.fromkeys(self.bank_of(folder) for folder in self.folders))
+
+    def bank_of(self, folder: Folder) -> Path:
+        """The bank of a folder."""
+        return self.bank if folder.bank is None else folder.bank
 
     @property
     def batch_s(self) -> float:
@@ -77,6 +91,7 @@ def run_corpus(
     *,
     stopped: Callable[[], bool] = lambda: False,
     watch: Callable[[Status], None] = lambda _: None,
+    begun: Callable[[Collection[Path]], None] = lambda _: None,
 ) -> Summary:
     """Anonymize all utterances that their folders' manifests do not have, over worker processes.
 
@@ -84,6 +99,7 @@ def run_corpus(
         run: What to do.
         stopped: Called often; once it returns true, the run ends within seconds.
         watch: Called with the state of the run several times a second.
+        begun: Called once, before the first output is written, with the folders that get outputs.
 
     Returns:
         The summary. Its ``failed`` are also in the manifests, and are retried by the next run.
@@ -98,29 +114,32 @@ def run_corpus(
     for device in run.devices:
         check_choice(cuda_index(device), run.options.provider, run.options.precision)
     _check_kinds(run)
-    bank_entries = check_fit(run.model, run.bank)
-    num_used = entries_used(run.kmeans_num, bank_entries)
+    if run.on_failure not in ON_FAILURE:
+        raise ArgumentError(f"on_failure is {run.on_failure!r}; expected one of {', '.join(ON_FAILURE)}")
+    run = _with_secret(run)
+    sizes = {bank: check_fit(run.model, bank) for bank in run.banks}
+    used = {bank: entries_used(run.kmeans_num, size) for bank, size in sizes.items()}
     check_recordings(run.folders)
     summary = Summary(files=sum(len(folder.utterances) for folder in run.folders))
     manifests: list[Manifest] = []
     try:
         for folder in run.folders:
-            manifest = _open_manifest(run, folder, num_used)
+            manifest = _open_manifest(run, folder, used[run.bank_of(folder)])
             manifests.append(manifest)
-        subset = None
-        if num_used < bank_entries:
-            subset = random_subset(run.settings.seed, manifests, bank_entries, num_used)
+        banks = [_draws_of(run, bank, sizes[bank], used[bank], manifests) for bank in run.banks]
         for folder in run.folders:
             for path in folder.directories:
                 path.mkdir(parents=True, exist_ok=True)
         remove_left_over(run.folders, manifests)
         tasks, task_manifests = _tasks(run, manifests, summary)
         # Closed here, whatever happens: the workers are gone before another run may write in the folders.
-        with closing(_work(run, subset, tasks, task_manifests, summary, stopped)) as statuses:
+        with closing(_work(run, banks, tasks, task_manifests, summary, stopped, begun)) as statuses:
             for status in statuses:
                 watch(status)
-        for manifest in manifests:
+        for folder, manifest in zip(run.folders, manifests, strict=True):
             manifest.check_there()
+            if manifest.failed and run.on_failure == STOP:
+                summary.incomplete.append(str(folder.out or folder.path))
     except WriteError:
         raise
     except MkcError as error:
@@ -142,30 +161,53 @@ def _open_manifest(run: Run, folder: Folder, num_used: int) -> Manifest:
         check_foreign(folder)
     manifest = Manifest(
         folder.path,
-        _shared_settings(run, num_used),
+        _shared_settings(run, folder, num_used),
         overwrite=run.overwrite,
         allow_mixed=run.allow_mixed,
         private=run.private_manifest,
     )
     try:
         manifest.check_sources(folder.utterances)
+        if manifest.continues and folder.level != UTTERANCE and run.settings.seed is None:
+            raise OutputError(
+                f"{folder.path}: its utterances share draws that were made without a seed and are recorded nowhere, so "
+                "this run cannot go on with them; --overwrite, or start with --seed"
+            )
     except BaseException:
         manifest.close(folder.outputs.existing())
         raise
     return manifest
 
 
+def _with_secret(run: Run) -> Run:
+    """The run with a secret seed, where utterances share draws and there is no seed."""
+    shared = any(folder.level != UTTERANCE for folder in run.folders)
+    if run.settings.seed is not None or not shared:
+        return run
+    return replace(run, settings=replace(run.settings, secret=secrets.randbits(256)))
+
+
+def _draws_of(run: Run, bank: Path, size: int, num_used: int, manifests: Sequence[Manifest]) -> BankDraws:
+    """A bank, and the random subset of its entries that frames draw from: one for all its folders."""
+    if num_used == size:
+        return BankDraws(bank)
+    of_bank = [manifest for folder, manifest in zip(run.folders, manifests, strict=True) if run.bank_of(folder) == bank]
+    return BankDraws(bank, random_subset(run.settings.seed, of_bank, size, num_used))
+
+
 def _tasks(run: Run, manifests: Sequence[Manifest], summary: Summary) -> tuple[list[Task], list[Manifest]]:
     """The tasks that are still to do and the manifest of each; the others are counted as present."""
     tasks: list[Task] = []
     task_manifests: list[Manifest] = []
+    banks = run.banks
     for folder, manifest in zip(run.folders, manifests, strict=True):
+        bank = banks.index(run.bank_of(folder))
         for utterance in folder.utterances:
             known = utterance.id in manifest
             if known and manifest.finished(utterance.id, folder.outputs[utterance.id]):
                 summary.present += 1
             else:
-                tasks.append(Task(len(tasks), utterance, folder.outputs.folder, folder.outputs.suffix))
+                tasks.append(Task(len(tasks), utterance, folder.outputs.folder, folder.outputs.suffix, bank=bank))
                 task_manifests.append(manifest)
     for manifest in manifests:
         manifest.forget()
@@ -174,27 +216,33 @@ def _tasks(run: Run, manifests: Sequence[Manifest], summary: Summary) -> tuple[l
 
 def _work(
     run: Run,
-    subset: tuple[int, ...] | None,
+    banks: Sequence[BankDraws],
     tasks: list[Task],
     task_manifests: list[Manifest],
     summary: Summary,
     stopped: Callable[[], bool],
+    begun: Callable[[Collection[Path]], None],
 ) -> Generator[Status, None, None]:
     """Run tasks, record each outcome in its folder's manifest and count it."""
     if not tasks:
         return
     begin = time.perf_counter()
-    config = WorkerConfig(run.model, run.bank, CPU, run.options, 1, run.settings, run.factory, entries=subset)
+    config = WorkerConfig(run.model, tuple(banks), CPU, run.options, 1, run.settings, run.factory)
     scheduler = Scheduler(worker_configs(config, run.devices, run.num_proc)[: len(tasks)], run.timeout_s)
     batched = run.batch_s > 0
+    info = read_model_info(run.model)
+    admitted: list[bool] = []
 
     def admit(ran: dict[str, object]) -> None:
         """Check that the outputs of a worker that is ready may stand beside the others, and record what it runs."""
-        used_manifests = list(dict.fromkeys(task_manifests))
+        used_manifests = {manifest: banks[task.bank] for manifest, task in zip(task_manifests, tasks, strict=True)}
         for manifest in used_manifests:
             manifest.check_ran({**ran, "batched": batched})
-        for manifest in used_manifests:
-            manifest.begin({**ran, "batched": batched}, subset if run.settings.record_draws else None)
+        if not admitted:
+            begun({task.folder for task in tasks})
+            admitted.append(True)
+        for manifest, bank in used_manifests.items():
+            manifest.begin({**ran, "batched": batched}, bank.entries if run.settings.record_draws else None)
 
     scheduler.admit = admit
     remaining_s = 0.0
@@ -213,6 +261,10 @@ def _work(
                 task = tasks[outcome.index]
                 remaining_s -= task.audio_s
                 record = _record(task, outcome)
+                if outcome.error is not None and run.on_failure == COPY_SILENCE:
+                    write_silence(task, info, pad=run.settings.pad)
+                    record["silence"] = True
+                    summary.silenced += 1
                 task_manifests[outcome.index].append(task.utterance, record, {**outcome.ran, "batched": batched})
                 failure = summary.count(task, outcome)
                 if outcome.peak > LOUD_PEAK and summary.loud == 1:
@@ -225,7 +277,8 @@ def _work(
             summary.replaced_workers, summary.lost_workers = scheduler.replaced, scheduler.lost
             elapsed_s = 0.0 if started_at is None else now - started_at
             summary.chosen, notes, scheduler.notes = scheduler.chosen, tuple(scheduler.notes), []
-            yield Status(summary, max(0.0, remaining_s), elapsed_s, scheduler.workers, failure, notes)
+            retrying = len(scheduler.retrying)
+            yield Status(summary, max(0.0, remaining_s), elapsed_s, scheduler.workers, failure, notes, retrying)
     summary.interrupted = stopped() and summary.written + len(summary.failed) < len(tasks)
 
 
@@ -244,13 +297,14 @@ def _record(task: Task, outcome: Outcome) -> dict[str, Any]:
     return record
 
 
-def _shared_settings(run: Run, num_used: int) -> dict[str, object]:
+def _shared_settings(run: Run, folder: Folder, num_used: int) -> dict[str, object]:
     """The settings that all outputs of a folder share."""
     return {
         "model": identity(run.model / MODEL_FILE),
-        "bank": identity(run.bank / BANK_FILE),
+        "bank": identity(run.bank_of(folder) / BANK_FILE),
         "mode": run.settings.mode,
         "stride": run.settings.stride,
+        "level": folder.level,
         "seed": run.settings.seed,
         "kmeans_num": num_used,
         "format": run.settings.format,

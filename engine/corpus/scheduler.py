@@ -116,6 +116,7 @@ class Scheduler:
         lost: How many died and were not replaced, since they no longer start.
         notes: Notes and warnings of the workers that the run has not taken yet, a line each.
         chosen: What workers' graphs have run on, a line for each kind.
+        retrying: Numbers of the tasks that failed once and are still to be tried again.
         admit: Called with the ``ran`` of each worker that is ready, before it gets a batch; an error ends the run.
     """
 
@@ -132,6 +133,8 @@ class Scheduler:
         self.workers: list[WorkerState] = []
         self.queue: deque[list[Task]] = deque()
         self.suspects: set[int] = set()
+        self.retrying: set[int] = set()
+        self._retried: set[int] = set()
         self.deaths: Counter[int] = Counter()
         self.replaced = 0
         self.lost = 0
@@ -289,15 +292,28 @@ class Scheduler:
         elif kind == "outcome":
             number, outcome = content
             tasks = worker.outstanding.get(number, {})
-            known = tasks.pop(outcome.index, None) is not None
+            task = tasks.pop(outcome.index, None)
             if not tasks:
                 worker.outstanding.pop(number, None)
             self._any_outcome = True
             worker.silence.heard(outcome.audio_s)
             seconds = outcome.stage_seconds
             worker.busy_s += sum(seconds[stage] for stage in seconds if stage not in ("read", "write"))
-            return replace(outcome, ran=worker.ran) if known else None
+            if task is None or (outcome.error is not None and self._retry(task)):
+                return None
+            self.retrying.discard(outcome.index)
+            counted: Outcome = replace(outcome, ran=worker.ran)
+            return counted
         return None
+
+    def _retry(self, task: Task) -> bool:
+        """Queue a task that failed once more, alone and as the last: the cause may be gone by then."""
+        if task.index in self._retried or self._stopping:
+            return False
+        self._retried.add(task.index)
+        self.retrying.add(task.index)
+        self.queue.append([task])
+        return True
 
     def _handle_death(self, worker: WorkerState, cause: str | None = None) -> Iterator[Outcome]:
         """Requeue the batches of a worker and start another in its place.

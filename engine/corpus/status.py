@@ -22,6 +22,8 @@ class Summary:
         written: Of them, written by this run.
         present: Of them, written by an earlier run.
         failed: Id and error of each that failed.
+        silenced: Of those that failed, the ones that got silence as their output.
+        incomplete: Folders with recordings that failed and got no output.
         loud: Of those written, recordings with a peak above 1, whose scale may be wrong.
         audio_s: Seconds of audio written by this run.
         wall_s: Seconds from the first worker's start to the end.
@@ -37,6 +39,8 @@ class Summary:
     written: int = 0
     present: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    silenced: int = 0
+    incomplete: list[str] = field(default_factory=list)
     loud: int = 0
     audio_s: float = 0.0
     wall_s: float = 0.0
@@ -76,6 +80,7 @@ class Status:
         workers: The workers at work.
         failure: The utterance that has just failed, and why.
         notes: New notes and warnings of the workers, a line each.
+        retrying: Recordings that failed once and are still to be tried again.
         done: Whether this is the last one, after the last output.
     """
 
@@ -85,4 +90,5 @@ class Status:
     workers: list[WorkerState]
     failure: tuple[str, str] | None = None
     notes: tuple[str, ...] = ()
+    retrying: int = 0
     done: bool = False

@@ -20,7 +20,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mkc_fast import __version__
 from mkc_fast.engine.audio.read import Recording, peak_of, read_utterance
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from mkc_fast.engine.anonymizer import Anonymizer, PendingBatch, Result, StreamedResult
     from mkc_fast.engine.corpus.protocol import Task, WorkerConfig
 
-_T = TypeVar("_T")
 _POLL_S = 0.5
 # A longer recording is decoded, computed and written window by window. Shorter ones are kept in memory: 38 MB at most.
 _MAX_IN_MEMORY_S = 600
@@ -107,7 +106,10 @@ class Worker:
         begin = time.perf_counter()
         with _forwarded_warnings(self.send, "load note"):
             kind = getattr(importlib.import_module(module), name)
-            self.anonymizer: Anonymizer = kind.load(config.model, config.bank, config.device, options=config.options)
+            first, *others = config.banks
+            self.anonymizer: Anonymizer = kind.load(config.model, first.path, config.device, options=config.options)
+            # One for each bank; they share the graphs.
+            self.anonymizers = [self.anonymizer, *(self.anonymizer.with_bank(each.path) for each in others)]
         self.load_s = time.perf_counter() - begin
 
     def send(self, kind: str, *content: object) -> None:
@@ -194,11 +196,10 @@ class Worker:
                 self.send("outcome", batch.number, Outcome(task.index, error=_one_line(task, error)))
         if alone:
             self.send("start", batch.number)
-        submit = getattr(self.anonymizer, "submit_batch", None)
-        if submit is None or not read:
+        if not hasattr(self.anonymizer, "submit_batch") or not read:
             return InFlightBatch(batch.number, read, long, None)
         try:
-            return InFlightBatch(batch.number, read, long, self._batch(submit, read))
+            return InFlightBatch(batch.number, read, long, self._batch("submit_batch", read))
         except LostDeviceError as error:
             self._leave(error)
         except Exception:  # the utterance at fault is found when the batch is finished
@@ -222,7 +223,7 @@ class Worker:
             if in_flight.pending is not None:
                 return list(in_flight.pending.result())
             if len(in_flight.read) > 1:
-                return list(self._batch(self.anonymizer.anonymize_batch, in_flight.read))
+                return list(self._batch("anonymize_batch", in_flight.read))
         except LostDeviceError as error:
             self._leave(error)
         except ArtifactError as error:
@@ -232,7 +233,7 @@ class Worker:
         results: list[Result | str] = []
         for task, waveform, read_s in in_flight.read:
             try:
-                results += self._batch(self.anonymizer.anonymize_batch, [(task, waveform, read_s)])
+                results += self._batch("anonymize_batch", [(task, waveform, read_s)])
             except LostDeviceError as error:
                 self._leave(error)
             except ArtifactError as error:
@@ -254,16 +255,22 @@ class Worker:
         while True:
             time.sleep(_POLL_S)
 
-    def _batch(self, run: Callable[..., _T], read: list[tuple[Task, NDArray[np.float32], float]]) -> _T:
+    def _batch(self, method: str, read: list[tuple[Task, NDArray[np.float32], float]]) -> Any:
+        """Call a method of the anonymizer for a batch; its utterances have one bank."""
         settings = self.config.settings
         waveforms, ids = [waveform for _, waveform, _ in read], [task.utterance.id for task, _, _ in read]
+        draw_ids = [task.utterance.draw_id for task, _, _ in read]
+        bank = read[0][0].bank
         # The scheduler has chosen the batch: all of it runs at once.
-        options = {"batch_s": float("inf"), **self._options()}
-        return run(waveforms, settings.mode, settings.stride, settings.seed, ids, **options)
+        options = {"batch_s": float("inf"), **self._options(bank)}
+        if any(draw_id is not None for draw_id in draw_ids):
+            options["draw_ids"] = draw_ids
+        run = getattr(self.anonymizers[bank], method)
+        return run(waveforms, settings.mode, settings.stride, settings.draw_seed, ids, **options)
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, bank: int) -> dict[str, Any]:
         """Further options of every call, as far as they are set."""
-        entries, pad = self.config.entries, self.config.settings.pad
+        entries, pad = self.config.banks[bank].entries, self.config.settings.pad
         return {**({} if entries is None else {"entries": entries}), **({"pad": True} if pad else {})}
 
     def _stream(self, number: int, task: Task, recording: Recording, read_s: float) -> None:
@@ -278,14 +285,15 @@ class Worker:
                     writer.write(block)
                     write_s += time.perf_counter() - begin
 
-                result = self.anonymizer.anonymize_recording(
+                result = self.anonymizers[task.bank].anonymize_recording(
                     recording,
                     write,
                     settings.mode,
                     settings.stride,
-                    settings.seed,
+                    settings.draw_seed,
                     utterance_id=task.utterance.id,
-                    **self._options(),
+                    draw_id=task.utterance.draw_id,
+                    **self._options(task.bank),
                 )
         except LostDeviceError as error:
             self._leave(error)

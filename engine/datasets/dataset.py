@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,12 @@ class Utterance:
     A corpus has a million of these, so that the path is kept as text: a ``Path`` is several times as large.
 
     Attributes:
-        id: Names its output and, with a seed, decides its draws.
+        id: Names its output and, with a seed, decides its draws if there is no ``draw_id``.
         file: The file, as text; a ``Path`` may be given.
         begin_s: Where the part begins, in seconds.
         end_s: Where it ends; None is the recording's end.
         command: A shell command whose output is the recording, instead of a file; ``path`` then only shows it.
+        draw_id: Decides its draws in place of ``id``: utterances that share it share their draws.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Utterance:
     begin_s: float = 0.0
     end_s: float | None = None
     command: str | None = None
+    draw_id: str | None = None
 
     def __post_init__(self) -> None:
         if type(self.file) is not str:
@@ -62,14 +64,21 @@ class Dataset(Protocol):
     @property
     def record_dir(self) -> Path: ...
 
-    def finish(self, outputs: Mapping[str, Path], failed: Collection[str]) -> None:
-        """Complete the output folder after a run that was not interrupted.
+    def finish(self, outputs: Mapping[str, Path]) -> None:
+        """Complete the output folder, after a run that has written the output of every utterance.
 
         Args:
-            outputs: Where the output of each utterance goes, by utterance id.
-            failed: Ids of utterances that failed.
+            outputs: Where the output of each utterance is, by utterance id.
 
         Raises:
             OutputError: A file cannot be written.
+        """
+        ...
+
+    def unfinish(self) -> None:
+        """Take back what says that the output folder is complete, if anything does.
+
+        Raises:
+            OutputError: It cannot be removed.
         """
         ...

@@ -19,7 +19,7 @@ from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 # wav.scp is written new. The others describe the original recordings, and segments would cut the outputs again.
 _NOT_COPIED = frozenset({"wav.scp", "segments", "reco2file_and_channel", "manifest.jsonl"})
@@ -31,6 +31,9 @@ _ORIGINAL_SPEECH = frozenset(
 )
 
 
+AUDIO_FOLDER = "wav"
+
+
 @dataclass(frozen=True)
 class DataDirectory:
     """A Kaldi data directory to anonymize: a ``Dataset``.
@@ -39,16 +42,18 @@ class DataDirectory:
         path: The directory, as it was given.
         out: Its anonymized sibling: same parent, its name + suffix; relative where ``path`` is.
         utterances: Its segments, or the recordings of its ``wav.scp`` where it has no ``segments``; in their order.
+        audio_folder: Name of the folder in ``out`` with the anonymized recordings.
     """
 
     path: Path
     out: Path
     utterances: list[Utterance]
+    audio_folder: str = AUDIO_FOLDER
 
     @property
     def audio_dir(self) -> Path:
-        """The folder ``wav`` in ``out``."""
-        return self.out / "wav"
+        """The folder of recordings in ``out``."""
+        return self.out / self.audio_folder
 
     @property
     def record_dir(self) -> Path:
@@ -59,13 +64,22 @@ class DataDirectory:
         """
         return self.out.parent / ".mkc-fast" / self.out.name
 
-    def finish(self, outputs: Mapping[str, Path], failed: Collection[str]) -> None:
+    def finish(self, outputs: Mapping[str, Path]) -> None:
         """Make ``out`` a data directory of the outputs that exist: see ``finish_data_directory``."""
-        written = {name: path for name, path in outputs.items() if name not in failed and path.exists()}
-        finish_data_directory(self, written)
+        finish_data_directory(self, {name: path for name, path in outputs.items() if path.exists()})
+
+    def unfinish(self) -> None:
+        """Remove ``wav.scp`` of ``out``: without it, no evaluation begins."""
+        scp = self.out / "wav.scp"
+        try:
+            scp.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{scp}: cannot be removed ({error.strerror})") from None
 
 
-def read_data_directory(path: Path, suffix: str, *, allow_commands: bool = False) -> DataDirectory:
+def read_data_directory(
+    path: Path, suffix: str, *, allow_commands: bool = False, audio_folder: str = AUDIO_FOLDER
+) -> DataDirectory:
     """Read ``wav.scp`` (``id path`` or ``id command |``) and, if there, ``segments`` of a Kaldi data directory.
 
     A line of ``segments`` is ``utt-id recording-id start end``, in seconds; an end of -1 is the recording's end.
@@ -78,26 +92,29 @@ def read_data_directory(path: Path, suffix: str, *, allow_commands: bool = False
         path: The directory.
         suffix: Added to its name, it names the anonymized sibling.
         allow_commands: Admit recordings that are another command's output; the commands are not run here.
+        audio_folder: Name of the folder in the sibling with the anonymized recordings.
 
     Raises:
         ListError: A list is missing, unreadable, empty or contradictory, an utterance id cannot name a file, a
-            recording is another command, or the suffix is empty or leads out of the parent directory.
+            recording is another command, the suffix is empty or leads out of the parent directory, or
+            ``audio_folder`` is no plain name.
         OutputError: The sibling is the directory itself, not a directory, or holds ``segments`` already.
     """
+    check_name(audio_folder, "the folder of the anonymized recordings")
     segments = path / "segments"
     # A dangling link is an error: without its segments, a directory means other utterances.
     segmented = segments.exists() or segments.is_symlink()
     recordings = _read_recordings(path / "wav.scp", allow_commands, names_files=not segmented)
     utterances = _read_segments(segments, recordings) if segmented else list(recordings.values())
-    return DataDirectory(path, _sibling(path, suffix), utterances)
+    return DataDirectory(path, _sibling(path, suffix), utterances, audio_folder)
 
 
 def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path]) -> None:
     """Make ``directory.out`` a data directory of the recordings written: ``wav.scp``, and copies of the other files.
 
     Copied byte for byte are the directory's regular files (what links lead to, too): ``utt2spk``, ``spk2utt``,
-    ``spk2gender``, ``text``, ``trials``, ``enrolls`` and others. They list every utterance, those that could not be
-    written included. ``utt2dur``, ``reco2dur`` and ``utt2num_frames`` get the lengths of the outputs. Not copied:
+    ``spk2gender``, ``text``, ``trials``, ``enrolls`` and others. ``utt2dur``, ``reco2dur`` and ``utt2num_frames`` get
+    the lengths of the outputs. Not copied:
 
     - ``segments``, ``reco2file_and_channel`` and, with ``segments``, ``reco2dur``: every utterance is now a recording
       of its own;

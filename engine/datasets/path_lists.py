@@ -14,7 +14,7 @@ from mkc_fast.errors import ListError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,11 @@ class AudioList:
         """The output folder itself."""
         return self.out
 
-    def finish(self, outputs: Mapping[str, Path], failed: Collection[str]) -> None:
+    def finish(self, outputs: Mapping[str, Path]) -> None:
         """Do nothing: the outputs are all there is."""
+
+    def unfinish(self) -> None:
+        """Do nothing: nothing says that the folder is complete."""
 
 
 def read_audio_list(path: Path, *, allow_commands: bool = False) -> list[Utterance]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
+from copy import copy as shallow_copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,12 @@ class DevicePass:
             for count in {frames, max(1, frames - 1)}:
                 samples = np.zeros((count - 1) * self._info.hop + self._info.min_samples, np.float32)
                 self._queue([Utterance(samples, np.zeros(count, np.int64), "silence")], shrink=False).result()
+
+    def with_lookup(self, lookup: CupyLookup) -> DevicePass:
+        """The same pass over another bank; both use the same graphs and buffers, and queue on the same streams."""
+        other = shallow_copy(self)
+        other._lookup = lookup
+        return other
 
     def start(self, utterances: Sequence[Utterance]) -> StartedPass:
         """Queue utterances that run at once, or one of any length; a batch that needs too much memory runs in halves.

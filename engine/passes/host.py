@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,12 @@ class HostPass:
     ) -> None:
         self._info, self._sessions, self._lookup = info, sessions, lookup
         self._window_frames, self._overlap_frames = window_frames, overlap_frames
+
+    def with_lookup(self, lookup: Lookup) -> HostPass:
+        """The same pass over another bank."""
+        other = copy.copy(self)
+        other._lookup = lookup
+        return other
 
     def start(self, utterances: Sequence[Utterance]) -> StartedPass:
         """Compute utterances that run at once, or one of any length; as in ``Pass``."""

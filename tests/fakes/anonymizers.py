@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mkc_fast.engine.corpus import worker
+from mkc_fast.errors import AudioError
 
 # Samples of the recording that kills, in the tests that have one: no other has as many.
 DEADLY = 12345
@@ -92,6 +93,20 @@ class DiesReadingOne(Echo):
             return waveform
 
         worker.read_utterance = deadly
+        return cls()
+
+
+class FailsToReadOnce(Echo):
+    @classmethod
+    def load(cls, *args, **options):
+        read = worker.read_utterance
+
+        def failing(utterance, *args):
+            if first("read failed"):
+                raise AudioError("not there for a moment")
+            return read(utterance, *args)
+
+        worker.read_utterance = failing
         return cls()
 
 

@@ -17,6 +17,8 @@ from mkc_fast.engine.options import EngineOptions
     ("choice", "offered"),
     [
         (choices.Mode, names.MODES),
+        (choices.Level, names.LEVELS),
+        (choices.OnFailure, names.ON_FAILURE),
         (choices.Format, names.FORMATS),
         (choices.Provider, names.PROVIDERS),
         (choices.Precision, names.PRECISIONS),
@@ -24,14 +26,23 @@ from mkc_fast.engine.options import EngineOptions
 )
 def test_a_command_offers_every_name_in_the_same_order(choice: type[Enum], offered: tuple[str, ...]) -> None:
     assert tuple(each.value for each in choice) == offered
-    assert tuple(each.name for each in choice) == offered
+    assert tuple(each.name.replace("_", "-") for each in choice) == offered
 
 
 def test_each_type_has_exactly_the_constants_of_its_name() -> None:
     constants = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
     listed = {
         name
-        for kind in (names.Stage, names.Mode, names.AudioFormat, names.Provider, names.Precision, names.Graph)
+        for kind in (
+            names.Stage,
+            names.Mode,
+            names.Level,
+            names.OnFailure,
+            names.AudioFormat,
+            names.Provider,
+            names.Precision,
+            names.Graph,
+        )
         for name in typing.get_args(kind)
     }
     assert constants == listed | set(names.GRAPH_FILES)

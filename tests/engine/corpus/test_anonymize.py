@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,15 @@ import soundfile
 from mkc_fast import ArgumentError, ListError, MkcError, anonymize_corpus
 from mkc_fast.cli import main
 from mkc_fast.engine.corpus.anonymize import open_corpus
-from mkc_fast.engine.corpus.status import Status
+from mkc_fast.engine.corpus.outputs import plan_folder
+from mkc_fast.engine.corpus.protocol import Settings
+from mkc_fast.engine.corpus.run import Run, run_corpus
+from mkc_fast.engine.corpus.status import Status, Summary
+from mkc_fast.engine.datasets.path_lists import read_audio_list
+from mkc_fast.engine.options import EngineOptions
+from mkc_fast.export import build_bank
 from tests.conftest import Artifacts
+from tests.fakes.anonymizers import factory
 
 # What a slow machine may take for what takes a few seconds.
 TIMEOUT_S = 300
@@ -41,6 +49,13 @@ def data_dir(tmp_path: Path, audio_list: Path) -> Path:
     (data / "wav.scp").write_text(audio_list.read_text())
     (data / "utt2spk").write_text("".join(f"u{number} s{number}\n" for number in range(4)))
     return data
+
+
+@pytest.fixture
+def second_bank(tmp_path: Path, golden: Path) -> Path:
+    """A bank of one of the entries of the first."""
+    build_bank(golden / "kmeans.scp", tmp_path / "second_bank", kmeans_num=1, seed=3)
+    return tmp_path / "second_bank"
 
 
 def command(artifacts: Artifacts, *more: str) -> list[str]:
@@ -78,14 +93,100 @@ def test_data_directories_are_completed(artifacts: Artifacts, data_dir: Path, tm
     assert outputs(out / "wav") == outputs(tmp_path / "data_command" / "wav")
 
 
-def test_a_failed_recording_is_in_the_summary_and_not_in_the_data_directory(
+def test_a_data_directory_with_a_failed_recording_is_not_completed_before_it_can_be_read(
     artifacts: Artifacts, data_dir: Path, tmp_path: Path
 ) -> None:
+    whole = (tmp_path / "r2.wav").read_bytes()
     (tmp_path / "r2.wav").write_bytes(b"no audio")
-    summary = anonymize_corpus(artifacts.model, artifacts.bank, data_dirs=[data_dir], seed=7, devices=["cpu"])
+    scp = tmp_path / "data_mkc" / "wav.scp"
+
+    def run() -> Summary:
+        return anonymize_corpus(artifacts.model, artifacts.bank, data_dirs=[data_dir], seed=7, devices=["cpu"])
+
+    summary = run()
     assert (summary.written, [name for name, _ in summary.failed]) == (3, ["u2"])
-    written = (tmp_path / "data_mkc" / "wav.scp").read_text().splitlines()
-    assert [line.split()[0] for line in written] == ["u0", "u1", "u3"]
+    assert summary.incomplete == [str(tmp_path / "data_mkc")]
+    assert not scp.exists()
+    (tmp_path / "r2.wav").write_bytes(whole)
+    summary = run()
+    assert (summary.written, summary.present, summary.incomplete) == (1, 3, [])
+    assert [line.split()[0] for line in scp.read_text().splitlines()] == ["u0", "u1", "u2", "u3"]
+
+
+def test_a_complete_data_directory_loses_its_wav_scp_while_it_is_made_again(
+    artifacts: Artifacts, data_dir: Path, tmp_path: Path
+) -> None:
+    scp = tmp_path / "data_mkc" / "wav.scp"
+    anonymize_corpus(artifacts.model, artifacts.bank, data_dirs=[data_dir], seed=7, devices=["cpu"])
+    assert scp.exists()
+    (tmp_path / "r2.wav").write_bytes(b"no audio")
+    anonymize_corpus(artifacts.model, artifacts.bank, data_dirs=[data_dir], seed=8, devices=["cpu"], overwrite=True)
+    assert not scp.exists()
+
+
+def test_copy_silence_completes_a_data_directory_and_the_next_run_tries_again(
+    artifacts: Artifacts, data_dir: Path, tmp_path: Path
+) -> None:
+    whole = (tmp_path / "r2.wav").read_bytes()
+    (tmp_path / "r2.wav").write_bytes(whole[:-2000])  # cut off, so that its header still tells its length
+    scp, output = tmp_path / "data_mkc" / "wav.scp", tmp_path / "data_mkc" / "wav" / "u2.wav"
+
+    def run() -> Summary:
+        return anonymize_corpus(
+            artifacts.model,
+            artifacts.bank,
+            data_dirs=[data_dir],
+            seed=7,
+            devices=["cpu"],
+            on_failure="copy-silence",
+        )
+
+    summary = run()
+    assert ([name for name, _ in summary.failed], summary.silenced, summary.incomplete) == (["u2"], 1, [])
+    assert len(scp.read_text().splitlines()) == 4
+    silence, rate = soundfile.read(output)
+    assert rate == 16000
+    assert not silence.any()
+    assert len(silence) > 320
+    (tmp_path / "r2.wav").write_bytes(whole)
+    summary = run()
+    assert (summary.written, summary.present, summary.silenced) == (1, 3, 0)
+    assert soundfile.read(output)[0].any()
+
+
+def test_a_recording_that_can_be_read_the_second_time_is_written(
+    artifacts: Artifacts, audio_list: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_INS", str(tmp_path))
+    utterances = read_audio_list(audio_list)
+    folder = plan_folder(utterances, tmp_path / "out", tmp_path / "out", Settings())
+    run = Run([folder], artifacts.model, artifacts.bank, Settings(), factory=factory("FailsToReadOnce"))
+    summary = run_corpus(run)
+    assert (summary.written, summary.failed) == (len(utterances), [])
+    assert (tmp_path / "read failed").exists()
+
+
+def test_an_output_of_every_kind_of_bank_is_what_its_bank_gives_alone(
+    artifacts: Artifacts, data_dir: Path, tmp_path: Path, second_bank: Path
+) -> None:
+    alone = {}
+    for bank in (artifacts.bank, second_bank):
+        anonymize_corpus(
+            artifacts.model, bank, data_dirs=[data_dir], anon_suffix=f"_{bank.name}", seed=7, devices=["cpu"]
+        )
+        alone[bank] = outputs(tmp_path / f"data_{bank.name}" / "wav")
+    assert alone[artifacts.bank] != alone[second_bank]
+    folders = []
+    for bank in (artifacts.bank, second_bank):
+        (folder,) = open_corpus(data_dirs=[data_dir], anon_suffix=f"_both_{bank.name}").folders
+        folders.append(replace(folder, bank=bank))
+    run_corpus(Run(folders, artifacts.model, tmp_path / "unused", Settings(seed=7), options=EngineOptions(batch_s=10)))
+    for bank, folder in zip(alone, folders, strict=True):
+        assert outputs(folder.outputs.folder).keys() == alone[bank].keys()
+        for name, content in outputs(folder.outputs.folder).items():
+            expected = np.frombuffer(alone[bank][name][44:], "<i2").astype(int)
+            found = np.frombuffer(content[44:], "<i2").astype(int)
+            assert abs(found - expected).max() <= 4  # 1e-4 of full scale: these ran in batches
 
 
 def test_progress_is_reported_up_to_the_end(artifacts: Artifacts, audio_list: Path, tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ import pytest
 import soundfile
 
 from mkc_fast.engine.corpus import worker as module
-from mkc_fast.engine.corpus.protocol import AHEAD, AHEAD_ON_GPU, EXIT_LOST_DEVICE, Settings, Task, WorkerConfig
+from mkc_fast.engine.corpus.protocol import (
+    AHEAD,
+    AHEAD_ON_GPU,
+    EXIT_LOST_DEVICE,
+    BankDraws,
+    Settings,
+    Task,
+    WorkerConfig,
+)
 from mkc_fast.engine.corpus.scheduler import worker_configs
 from mkc_fast.engine.corpus.worker import Worker
 from mkc_fast.engine.datasets.dataset import Utterance
@@ -43,7 +51,7 @@ def tasks(tmp_path: Path, clip: np.ndarray) -> list[Task]:
 
 
 def config(artifacts: Artifacts) -> WorkerConfig:
-    return WorkerConfig(artifacts.model, artifacts.bank, "cuda:0", EngineOptions(), 1, Settings(seed=3))
+    return WorkerConfig(artifacts.model, (BankDraws(artifacts.bank),), "cuda:0", EngineOptions(), 1, Settings(seed=3))
 
 
 def serve(worker: Worker, ours, batches: list[list[Task]]) -> list[tuple]:

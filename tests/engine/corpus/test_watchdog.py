@@ -15,7 +15,7 @@ import pytest
 from mkc_fast.engine.audio.read import COMMAND_TIMEOUT_S
 from mkc_fast.engine.corpus import scheduler
 from mkc_fast.engine.corpus import watchdog as patience
-from mkc_fast.engine.corpus.protocol import Settings, Task, WorkerConfig
+from mkc_fast.engine.corpus.protocol import BankDraws, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.watchdog import Clock, SilenceTimer, is_stopped
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.options import EngineOptions
@@ -89,7 +89,7 @@ def test_a_process_that_cannot_be_killed_is_left_behind(monkeypatch: pytest.Monk
     monkeypatch.setattr(scheduler, "_LAST_WAIT_S", 0.1)
     monkeypatch.setattr(scheduler.os, "killpg", lambda *_: None)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    config = WorkerConfig(Path(), Path(), "cpu", EngineOptions(threads=1), 1, Settings())
+    config = WorkerConfig(Path(), (BankDraws(Path()),), "cpu", EngineOptions(threads=1), 1, Settings())
     worker = scheduler.WorkerState(config, process, Connection(os.dup(0)))
     try:
         begin = time.monotonic()

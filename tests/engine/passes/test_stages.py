@@ -16,7 +16,7 @@ from mkc_fast import Anonymizer, ArtifactError, StageError
 from mkc_fast.engine.artifacts import CENTROIDS_FILE
 from mkc_fast.engine.audio.waveform import to_pcm16
 from mkc_fast.engine.corpus import worker as module
-from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task, WorkerConfig
+from mkc_fast.engine.corpus.protocol import BankDraws, Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.worker import Worker
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.options import EngineOptions
@@ -192,7 +192,7 @@ def test_in_a_worker_only_the_utterance_at_fault_fails(
     monkeypatch.setattr(Anonymizer, "load", lambda *_, **__: made)
     said: list[tuple[Any, ...]] = []
     connection = SimpleNamespace(send=said.append)
-    config = WorkerConfig(artifacts.model, artifacts.bank, "cpu", EngineOptions(), 1, Settings(seed=3))
+    config = WorkerConfig(artifacts.model, (BankDraws(artifacts.bank),), "cpu", EngineOptions(), 1, Settings(seed=3))
     worker = Worker(connection, config)  # type: ignore[arg-type]
     (tmp_path / "out").mkdir()
     tasks = [Task(index, Utterance(f"u{index}", tmp_path / f"{index}.wav"), tmp_path / "out") for index in range(3)]

@@ -18,7 +18,7 @@ from mkc_fast.engine.audio.read import Recording, read_utterance, read_waveform
 from mkc_fast.engine.audio.waveform import to_pcm16
 from mkc_fast.engine.audio.write import write_waveform, written_waveform
 from mkc_fast.engine.corpus import worker as module
-from mkc_fast.engine.corpus.protocol import Settings, Task, WorkerConfig
+from mkc_fast.engine.corpus.protocol import BankDraws, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.worker import Worker
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.options import EngineOptions
@@ -97,7 +97,7 @@ def make_worker(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> Callab
         monkeypatch.setattr(Anonymizer, "load", lambda *_, **__: anonymizer)
         monkeypatch.setattr(module, "_MAX_IN_MEMORY_S", 5)
         config = WorkerConfig(
-            artifacts.model, artifacts.bank, "cpu", EngineOptions(max_window_s=8), 1, Settings(seed=7)
+            artifacts.model, (BankDraws(artifacts.bank),), "cpu", EngineOptions(max_window_s=8), 1, Settings(seed=7)
         )
         return Worker(SimpleNamespace(send=said.append), config), said  # type: ignore[arg-type]
 
