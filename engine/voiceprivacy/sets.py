@@ -1,0 +1,107 @@
+"""The sets of the VoicePrivacy Challenge 2024 and 2026: their names, and whose bank anonymizes each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from mkc_fast.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Who anonymizes a set: the users whose speech is published, or the attacker, who enrolls speakers and trains on
+# speech that he anonymized himself.
+Role = Literal["user", "attacker"]
+USER: Final = "user"
+ATTACKER: Final = "attacker"
+
+YEARS: Final = (2024, 2026)
+# A training set has no subsets; neither have the sets of emotions.
+_TRAINING = "train"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sets that a toolkit's config lists together.
+
+    Attributes:
+        data: What the names of its sets begin with; the name of its only set, if it has no subsets.
+        enrolls: Ends of the names of the enrollment sets.
+        trials: Ends of the names of the trial sets.
+    """
+
+    data: str
+    enrolls: tuple[str, ...] = ()
+    trials: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """The role of each set, by name, in the toolkits' order."""
+        if not self.enrolls and not self.trials:
+            return {self.data: ATTACKER if self.data.startswith(_TRAINING) else USER}
+        trials: dict[str, Role] = {self.data + end: USER for end in self.trials}
+        return {**trials, **{self.data + end: ATTACKER for end in self.enrolls}}
+
+
+def _with_trials(names: Iterable[str], *trials: str) -> tuple[Group, ...]:
+    return tuple(Group(name, ("_enrolls",), trials) for name in names)
+
+
+def _librispeech(*trials: str) -> tuple[Group, ...]:
+    return (
+        Group("IEMOCAP_dev"),
+        Group("IEMOCAP_test"),
+        *_with_trials(("libri_dev", "libri_test"), *trials),
+        Group("train-clean-360"),
+    )
+
+
+_LANGUAGES = ("en", "de", "fr", "es", "ja", "cn")
+_TRACKS: dict[tuple[int, int], tuple[Group, ...]] = {
+    (2024, 1): _librispeech("_trials_f", "_trials_m"),
+    (2026, 1): _librispeech("_trials_mixed"),
+    (2026, 2): (
+        *_with_trials((f"{language}_{part}" for language in _LANGUAGES for part in ("dev", "test")), "_trials_mixed"),
+        Group("emodata_track2_dev"),
+        Group("emodata_track2_test"),
+        Group("train_english"),
+        Group("train_german"),
+        Group("train_spanish"),
+        Group("train_french"),
+    ),
+}
+_ROLES: dict[str, Role] = {
+    name: role for groups in _TRACKS.values() for group in groups for name, role in group.roles.items()
+}
+
+
+def groups(year: int, track: int) -> tuple[Group, ...]:
+    """The sets of a track as a toolkit's config lists them; 2024 has track 1 only.
+
+    Raises:
+        ArgumentError: There is no such year or track.
+    """
+    if (year, track) not in _TRACKS:
+        known = ", ".join(f"{there} track {number}" for there, number in _TRACKS)
+        raise ArgumentError(f"VoicePrivacy {year} track {track} is not known; expected one of {known}")
+    return _TRACKS[year, track]
+
+
+def known_sets(year: int, track: int) -> tuple[str, ...]:
+    """The names of all sets of a track, which are those of their folders; 2024 has track 1 only.
+
+    Raises:
+        ArgumentError: There is no such year or track.
+    """
+    return tuple(name for group in groups(year, track) for name in group.roles)
+
+
+def is_set(name: str) -> bool:
+    """Whether a name is exactly that of a set of any year and track; ``libri_dev_enrolls_mcadams`` is not."""
+    return name in _ROLES
+
+
+def role_of(name: str) -> Role | None:
+    """Who anonymizes a set: the attacker enrollments and training sets, the users all others; None if unknown."""
+    return _ROLES.get(name)
