@@ -5,7 +5,7 @@ from __future__ import annotations
 # Options that take every value up to the next option.
 _LISTS = frozenset({"--gpus", "--data-dir"})
 # Of this command only: others take one.
-_LISTS_OF_INFER = frozenset({"--device"})
+_LISTS_OF_INFER = frozenset({"--device", "--kmeans-path", "--ckpt-path", "--config"})
 
 
 def normalized(arguments: list[str]) -> list[str]:

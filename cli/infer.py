@@ -14,7 +14,8 @@ import typer
 from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Format, Level, Mode, OnFailure, Precision, Provider
 from mkc_fast.cli.interrupts import Interrupted
-from mkc_fast.cli.show import counted, counting, shown_warnings, steps
+from mkc_fast.cli.show import counted, shown_warnings
+from mkc_fast.cli.sources import Given, resolved
 from mkc_fast.engine.options import DEFAULT_WINDOW_S, EngineOptions
 from mkc_fast.errors import MkcError
 
@@ -63,11 +64,13 @@ def infer(
         ),
     ] = False,
     mode: Annotated[
-        Mode,
+        Mode | None,
         typer.Option(
-            help="Draw one k-means model for a recording, or one every STRIDE frames.", rich_help_panel=panels.DRAWS
+            help="Draw one k-means model for a recording, or one every STRIDE frames (default: frame; audio with "
+            "--kmeans-path).",
+            rich_help_panel=panels.DRAWS,
         ),
-    ] = Mode.frame,
+    ] = None,
     stride: Annotated[
         int, typer.Option(help="Frames (20 ms) that share a draw in frame mode.", min=1, rich_help_panel=panels.DRAWS)
     ] = 1,
@@ -91,7 +94,13 @@ def infer(
     ] = None,
     kmeans_num: Annotated[
         int | None,
-        typer.Option(help="Draw from a random subset of so many k-means models.", min=1, rich_help_panel=panels.DRAWS),
+        typer.Option(
+            "--kmeans-num",
+            "--num-kmeans",
+            help="Draw from a random subset of so many k-means models.",
+            min=1,
+            rich_help_panel=panels.DRAWS,
+        ),
     ] = None,
     record_draws: Annotated[
         bool,
@@ -114,8 +123,23 @@ def infer(
         Path | None,
         typer.Option(help="Conformer + vocoder checkpoint, instead of --model.", rich_help_panel=panels.ARTIFACTS),
     ] = None,
+    ckpt_path: Annotated[
+        list[Path] | None,
+        typer.Option(help="The same, as older scripts name it.", rich_help_panel=panels.ARTIFACTS),
+    ] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="YAML with the conformer's sizes, for a --ckpt that is a bare state dict.",
+            rich_help_panel=panels.ARTIFACTS,
+        ),
+    ] = None,
     kmeans_scp: Annotated[
         Path | None, typer.Option(help="List of k-means models, instead of --bank.", rich_help_panel=panels.ARTIFACTS)
+    ] = None,
+    kmeans_path: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files of k-means models, instead of a list.", rich_help_panel=panels.ARTIFACTS),
     ] = None,
     hifi_config: Annotated[
         Path | None, typer.Option(help="JSON with the vocoder's sizes.", rich_help_panel=panels.ARTIFACTS)
@@ -205,7 +229,8 @@ def infer(
     """Anonymize recordings; run the same command again to continue.
 
     Give --audio-scp and --output-dir, or --data-dir. Give --model and --bank, or the published checkpoints
-    (--wavlm-ckpt, --ckpt, --kmeans-scp), which are converted once and kept.
+    (--wavlm-ckpt, --ckpt, --kmeans-scp), which are converted once and kept. What the research scripts have default
+    paths for may be left out if the file is there.
 
     Outputs have 16 kHz, and are 5 to 25 ms shorter than their recordings; --pad fills them up with silence.
     """
@@ -231,16 +256,31 @@ def infer(
         level=level.value,
         utt2spk=utt2spk,
     )
-    _check_sources(model, bank, wavlm_ckpt, ckpt, kmeans_scp)
-    model = model or _model(wavlm_ckpt, ckpt, hifi_config, layer, cache_dir)
-    bank = bank or _bank(kmeans_scp, cache_dir)
+    sources = resolved(
+        Given(
+            model=model,
+            bank=bank,
+            wavlm_ckpt=wavlm_ckpt,
+            ckpt=ckpt,
+            ckpt_path=ckpt_path or [],
+            config=config or [],
+            hifi_config=hifi_config,
+            kmeans_scp=kmeans_scp,
+            kmeans_path=kmeans_path or [],
+            layer=layer,
+            mode=mode.value if mode else None,
+        )
+    )
+    for note in () if quiet else sources.notes:
+        print(note, file=sys.stderr)
+    model, bank = sources.model_directory(cache_dir), sources.bank_directory(cache_dir)
     models = check_fit(model, bank)
     if not quiet:
         draws = "from the system's entropy, not repeatable" if seed is None else f"from seed {seed}, repeatable"
         count = sum(len(folder.utterances) for folder in corpus.folders)
         subset = f", from {kmeans_num} of {models} k-means models" if kmeans_num and kmeans_num < models else ""
         shared = "" if level is Level.utterance else f", level {level.value}"
-        settings = f"{mode.value} mode, stride {stride}{shared}"
+        settings = f"{sources.mode} mode, stride {stride}{shared}"
         print(f"{counted(count, 'recording')}, {settings}; draws {draws}{subset}", file=sys.stderr)
     with _signals() as signalled, watching(quiet=quiet, as_json=json_, where=corpus.folders) as watch:
         try:
@@ -249,7 +289,7 @@ def infer(
                     model,
                     bank,
                     corpus=corpus,
-                    mode=mode.value,
+                    mode=sources.mode,
                     stride=stride,
                     seed=seed,
                     kmeans_num=kmeans_num,
@@ -309,37 +349,3 @@ def _check_inputs(audio_scp: Path | None, output_dir: Path | None, data_dirs: li
         raise MkcError("give --data-dir, or --audio-scp and --output-dir, not both")
     if not data_dirs and (audio_scp is None or output_dir is None):
         raise MkcError("give --audio-scp and --output-dir, or --data-dir")
-
-
-def _check_sources(
-    model: Path | None, bank: Path | None, wavlm_ckpt: Path | None, ckpt: Path | None, kmeans_scp: Path | None
-) -> None:
-    if model is None and (wavlm_ckpt is None or ckpt is None):
-        raise MkcError("give --model, or --wavlm-ckpt and --ckpt")
-    if model is not None and (wavlm_ckpt is not None or ckpt is not None):
-        raise MkcError("give --model, or --wavlm-ckpt and --ckpt, not both")
-    if bank is None and kmeans_scp is None:
-        raise MkcError("give --bank or --kmeans-scp")
-    if bank is not None and kmeans_scp is not None:
-        raise MkcError("give --bank or --kmeans-scp, not both")
-
-
-def _model(
-    wavlm_ckpt: Path | None, ckpt: Path | None, hifi_config: Path | None, layer: int, cache_dir: Path | None
-) -> Path:
-    from mkc_fast.engine.cache_folder import default_cache
-    from mkc_fast.export.cache import cached_model
-
-    assert wavlm_ckpt is not None
-    assert ckpt is not None
-    with steps() as progress:
-        return cached_model(wavlm_ckpt, ckpt, hifi_config, layer, cache_dir or default_cache(), progress)
-
-
-def _bank(kmeans_scp: Path | None, cache_dir: Path | None) -> Path:
-    from mkc_fast.engine.cache_folder import default_cache
-    from mkc_fast.export.cache import cached_bank
-
-    assert kmeans_scp is not None
-    with counting("k-means models") as progress:
-        return cached_bank(kmeans_scp, cache_dir or default_cache(), progress)

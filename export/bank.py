@@ -14,7 +14,7 @@ import numpy as np
 from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, bank_contents, write_info
 from mkc_fast.engine.atomic_files import atomic_directory
 from mkc_fast.engine.cache_folder import cache_folder
-from mkc_fast.engine.datasets.path_lists import read_named_paths
+from mkc_fast.engine.datasets.path_lists import named_by_path, read_named_paths
 from mkc_fast.engine.digests import remember
 from mkc_fast.engine.draws import check_seed, draw_entries
 from mkc_fast.errors import CheckpointError
@@ -22,7 +22,7 @@ from mkc_fast.export.checkpoints.kmeans import memory_needed, read_kmeans, read_
 from mkc_fast.export.checkpoints.readers import reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class _Entry:
 
 
 def build_bank(
-    kmeans_scp: str | PathLike[str],
+    kmeans_scp: str | PathLike[str] | Sequence[str | PathLike[str]],
     out: str | PathLike[str],
     kmeans_num: int | None = None,
     seed: int | None = None,
@@ -56,7 +56,7 @@ def build_bank(
     is that of ``workers`` models, at most 1 GB. Ctrl-C ends the build within a second.
 
     Args:
-        kmeans_scp: List of ``name path`` a line.
+        kmeans_scp: List of ``name path`` a line; or the models' files, which are then named by their stems.
         out: Directory to make. It must not be there, or be empty, unless ``overwrite``.
         kmeans_num: Size of a random subset of the list, in the list's order: the one that ``Anonymizer.draw_entries``
             draws from a bank of the whole list. If the list has fewer, all are taken.
@@ -74,17 +74,20 @@ def build_bank(
     Raises:
         BankError: ``kmeans_num`` is below 1.
         ArgumentError: The seed is not a whole number of at most 256 bits.
-        ListError: The list is unreadable or empty, or a name is there twice.
+        ListError: The list is unreadable or empty, or a file is there twice.
         CheckpointError: A model is missing, damaged, hostile, not finite, or of another D than the first.
         OutputError: ``out`` cannot be written.
     """
-    models = read_named_paths(Path(kmeans_scp))
+    models = named_models(kmeans_scp)
     check_seed(seed)
     if kmeans_num is not None:
         drawn = draw_entries(len(models), kmeans_num, seed)
         if kmeans_num > len(models):
             logger.warning(
-                "kmeans_num is %d, %s has %d k-means models: all of them are used", kmeans_num, kmeans_scp, len(models)
+                "kmeans_num is %d, %s has %d k-means models: all of them are used",
+                kmeans_num,
+                kmeans_scp if isinstance(kmeans_scp, str | os.PathLike) else "the list",
+                len(models),
             )
         models = [models[entry] for entry in drawn]
     threads = workers or min(8, os.cpu_count() or 1)
@@ -100,7 +103,8 @@ def build_bank(
             if shape[1] != dim:
                 raise CheckpointError(f"{path}: {name} has {shape[1]} dimensions, {models[0][0]} has {dim}")
         size = (len(models), max(clusters for clusters, _ in shapes), dim)
-        replaces = bank_contents(Path(kmeans_scp), *(path for _, path in models)) if overwrite else None
+        lists = [Path(kmeans_scp)] if isinstance(kmeans_scp, str | os.PathLike) else []
+        replaces = bank_contents(*lists, *paths) if overwrite else None
         with atomic_directory(Path(out), replaces=replaces) as directory:
             centroids = _map_new(directory / CENTROIDS_FILE, np.float32, size)
             half_norms = _map_new(directory / HALF_NORMS_FILE, np.float64, size[:2])
@@ -132,6 +136,17 @@ def build_bank(
     if folder is not None:
         remember(Path(out), info.files, folder)
     return info
+
+
+def named_models(kmeans: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[tuple[str, Path]]:
+    """Name and path of each k-means model: of a list, or of the files themselves.
+
+    Raises:
+        ListError: The list is unreadable or empty, or a file is there twice.
+    """
+    if isinstance(kmeans, str | os.PathLike):
+        return read_named_paths(Path(kmeans))
+    return named_by_path([Path(path) for path in kmeans], "k-means models")
 
 
 def _map_new(path: Path, dtype: type[np.floating[Any]], shape: tuple[int, ...]) -> np.memmap[Any, Any]:

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 from mkc_fast import __version__
 from mkc_fast.engine.artifacts import BANK_FORMAT, MODEL_FORMAT, open_bank, read_model_info
 from mkc_fast.engine.atomic_files import discard, locked
-from mkc_fast.engine.datasets.path_lists import read_named_paths
 from mkc_fast.engine.digests import digests, verify
 from mkc_fast.errors import ArtifactError, InexactError, MkcError, OutputError
-from mkc_fast.export.bank import build_bank
+from mkc_fast.export.bank import build_bank, named_models
 from mkc_fast.extras import EXPORT_MODULES, required
 from mkc_fast.kernels.cpu.loader import NATIVE_FORMAT, native_library
 
 __all__ = ["cached_bank", "cached_model"]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mkc_fast.engine.artifacts import FileFacts
@@ -32,6 +31,7 @@ def cached_model(
     layer: int,
     cache: Path,
     progress: Callable[[str], None] | None = None,
+    config: Path | None = None,
 ) -> Path:
     """The exported model of these checkpoints. It is exported now if the cache does not hold it.
 
@@ -41,17 +41,18 @@ def cached_model(
         OutputError: The cache folder cannot be written.
         MkcError: torch, which exporting needs, is not installed.
     """
-    files = [wavlm_ckpt, ckpt, *([hifi_config] if hifi_config else [])]
+    files = [file for file in (wavlm_ckpt, ckpt, hifi_config, config) if file is not None]
+    given = [hifi_config is not None, config is not None]
     # A model exported without the native operators lacks their graphs.
     native = 0 if native_library() is None else NATIVE_FORMAT
-    key = _key("model", MODEL_FORMAT, layer, native, _content(files, cache))
+    key = _key("model", MODEL_FORMAT, layer, native, given, _content(files, cache))
     path = cache / f"model-{key}"
 
     def make() -> None:
         with required("converting checkpoints", *EXPORT_MODULES, otherwise=", or give --model and --bank"):
             from mkc_fast.export.model import export_model
         try:
-            export_model(wavlm_ckpt, ckpt, path, hifi_config, layer, progress=progress)
+            export_model(wavlm_ckpt, ckpt, path, hifi_config, layer, config=config, progress=progress)
         except InexactError as error:
             raise InexactError(f"{error}, then give it with --model") from None
 
@@ -59,17 +60,17 @@ def cached_model(
     return path
 
 
-def cached_bank(kmeans_scp: Path, cache: Path, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The bank of all k-means models of a list. It is built now if the cache does not hold it.
+def cached_bank(kmeans: Path | Sequence[Path], cache: Path, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The bank of all k-means models of a list, or of these files. It is built now if the cache does not hold it.
 
     Raises:
         ListError, CheckpointError: As ``build_bank``.
         OutputError: The cache folder cannot be written.
     """
-    models = read_named_paths(kmeans_scp)
+    models = named_models(kmeans)
     key = _key("bank", BANK_FORMAT, [name for name, _ in models], _content([path for _, path in models], cache))
     path = cache / f"bank-{key}"
-    _made(path, cache, lambda: open_bank(path).info.files, lambda: build_bank(kmeans_scp, path, progress=progress))
+    _made(path, cache, lambda: open_bank(path).info.files, lambda: build_bank(kmeans, path, progress=progress))
     return path
 
 

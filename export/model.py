@@ -107,6 +107,7 @@ def export_model(
     hifi_config: str | PathLike[str] | None = None,
     layer: int = 6,
     *,
+    config: str | PathLike[str] | None = None,
     half: bool = False,
     int8: bool = False,
     overwrite: bool = False,
@@ -124,10 +125,12 @@ def export_model(
 
     Args:
         wavlm_ckpt: WavLM checkpoint, ``{"cfg": dict, "model": state_dict}``.
-        ckpt: Conformer + vocoder checkpoint, or a vocoder alone (``{"generator": state_dict}``).
+        ckpt: Conformer + vocoder checkpoint, with its sizes or as a bare state dict; or a vocoder alone
+            (``{"generator": state_dict}``).
         out: Directory to make. It must not be there, or be empty, unless ``overwrite``.
         hifi_config: JSON file with the vocoder's sizes, where the checkpoint's own are missing.
         layer: WavLM transformer layer whose output the k-means models were trained on, from 1.
+        config: YAML file with the conformer's sizes, for a bare state dict; without it they are the published ones.
         half: Also write each graph in half precision (``write_half_graphs``).
         int8: Also write WavLM and the conformer with linear layers in 8 bits, for CPUs (``write_int8_graphs``).
         overwrite: Replace ``out`` if it holds an exported model and nothing else, and none of the sources.
@@ -148,11 +151,12 @@ def export_model(
     """
     wavlm_path, voice_path, out_path = Path(wavlm_ckpt), Path(ckpt), Path(out)
     say = progress or (lambda _: None)
-    config = None if hifi_config is None else Path(hifi_config)
-    replaces = model_contents(wavlm_path, voice_path, config) if overwrite else None
+    hifi_path = None if hifi_config is None else Path(hifi_config)
+    sizes_path = None if config is None else Path(config)
+    replaces = model_contents(wavlm_path, voice_path, hifi_path, sizes_path) if overwrite else None
     with atomic_directory(out_path, replaces=replaces) as directory, torch.no_grad():
         say("reading checkpoints")
-        wavlm, voice = _read(wavlm_path, voice_path, config, layer)
+        wavlm, voice = _read(wavlm_path, voice_path, hifi_path, sizes_path, layer)
         info = _model_info(wavlm_path, wavlm, voice_path, voice, layer)
         # Each network is built, written, judged and released before the next, so memory is that of the largest.
         work = _Export(directory, info, say, allow_inexact)
@@ -189,12 +193,12 @@ def export_model(
 
 
 def _read(
-    wavlm_path: Path, voice_path: Path, hifi_config: Path | None, layer: int
+    wavlm_path: Path, voice_path: Path, hifi_config: Path | None, config: Path | None, layer: int
 ) -> tuple[WavLMCheckpoint, VoiceCheckpoint]:
     """Load both checkpoints and check that they fit each other."""
     wavlm = load_wavlm(wavlm_path)
     wavlm.config.check_layer(wavlm_path, layer)
-    voice = load_voice(voice_path, hifi_config)
+    voice = load_voice(voice_path, hifi_config, config)
     if wavlm.config.dim != voice.conformer.dim:
         raise CheckpointError(
             f"{voice_path}: takes {voice.conformer.dim} dimensions, {wavlm_path} gives {wavlm.config.dim}"

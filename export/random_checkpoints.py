@@ -224,7 +224,13 @@ def _draw_encoder_layer(weights: _RandomWeights, index: int, cfg: Mapping[str, A
 
 
 def write_voice(
-    path: Path, config: Mapping[str, Any] | None = None, *, size: str = "small", seed: int = 0, prefix: str = ""
+    path: Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    size: str = "small",
+    seed: int = 0,
+    prefix: str = "",
+    bare: bool = False,
 ) -> None:
     """Write a conformer + vocoder checkpoint with random weights.
 
@@ -240,6 +246,7 @@ def write_voice(
             published).
         seed: Equal seeds give equal weights.
         prefix: Goes before every key: "module." as data-parallel training writes it.
+        bare: Write the state dict alone, with the two entries of older checkpoints that inference does not use.
 
     Raises:
         ValueError: There is no such size.
@@ -258,6 +265,10 @@ def write_voice(
     vocoder = _random_vocoder(path, hifi, seed + 1)
     state = {f"{prefix}conformer.conformer_layers.{name}": tensor for name, tensor in conformer.tensors.items()}
     state |= {f"{prefix}hifi.model.{name}": tensor for name, tensor in vocoder.items()}
+    if bare:
+        older = {"kmeans._float_tensor": torch.zeros(1), "mask_emb": torch.zeros(1024)}
+        torch.save({f"{prefix}{name}": tensor for name, tensor in older.items()} | state, path)
+        return
     torch.save({"epoch": 50, "extra": {"model_config": model_config}, "model_state_dict": state}, path)
 
 

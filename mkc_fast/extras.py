@@ -24,6 +24,7 @@ _PACKAGES = {
     "torch": ("PyTorch", EXPORT_EXTRA),
     "onnx": ("onnx", EXPORT_EXTRA),
     "onnxscript": ("onnxscript", EXPORT_EXTRA),
+    "yaml": ("PyYAML", EXPORT_EXTRA),
     "matplotlib": ("matplotlib", EXPORT_EXTRA),
     "sklearn": ("scikit-learn", BENCH_EXTRA),
     "joblib": ("joblib", BENCH_EXTRA),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mkc_fast.errors import ListError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -107,20 +108,54 @@ def read_audio_list(path: Path, *, allow_commands: bool = False) -> list[Utteran
 def read_named_paths(path: Path) -> list[tuple[str, Path]]:
     """Read a list of ``name path`` a line (``kmeans.scp``), in its order; names are unique.
 
-    Blank lines are skipped, and so are comments, lines that begin with ``#`` (blanks before it do not count).
+    Blank lines are skipped, and so are comments, lines that begin with ``#`` (blanks before it do not count). If two
+    files have one name, all are named by their paths instead (``named_by_path``).
 
     Raises:
-        ListError: The list is unreadable or empty, a line has no path, or two lines have one name.
+        ListError: The list is unreadable or empty, a line has no path, or a file is there twice under one name.
     """
-    named: dict[str, Path] = {}
+    models: list[tuple[str, Path]] = []
+    known: set[tuple[str, Path]] = set()
     resolver = PathResolver(path)
     for number, line in read_lines(path, standard_input=False):
         name, _, rest = line.partition(" ")
         if not rest:
             raise ListError(f"{path}, line {number}: expected 'name path', found {printable(line)}")
-        if name in named:
-            raise ListError(f"{path}, line {number}: the name {printable(name)} is there twice")
-        named[name] = Path(resolver.resolve(rest))
-    if not named:
+        model = name, Path(resolver.resolve(rest))
+        if model in known:
+            raise ListError(f"{path}, line {number}: {printable(line)} is there twice")
+        known.add(model)
+        models.append(model)
+    if not models:
         raise ListError(f"{path}: the list is empty")
-    return list(named.items())
+    if len({name for name, _ in models}) < len(models):
+        return named_by_path([file for _, file in models], str(path))
+    return models
+
+
+def named_by_path(paths: Sequence[Path], where: str) -> list[tuple[str, Path]]:
+    """Name files by their stems; if two stems are equal, by as many of the folders above as tell all paths apart.
+
+    Args:
+        paths: In the order of the result.
+        where: What an error begins with.
+
+    Raises:
+        ListError: There is no path, or one is there twice.
+    """
+    whole = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - links keep their names
+    if not whole:
+        raise ListError(f"{where}: there is no file")
+    known: set[Path] = set()
+    for path in whole:
+        if path in known:
+            raise ListError(f"{where}: {printable(str(path), 200)} is there twice")
+        known.add(path)
+    parts = [(*path.parts[1:-1], path.stem) for path in whole]
+    if len(set(parts)) < len(parts):  # two files differ in their suffixes only
+        parts = [path.parts[1:] for path in whole]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return list(zip(names, paths, strict=True))

@@ -96,6 +96,15 @@ class HifiGanConfig:
         return math.prod(self.upsample_rates)
 
 
+# The published sizes of the conformer, used where a checkpoint or a file of sizes lacks them.
+CONFORMER_PUBLISHED: Mapping[str, int] = {
+    "feature_dim": 1024,
+    "conformer_num_heads": 16,
+    "ffn_dim": 4096,
+    "conformer_num_layers": 12,
+    "kernel_size": 3,
+}
+
 # The published V1 values, used where a checkpoint names a configuration file that is not here.
 HIFIGAN_V1: Mapping[str, Any] = {
     "resblock": "1",
@@ -205,23 +214,61 @@ def conformer_config(path: Path, model_config: dict[str, Any], weights: Weights)
     """
     read = _ConfigReader(path, model_config)
     config = ConformerConfig(
-        dim=read.size("feature_dim", 1024),
-        num_heads=read.size("conformer_num_heads", 16),
-        ffn_dim=read.size("ffn_dim", 4096),
-        num_layers=read.size("conformer_num_layers", 12),
-        kernel_size=read.size("kernel_size", 3),
+        dim=read.size("feature_dim", CONFORMER_PUBLISHED["feature_dim"]),
+        num_heads=read.size("conformer_num_heads", CONFORMER_PUBLISHED["conformer_num_heads"]),
+        ffn_dim=read.size("ffn_dim", CONFORMER_PUBLISHED["ffn_dim"]),
+        num_layers=read.size("conformer_num_layers", CONFORMER_PUBLISHED["conformer_num_layers"]),
+        kernel_size=read.size("kernel_size", CONFORMER_PUBLISHED["kernel_size"]),
     )
     if config.dim % config.num_heads:
         raise CheckpointError(f"{path}: {config.dim} dimensions do not divide into {config.num_heads} heads")
     if config.kernel_size % 2 == 0:
         raise CheckpointError(f"{path}: kernel_size {config.kernel_size} is even; a conformer's is odd")
-    indices = [key.split(".")[0] for key in weights]
-    found = 1 + max((int(index) for index in indices if index.isdecimal() and len(index) < 8), default=-1)
+    found = _num_layers(weights)
     if found != config.num_layers:
         raise CheckpointError(
             f"{path}: model_config says {config.num_layers} conformer layers, the weights have {found}"
         )
     return config
+
+
+def check_conformer_sizes(path: Path, sizes: Mapping[str, Any], said: str, weights: Weights) -> None:
+    """Check sizes that came from elsewhere against the shapes of a bare state dict's weights, all of them at once.
+
+    The number of heads has no trace in the shapes.
+
+    Args:
+        path: The checkpoint, for errors.
+        sizes: Under the names of ``CONFORMER_PUBLISHED``; those that are missing are as published.
+        said: Where the sizes are from, for errors.
+        weights: The conformer's, under names that begin with the number of the layer.
+
+    Raises:
+        CheckpointError: A size is not that of the weights.
+    """
+    found = {"conformer_num_layers": _num_layers(weights)}
+    for key, name, axis in (
+        ("feature_dim", "0.self_attn_layer_norm.weight", 0),
+        ("ffn_dim", "0.ffn1.sequential.1.weight", 0),
+        ("kernel_size", "0.conv_module.sequential.2.weight", -1),
+    ):
+        if name in weights and weights[name].ndim:
+            found[key] = weights[name].shape[axis]
+    expected = {**CONFORMER_PUBLISHED, **sizes}
+    wrong = [
+        f"{key} {found[key]}, not {shown(expected[key])}"
+        for key in CONFORMER_PUBLISHED
+        if key in found and found[key] != expected[key]
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: the weights have {'; '.join(wrong)} ({said}): give a YAML file of its sizes with --config"
+        )
+
+
+def _num_layers(weights: Weights) -> int:
+    indices = [key.split(".")[0] for key in weights]
+    return 1 + max((int(index) for index in indices if index.isdecimal() and len(index) < 8), default=-1)
 
 
 def hifigan_config(path: Path, source: Mapping[str, Any], weights: Weights) -> HifiGanConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from mkc_fast.export.checkpoints.configs import (
     ConformerConfig,
     HifiGanConfig,
     WavLMConfig,
+    check_conformer_sizes,
     conformer_config,
     hifigan_config,
     shown,
     wavlm_config,
 )
+from mkc_fast.export.checkpoints.sizes_file import read_sizes
 from mkc_fast.export.checkpoints.torch_files import first_line, is_file, load_torch
 from mkc_fast.export.checkpoints.weights import Weights, named_weights, under
+
+_KEY = re.compile(r"(module\.){0,4}(conformer\.conformer_layers|hifi\.model)\.")
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,27 @@ def load_wavlm(path: Path) -> WavLMCheckpoint:
     return WavLMCheckpoint(wavlm_config(path, cfg), weights)
 
 
-def load_voice(path: Path, hifi_config: Path | None = None) -> VoiceCheckpoint:
+def load_voice(path: Path, hifi_config: Path | None = None, config: Path | None = None) -> VoiceCheckpoint:
     """Load a conformer + vocoder checkpoint, or a vocoder alone (``{"generator": state_dict}``, then no conformer).
+
+    A conformer + vocoder checkpoint holds its sizes, or it is the state dict itself. The sizes of that are those of
+    ``config`` or, where it has none, the published ones. They are checked against the weights' shapes.
 
     Args:
         path: The checkpoint.
         hifi_config: A JSON file with the vocoder's sizes; it is used instead of those in the checkpoint.
+        config: A YAML file with the conformer's sizes (``read_sizes``), for a checkpoint that has none.
 
     Raises:
-        CheckpointError: A file is missing, damaged, hostile or inconsistent.
+        CheckpointError: A file is missing, damaged, hostile or inconsistent, or ``config`` is given and the checkpoint
+            has sizes of its own.
     """
+    sizes = read_sizes(config) if config is not None else None
     loaded = load_torch(path)
     given = _read_json(hifi_config) if hifi_config is not None else None
     if "model_state_dict" not in loaded and isinstance(loaded.get("generator"), dict):
+        if config is not None:
+            raise CheckpointError(f"{path}: a vocoder alone, so there is no conformer whose sizes --config could give")
         hifigan_weights = named_weights(path, loaded["generator"])
         own = loaded.get("hifi_config")
         hifigan = hifigan_config(path, given or (own if isinstance(own, dict) else HIFIGAN_V1), hifigan_weights)
@@ -76,13 +89,23 @@ def load_voice(path: Path, hifi_config: Path | None = None) -> VoiceCheckpoint:
 
     extra, state = loaded.get("extra"), loaded.get("model_state_dict")
     model_config = extra.get("model_config") if isinstance(extra, dict) else None
+    bare = state is None and _is_voice(loaded)
+    if isinstance(model_config, dict) and sizes is not None:
+        raise CheckpointError(f"{path}: has sizes of its own, so --config has no use: leave it out")
+    if not isinstance(model_config, dict) and (bare or sizes is not None):
+        model_config = sizes or {}
+    state = loaded if bare else state
     if not isinstance(model_config, dict) or not isinstance(state, dict):
         keys = ", ".join(map(shown, list(loaded)[:8]))
         raise CheckpointError(
-            f"{path}: not a conformer checkpoint: expected keys extra.model_config and model_state_dict, found {keys}"
+            f"{path}: not a conformer checkpoint: expected keys extra.model_config and model_state_dict, or a state "
+            f"dict, found {keys}"
         )
     weights = named_weights(path, state)
     conformer_weights = under(weights, "conformer.conformer_layers.")
+    if bare or sizes is not None:
+        said = "the published size" if config is None else f"as {config} or the published sizes have it"
+        check_conformer_sizes(path, model_config, said, conformer_weights)
     hifigan_weights = under(weights, "hifi.model.")
     if not hifigan_weights:
         raise CheckpointError(f"{path}: holds no vocoder: no key starts with hifi.model.")
@@ -100,6 +123,11 @@ def load_voice(path: Path, hifi_config: Path | None = None) -> VoiceCheckpoint:
             f"{path}: the vocoder takes {hifigan.input_dim} dimensions, the conformer gives {conformer.dim}"
         )
     return VoiceCheckpoint(conformer, conformer_weights, hifigan, hifigan_weights)
+
+
+def _is_voice(loaded: dict[Any, Any]) -> bool:
+    """Whether a checkpoint is a state dict of conformer and vocoder, without anything around it."""
+    return any(isinstance(key, str) and _KEY.match(key) for key in loaded)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

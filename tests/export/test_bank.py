@@ -99,7 +99,7 @@ def test_names_there_twice_and_other_dimensions_are_refused(models: dict[str, np
     scp = write_list(tmp_path, {**models, "wide": np.zeros((3, 17))})
     with pytest.raises(CheckpointError, match="wide has 17 dimensions, double has 16"):
         build_bank(scp, tmp_path / "bank")
-    scp.write_text("a double.pt\na single.pt\n")
+    scp.write_text("a double.pt\na double.pt\n")
     with pytest.raises(ListError, match="twice"):
         build_bank(scp, tmp_path / "bank")
 

@@ -142,8 +142,23 @@ def test_two_files_of_one_stem_are_refused(folder: Path) -> None:
     assert "both named a" in refused(read_audio_list, written(folder, "/x/a.wav\n/y/a.flac\n"))
 
 
-def test_two_models_of_one_name_are_refused(folder: Path) -> None:
-    assert "line 2" in refused(read_named_paths, written(folder, "a /x.pt\na /y.pt\n"))
+def test_a_model_that_is_there_twice_is_refused(folder: Path) -> None:
+    assert "line 2" in refused(read_named_paths, written(folder, "a /x.pt\na /x.pt\n"))
+    assert "/x.pt is there twice" in refused(read_named_paths, written(folder, "a /x.pt\na /y.pt\nb /x.pt\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a /x.pt\nb /x.pt\n", ["a", "b"]),
+        ("a /x.pt\na /y.pt\nx /z.pt\n", ["x", "y", "z"]),
+        ("a /1/x.pt\na /2/x.pt\nb /y.pt\n", ["1/x", "2/x", "y"]),
+        ("a /1/x/k.pt\na /2/x/k.pt\n", ["1/x/k", "2/x/k"]),
+        ("a /x.pt\na /x.bin\n", ["x.pt", "x.bin"]),
+    ],
+)
+def test_models_whose_names_recur_are_named_by_their_paths(folder: Path, text: str, names: list[str]) -> None:
+    assert [name for name, _ in named(folder, text)] == names
 
 
 @pytest.mark.parametrize("line", ["a", "a ", "\ta"])
