@@ -42,11 +42,12 @@ def _add_commands() -> None:
     if app.registered_commands:
         return  # by an earlier call in the same process
     # Each module imports what it runs only when it runs, so that --help stays fast.
-    from mkc_fast.cli import bank, bench, demo, doctor, export, infer
+    from mkc_fast.cli import bank, bench, demo, doctor, export, infer, vpc
 
     export.add(app)
     bank.add(app)
     infer.add(app)
+    vpc.add(app)
     demo.add(app)
     doctor.add(app)
     bench.add(app)
