@@ -60,7 +60,7 @@ def install(
     level: Annotated[
         Level,
         typer.Option(
-            help="What has a draw of its own: each utterance, each speaker, or one draw for a set.",
+            help="What has a draw of its own: each utterance, each speaker, or one draw for all.",
             rich_help_panel=panels.DRAWS,
         ),
     ] = Level.utterance,
