@@ -153,6 +153,8 @@ def _time(seconds: float | None) -> str:
 def as_dict(summary: Summary) -> dict[str, object]:
     """A summary as it stands in ``--json``: seconds, counts, RTFx, and the failures."""
     fields = dataclasses.asdict(summary)
+    fields["folders"] = [dataclasses.asdict(folder) for folder in summary.folders.values()]
+    fields["incomplete"] = summary.incomplete
     fields["failed"] = [{"id": name, "error": why} for name, why in summary.failed]
     fields["stage_seconds"] = {stage: round(seconds, 3) for stage, seconds in summary.stage_seconds.items()}
     fields["rtfx"] = round(summary.rtfx, 3)

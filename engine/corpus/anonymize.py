@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mkc_fast.engine.corpus.outputs import Folder, plan_folder
 from mkc_fast.engine.corpus.protocol import Settings
+from mkc_fast.engine.corpus.provenance import write_provenance
 from mkc_fast.engine.corpus.run import Run, run_corpus
 from mkc_fast.engine.corpus.status import Status, Summary
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
@@ -43,17 +44,25 @@ class Corpus:
     folders: list[Folder]
     audio_format: AudioFormat
 
-    def finish(self, summary: Summary) -> None:
+    def finish(self, summary: Summary, model: Path, bank: Path) -> None:
         """Complete each output folder, but not those with recordings that failed and got no output.
+
+        Args:
+            summary: Of the run that wrote them.
+            model: What they were made with.
+            bank: The bank of the folders that name none.
 
         Raises:
             OutputError: A file cannot be written.
         """
         for dataset, folder in zip(self.datasets, self.folders, strict=True):
-            if str(dataset.out) in summary.incomplete:
+            done = summary.folders[folder.outputs.folder]
+            if not done.complete:
                 dataset.unfinish()
-            else:
-                dataset.finish(folder.outputs)
+                continue
+            if dataset.record_dir != dataset.out:  # where the manifest is not among the outputs
+                write_provenance(folder, model, folder.bank or bank, silenced=done.silenced, role=folder.role)
+            dataset.finish(folder.outputs)
 
     def unfinish(self, audio_dirs: Collection[Path]) -> None:
         """Take back what says that output folders are complete, of those whose recordings go to ``audio_dirs``.
@@ -252,5 +261,5 @@ def anonymize_corpus(
     summary = run_corpus(run, stopped=stopped or (lambda: False), watch=watch, begun=corpus.unfinish)
     watch(Status(summary, 0.0, summary.wall_s - summary.start_up_s, [], done=True))
     if not summary.interrupted:
-        corpus.finish(summary)
+        corpus.finish(summary, run.model, run.bank)
     return summary

@@ -66,7 +66,6 @@ class Manifest:
     Attributes:
         entries: The bank entries that the recorded draws are from, where the manifest tells.
         continues: Whether it has records of an earlier run.
-        failed: How many failures this run has recorded.
     """
 
     def __init__(
@@ -96,7 +95,6 @@ class Manifest:
         self.path = folder / MANIFEST_FILE
         self.entries: object = None
         self.continues = False
-        self.failed = 0
         self._settings = {**settings, "private": private}
         self._allow_mixed = allow_mixed
         self._known: dict[str, _Known] = {}
@@ -258,7 +256,6 @@ class Manifest:
         """
         self._recorded = True
         entry: dict[str, object] = {"id": utterance.id, **self._source(utterance), **record}
-        self.failed += "error" in entry
         if "error" in entry and self._settings["private"]:
             entry["error"] = _FAILED
         number = self._ran.index(dict(ran)) if dict(ran) in self._ran else 0
@@ -361,6 +358,35 @@ class Manifest:
         if utterance.draw_id is not None:
             source["draws"] = utterance.draw_id.replace("\0", ":").rstrip(":")
         return source
+
+
+def read_settings(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings of the run that a manifest records, and each combination that its outputs were computed with.
+
+    Raises:
+        OutputError: The manifest cannot be read, or is none.
+    """
+    settings: dict[str, Any] | None = None
+    ran: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                if settings is not None and not line.startswith('{"type"'):
+                    continue
+                entry: object = None
+                with contextlib.suppress(ValueError, RecursionError):
+                    entry = json.loads(line)
+                if settings is None:
+                    if not isinstance(entry, dict) or entry.get("type") != "run":
+                        break
+                    settings = entry
+                if isinstance(entry, dict) and isinstance(entry.get("ran"), dict):
+                    ran.append(entry["ran"])
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
+    if settings is None:
+        raise OutputError(f"{path}: not a manifest")
+    return settings, ran
 
 
 _SOURCE_FIELDS = ("source", "command", "segment", "draws", "source_digest")

@@ -75,6 +75,7 @@ class Folder:
         out: Where lists go, if that is another folder.
         bank: The bank of its draws; None: the run's.
         level: What has one draw of its own: ``utterance``, ``speaker`` or ``constant``.
+        role: ``attacker`` or ``user`` in an experiment of VoicePrivacy.
     """
 
     path: Path
@@ -83,6 +84,7 @@ class Folder:
     out: Path | None = None
     bank: Path | None = None
     level: Level = UTTERANCE
+    role: str | None = None
 
     @property
     def directories(self) -> set[Path]:

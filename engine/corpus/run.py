@@ -17,7 +17,7 @@ from mkc_fast.engine.corpus.outputs import check_foreign, check_recordings, remo
 from mkc_fast.engine.corpus.plan import planned_batches
 from mkc_fast.engine.corpus.protocol import BankDraws, Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.scheduler import Scheduler, worker_configs
-from mkc_fast.engine.corpus.status import Status, Summary
+from mkc_fast.engine.corpus.status import FolderSummary, Status, Summary
 from mkc_fast.engine.corpus.subset import entries_used, random_subset
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
 from mkc_fast.engine.devices import cuda_index, device_kind
@@ -121,6 +121,9 @@ def run_corpus(
     used = {bank: entries_used(run.kmeans_num, size) for bank, size in sizes.items()}
     check_recordings(run.folders)
     summary = Summary(files=sum(len(folder.utterances) for folder in run.folders))
+    for folder in run.folders:
+        each = FolderSummary(str(folder.out or folder.path), len(folder.utterances))
+        summary.folders[folder.outputs.folder] = each
     manifests: list[Manifest] = []
     try:
         for folder in run.folders:
@@ -136,10 +139,8 @@ def run_corpus(
         with closing(_work(run, banks, tasks, task_manifests, summary, stopped, begun)) as statuses:
             for status in statuses:
                 watch(status)
-        for folder, manifest in zip(run.folders, manifests, strict=True):
+        for manifest in manifests:
             manifest.check_there()
-            if manifest.failed and run.on_failure == STOP:
-                summary.incomplete.append(str(folder.out or folder.path))
     except WriteError:
         raise
     except MkcError as error:
@@ -206,6 +207,7 @@ def _tasks(run: Run, manifests: Sequence[Manifest], summary: Summary) -> tuple[l
             known = utterance.id in manifest
             if known and manifest.finished(utterance.id, folder.outputs[utterance.id]):
                 summary.present += 1
+                summary.folders[folder.outputs.folder].present += 1
             else:
                 tasks.append(Task(len(tasks), utterance, folder.outputs.folder, folder.outputs.suffix, bank=bank))
                 task_manifests.append(manifest)
@@ -264,7 +266,7 @@ def _work(
                 if outcome.error is not None and run.on_failure == COPY_SILENCE:
                     write_silence(task, info, pad=run.settings.pad)
                     record["silence"] = True
-                    summary.silenced += 1
+                    summary.count_silence(task)
                 task_manifests[outcome.index].append(task.utterance, record, {**outcome.ran, "batched": batched})
                 failure = summary.count(task, outcome)
                 if outcome.peak > LOUD_PEAK and summary.loud == 1:

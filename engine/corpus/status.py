@@ -7,10 +7,43 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.audio.waveform import LOUD_PEAK
+from mkc_fast.names import TIMED_STAGES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mkc_fast.engine.corpus.protocol import Outcome, Task
     from mkc_fast.engine.corpus.scheduler import WorkerState
+
+
+@dataclass
+class FolderSummary:
+    """What a run did in one output folder.
+
+    Attributes:
+        out: The folder; of a data directory the directory.
+        files: Utterances asked for.
+        written: Of them, written by this run.
+        present: Of them, written by an earlier run.
+        failed: Of them, failed.
+        silenced: Of those that failed, the ones that got silence as their output.
+        audio_s: Seconds of audio written by this run.
+        stage_s: Seconds of all its stages, reading and writing not counted, over all workers.
+    """
+
+    out: str
+    files: int = 0
+    written: int = 0
+    present: int = 0
+    failed: int = 0
+    silenced: int = 0
+    audio_s: float = 0.0
+    stage_s: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every utterance has an output."""
+        return self.present + self.written + self.silenced == self.files
 
 
 @dataclass
@@ -23,7 +56,7 @@ class Summary:
         present: Of them, written by an earlier run.
         failed: Id and error of each that failed.
         silenced: Of those that failed, the ones that got silence as their output.
-        incomplete: Folders with recordings that failed and got no output.
+        folders: The same for each output folder, by the folder of its recordings.
         loud: Of those written, recordings with a peak above 1, whose scale may be wrong.
         audio_s: Seconds of audio written by this run.
         wall_s: Seconds from the first worker's start to the end.
@@ -40,7 +73,7 @@ class Summary:
     present: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     silenced: int = 0
-    incomplete: list[str] = field(default_factory=list)
+    folders: dict[Path, FolderSummary] = field(default_factory=dict)
     loud: int = 0
     audio_s: float = 0.0
     wall_s: float = 0.0
@@ -53,14 +86,29 @@ class Summary:
 
     def count(self, task: Task, outcome: Outcome) -> tuple[str, str] | None:
         """Count an outcome; returns id and error if it failed."""
+        folder = self.folders[task.folder]
         if outcome.error is not None:
+            folder.failed += 1
             self.failed.append((task.utterance.id, outcome.error))
             return self.failed[-1]
         self.written += 1
+        folder.written += 1
+        folder.audio_s += outcome.audio_s
+        folder.stage_s += sum(s for stage, s in outcome.stage_seconds.items() if stage in TIMED_STAGES)
         self.loud += outcome.peak > LOUD_PEAK
         self.audio_s += outcome.audio_s
         self.stage_seconds.update(outcome.stage_seconds)
         return None
+
+    def count_silence(self, task: Task) -> None:
+        """Count silence that was written for a task that failed."""
+        self.silenced += 1
+        self.folders[task.folder].silenced += 1
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Folders in which recordings failed and got no output."""
+        return [folder.out for folder in self.folders.values() if folder.failed > folder.silenced]
 
     @property
     def rtfx(self) -> float:
