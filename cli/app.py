@@ -51,6 +51,7 @@ def _add_commands() -> None:
     demo.add(app)
     doctor.add(app)
     bench.add(app)
+    vpc.add(app)
 
 
 def run(arguments: list[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Options that take every value up to the next option.
-_LISTS = frozenset({"--gpus", "--data-dir"})
+_LISTS = frozenset({"--gpus", "--data-dir", "--set", "--bank-user", "--bank-attacker", "--role-of", "--level-of"})
 # Of this command only: others take one.
 _LISTS_OF_INFER = frozenset({"--device", "--kmeans-path", "--ckpt-path", "--config"})
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Format, Level, Mode, OnFailure, Precision, Provider
-from mkc_fast.cli.interrupts import Interrupted
+from mkc_fast.cli.running import decoders_off_stdout, signals
 from mkc_fast.cli.show import counted, shown_warnings
 from mkc_fast.cli.sources import Given, resolved
 from mkc_fast.engine.options import DEFAULT_WINDOW_S, EngineOptions
 from mkc_fast.errors import MkcError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 EXIT_FAILED = 1  # some recordings failed, the others were written
 
@@ -282,9 +276,9 @@ def infer(
         shared = "" if level is Level.utterance else f", level {level.value}"
         settings = f"{sources.mode} mode, stride {stride}{shared}"
         print(f"{counted(count, 'recording')}, {settings}; draws {draws}{subset}", file=sys.stderr)
-    with _signals() as signalled, watching(quiet=quiet, as_json=json_, where=corpus.folders) as watch:
+    with signals() as signalled, watching(quiet=quiet, as_json=json_, where=corpus.folders) as watch:
         try:
-            with _decoders_off_stdout(), shown_warnings():
+            with decoders_off_stdout(), shown_warnings():
                 summary = anonymize_corpus(
                     model,
                     bank,
@@ -311,37 +305,6 @@ def infer(
     if summary.interrupted:
         return 128 + signalled[0]
     return EXIT_FAILED if len(summary.failed) > summary.silenced else 0
-
-
-@contextmanager
-def _decoders_off_stdout() -> Iterator[None]:
-    """Send what C libraries print about damaged files to the error stream; the standard output is for the summary."""
-    sys.stdout.flush()
-    output = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(output, 1)
-        os.close(output)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Yield the list of signals received so far; the first asks the run to end, a second ends the program at once."""
-    received: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        if received:
-            raise Interrupted(number)
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_inputs(audio_scp: Path | None, output_dir: Path | None, data_dirs: list[Path] | None) -> None:

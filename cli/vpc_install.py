@@ -14,6 +14,17 @@ import typer
 
 from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Level, Mode, OnFailure, Precision, Provider
+from mkc_fast.cli.run_options import (
+    KmeansNumOption,
+    LevelOption,
+    ModeOption,
+    OnFailureOption,
+    PadOption,
+    PrecisionOption,
+    ProviderOption,
+    SeedOption,
+    StrideOption,
+)
 from mkc_fast.errors import ArgumentError
 
 
@@ -40,30 +51,11 @@ def install(
     bank_attacker: Annotated[
         Path, typer.Option(help="Bank of enrollments and training sets.", rich_help_panel=panels.ARTIFACTS)
     ],
-    mode: Annotated[
-        Mode,
-        typer.Option(
-            help="Draw one k-means model for a recording, or one every STRIDE frames.", rich_help_panel=panels.DRAWS
-        ),
-    ] = Mode.frame,
-    stride: Annotated[
-        int, typer.Option(help="Frames (20 ms) that share a draw in frame mode.", min=1, rich_help_panel=panels.DRAWS)
-    ] = 1,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Repeatable draws; without it they are unpredictable.", rich_help_panel=panels.DRAWS),
-    ] = None,
-    kmeans_num: Annotated[
-        int | None,
-        typer.Option(help="Draw from a random subset of so many k-means models.", min=1, rich_help_panel=panels.DRAWS),
-    ] = None,
-    level: Annotated[
-        Level,
-        typer.Option(
-            help="What has a draw of its own: each utterance, each speaker, or one draw for all.",
-            rich_help_panel=panels.DRAWS,
-        ),
-    ] = Level.utterance,
+    mode: ModeOption = Mode.frame,
+    stride: StrideOption = 1,
+    seed: SeedOption = None,
+    kmeans_num: KmeansNumOption = None,
+    level: LevelOption = Level.utterance,
     suffix: Annotated[
         str,
         typer.Option(
@@ -76,24 +68,10 @@ def install(
     track: Annotated[
         Track, typer.Option(help="Of 2026, to write a config for.", rich_help_panel=panels.OUTPUT)
     ] = Track.both,
-    pad: Annotated[
-        bool,
-        typer.Option(
-            "--pad",
-            help="Fill outputs' ends with silence: they are 5 to 25 ms shorter otherwise.",
-            rich_help_panel=panels.OUTPUT,
-        ),
-    ] = False,
-    provider: Annotated[
-        Provider, typer.Option(help="Of ONNX Runtime.", rich_help_panel=panels.DEVICES)
-    ] = Provider.auto,
-    precision: Annotated[
-        Precision, typer.Option(help="Of the arithmetic, as the provider has it.", rich_help_panel=panels.DEVICES)
-    ] = Precision.auto,
-    on_failure: Annotated[
-        OnFailure,
-        typer.Option(help="Of a recording that fails twice: no output, or silence.", rich_help_panel=panels.RUN),
-    ] = OnFailure.stop,
+    pad: PadOption = False,
+    provider: ProviderOption = Provider.auto,
+    precision: PrecisionOption = Precision.auto,
+    on_failure: OnFailureOption = OnFailure.stop,
     command: Annotated[
         str | None,
         typer.Option(

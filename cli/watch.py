@@ -66,13 +66,17 @@ class Watch:
             self.printed_at = now
             print(self._line(status), file=sys.stderr, flush=True)
 
+    def end(self) -> None:
+        """End the live display, so that other text can be printed."""
+        if self.live is not None:
+            self.live.stop()
+
     def print_summary(self) -> None:
         """Print the summary on the standard output, if the run has come to its end."""
         summary = self.summary
         if summary is None:
             return
-        if self.live is not None:
-            self.live.stop()
+        self.end()
         if self.as_json:
             print(json.dumps(as_dict(summary)))
         elif not self.quiet:

@@ -389,6 +389,24 @@ def read_settings(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return settings, ran
 
 
+def recorded_seconds(path: Path) -> float:
+    """Seconds of audio of all recordings that a manifest records as written; each counts once.
+
+    Raises:
+        OutputError: The manifest cannot be read.
+    """
+    seconds: dict[str, float] = {}
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+                    entry = json.loads(line)
+                    seconds[entry["id"]] = float(entry.get("seconds", 0.0))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
+    return sum(seconds.values())
+
+
 _SOURCE_FIELDS = ("source", "command", "segment", "draws", "source_digest")
 
 

@@ -27,7 +27,15 @@ _COPIED = ("mode", "stride", "level", "kmeans_num", "format", "pad", "max_window
 _MAX_BYTES = 1 << 20
 
 
-def write_provenance(folder: Folder, model: Path, bank: Path, *, silenced: int = 0, role: str | None = None) -> Path:
+def write_provenance(
+    folder: Folder,
+    model: Path,
+    bank: Path,
+    *,
+    silenced: int = 0,
+    role: str | None = None,
+    into: Path | None = None,
+) -> Path:
     """Write ``provenance.json`` beside the manifest of a folder that is complete.
 
     Args:
@@ -36,6 +44,7 @@ def write_provenance(folder: Folder, model: Path, bank: Path, *, silenced: int =
         bank: What its draws are from.
         silenced: How many of its outputs are silence.
         role: ``attacker`` or ``user`` in an experiment of VoicePrivacy.
+        into: Where it goes instead, if another directory has the same outputs.
 
     Returns:
         The file.
@@ -55,7 +64,7 @@ def write_provenance(folder: Folder, model: Path, bank: Path, *, silenced: int =
         "silence": silenced,
         "ran": ran,
     }
-    target = folder.path / PROVENANCE_FILE
+    target = (into or folder.path) / PROVENANCE_FILE
     try:
         with atomic_file(target) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -43,12 +43,14 @@ class DataDirectory:
         out: Its anonymized sibling: same parent, its name + suffix; relative where ``path`` is.
         utterances: Its segments, or the recordings of its ``wav.scp`` where it has no ``segments``; in their order.
         audio_folder: Name of the folder in ``out`` with the anonymized recordings.
+        relative_to: Paths in the ``wav.scp`` of ``out`` are relative to this; None: they begin with ``out``.
     """
 
     path: Path
     out: Path
     utterances: list[Utterance]
     audio_folder: str = AUDIO_FOLDER
+    relative_to: Path | None = None
 
     @property
     def audio_dir(self) -> Path:
@@ -152,12 +154,18 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
             if lengths is None:
                 lengths = lengths_of({u.id: written[u.id] for u in directory.utterances if u.id in written})
             _copy_lengths(source, out / source.name, lengths)
-    lines = [f"{u.id} {written[u.id]}\n" for u in directory.utterances if u.id in written]
+    lines = [f"{u.id} {_shown_path(written[u.id], directory)}\n" for u in directory.utterances if u.id in written]
     try:
         with atomic_file(out / "wav.scp") as temporary:
             temporary.write_bytes("".join(lines).encode())
     except OSError as error:
         raise OutputError(f"{out / 'wav.scp'}: cannot be written ({error.strerror})") from None
+
+
+def _shown_path(path: Path, directory: DataDirectory) -> str:
+    """A path as ``wav.scp`` has it."""
+    # A million of them, and all in one folder.
+    return str(path) if directory.relative_to is None else os.path.relpath(path, directory.relative_to)
 
 
 def _read_recordings(scp: Path, allow_commands: bool, *, names_files: bool) -> dict[str, Utterance]:

@@ -1,0 +1,129 @@
+"""Options that commands which run a corpus share: draws, devices and the run itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mkc_fast.cli import panels
+from mkc_fast.cli.choices import Format, Level, Mode, OnFailure, Precision, Provider
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="Of the outputs, 16-bit.", rich_help_panel=panels.OUTPUT)
+]
+PadOption = Annotated[
+    bool,
+    typer.Option(
+        "--pad",
+        help="Fill outputs' ends with silence: they are 5 to 25 ms shorter otherwise.",
+        rich_help_panel=panels.OUTPUT,
+    ),
+]
+AllowCommandsOption = Annotated[
+    bool,
+    typer.Option("--allow-commands", help="Run the commands (ending in |) of a wav.scp.", rich_help_panel=panels.INPUT),
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        help="Draw one k-means model for a recording, or one every STRIDE frames.", rich_help_panel=panels.DRAWS
+    ),
+]
+StrideOption = Annotated[
+    int, typer.Option(help="Frames (20 ms) that share a draw in frame mode.", min=1, rich_help_panel=panels.DRAWS)
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(help="Repeatable draws; without it they are unpredictable.", rich_help_panel=panels.DRAWS),
+]
+LevelOption = Annotated[
+    Level,
+    typer.Option(
+        help="What has a draw of its own: each utterance, each speaker (utt2spk), or one draw for all.",
+        rich_help_panel=panels.DRAWS,
+    ),
+]
+KmeansNumOption = Annotated[
+    int | None,
+    typer.Option(help="Draw from a random subset of so many k-means models.", min=1, rich_help_panel=panels.DRAWS),
+]
+RecordDrawsOption = Annotated[
+    bool,
+    typer.Option(
+        "--record-draws",
+        help="Put each frame's model into the manifest; it helps an attacker.",
+        rich_help_panel=panels.DRAWS,
+    ),
+]
+GpusOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gpus",
+        "--device",
+        help="Devices: cpu, cuda:0 cuda:1 … (default: all GPUs).",
+        rich_help_panel=panels.DEVICES,
+    ),
+]
+ProviderOption = Annotated[
+    Provider,
+    typer.Option(help="Of ONNX Runtime; a name is never silently replaced.", rich_help_panel=panels.DEVICES),
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Of the arithmetic, as the provider has it.", rich_help_panel=panels.DEVICES)
+]
+NumProcOption = Annotated[
+    int | None,
+    typer.Option(help="Worker processes, over the devices in turn.", min=1, rich_help_panel=panels.DEVICES),
+]
+BatchSecondsOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds of audio that run at once (default: 240 on a GPU, 0 on a CPU).",
+        min=0,
+        rich_help_panel=panels.DEVICES,
+    ),
+]
+MaxWindowOption = Annotated[
+    float,
+    typer.Option(help="Longer recordings run in windows of this, cross-faded.", min=8, rich_help_panel=panels.DEVICES),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout-seconds",
+        "--timeout-s",
+        min=0,
+        help="A worker silent for longer, beyond what its audio explains, is replaced (0: never).",
+        rich_help_panel=panels.RUN,
+    ),
+]
+OnFailureOption = Annotated[
+    OnFailure,
+    typer.Option(
+        help="Of a recording that fails twice: no output, and no wav.scp of its data directory; or silence.",
+        rich_help_panel=panels.RUN,
+    ),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Start over, whatever the folder holds.", rich_help_panel=panels.RUN),
+]
+AllowMixedOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mixed",
+        help="Continue with another device, provider, precision or version, not equal to the last bit.",
+        rich_help_panel=panels.RUN,
+    ),
+]
+PrivateManifestOption = Annotated[
+    bool,
+    typer.Option(
+        "--private-manifest",
+        help="Write salted digests of the recordings' paths into the manifest; a guess can be confirmed.",
+        rich_help_panel=panels.RUN,
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print failures only.", rich_help_panel=panels.RUN)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.", rich_help_panel=panels.RUN)]
