@@ -277,7 +277,7 @@ def open_experiment(
 
 
 def _likely_role(name: str) -> Role | None:
-    """The role of a set that is none of the challenges', by what its name begins and ends with; None if neither says."""
+    """The role of a set of another name, by how its name begins and ends; None if neither says."""
     if name.endswith("_enrolls") or name.startswith("train"):
         return ATTACKER
     if "_trials" in name or name.startswith(("IEMOCAP", "emodata")):
