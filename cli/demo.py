@@ -31,9 +31,11 @@ owners and carry their own terms; read those first.
     https://drive.google.com/file/d/1E9NDTnsQp73bHu1Xn8-aTdPDqq1w0K5x
     https://drive.google.com/file/d/1pQx_nFZ-Y7v7B_NCGAheAyJ9UNzhyNda
     license of their code: https://creativecommons.org/licenses/by-nc/4.0/
+This shows the terms, asks once, and downloads them:
+  mkc-fast download wavlm conformer kmeans --out ckpt/
 Then:
-  mkc-fast export --wavlm-ckpt WavLM-Large.pt --ckpt CONFORMER.pth --out model/
-  mkc-fast bank build --kmeans-scp kmeans.scp --out bank/
+  mkc-fast export --wavlm-ckpt ckpt/WavLM-Large.pt --ckpt ckpt/librispeech_conformer_e_50.pth --out model/
+  mkc-fast bank build --kmeans-scp ckpt/kmeans/kmeans_user.scp --out bank/
   mkc-fast infer --mode frame --model model/ --bank bank/ --audio-scp audio.scp --output-dir anonymized/"""
 
 

@@ -43,6 +43,10 @@ class StageError(MkcError):
     """A stage gave values that are not finite: the model or bank is damaged, or the precision is too low."""
 
 
+class DownloadError(MkcError):
+    """A published file cannot be downloaded, is not what was recorded, or its terms were not accepted."""
+
+
 class ListError(MkcError):
     """A list of recordings or of k-means models is unreadable, empty or contradictory."""
 

@@ -17,6 +17,7 @@ CUDA12_EXTRA: Final = "cuda12"
 CUDA13_EXTRA: Final = "cuda13"
 EXPORT_EXTRA: Final = "export"
 BENCH_EXTRA: Final = "bench"
+DOWNLOAD_EXTRA: Final = "download"
 # By the name that Python imports: the package's name in a message, and its extra in pyproject.toml.
 _PACKAGES = {
     "onnxruntime": ("ONNX Runtime", CPU_EXTRA),
@@ -32,6 +33,7 @@ _PACKAGES = {
     "faiss": ("FAISS", BENCH_EXTRA),
     "jinja2": ("Jinja2", BENCH_EXTRA),
     "psutil": ("psutil", BENCH_EXTRA),
+    "gdown": ("gdown", DOWNLOAD_EXTRA),
 }
 EXPORT_MODULES: Final = ("torch", "onnx", "onnxscript")
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,6 +150,18 @@ def test_the_whole_path_from_checkpoints_to_a_picture_sends_nothing(fresh_home, 
     assert all("matplotlib" in name for name in found.files), found.files
 
 
+def test_a_download_whose_terms_are_not_accepted_connects_to_nothing(fresh_home, tmp_path: Path) -> None:
+    for name in ("wavlm", "conformer", "kmeans"):
+        found = fresh_home("-m", "mkc_fast", "download", name, "--out", str(tmp_path / "ckpt"))
+        assert (found.code, found.files, found.reached) == (2, [], []), found
+
+
+def test_one_module_opens_connections() -> None:
+    clients = re.compile(r"(gdown|pooch|requests|httpx|ftplib|http\.client|urllib\.request)\b")
+    found = {path for path, name in imported() if clients.match(name)}
+    assert found == {"export/downloads/transfer.py"}
+
+
 def test_importing_onnx_runtime_first_is_warned_of(fresh_home) -> None:
     first = "import onnxruntime; import mkc_fast"
     assert ("onnxruntime was imported before mkc_fast" in fresh_home("-c", first).shown) == has_telemetry()
@@ -192,7 +205,12 @@ except MkcError as error:
 
 
 def test_one_module_imports_onnx_runtime() -> None:
-    found = []
+    found = {path for path, name in imported() if name.split(".")[0] == "onnxruntime"}
+    assert found == {"mkc_fast/onnx_runtime.py"}
+
+
+def imported() -> Iterator[tuple[str, str]]:
+    """The path of each module of the package, with each name that it imports."""
     for folder in ("mkc_fast", "engine", "export", "kernels", "cli", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -200,6 +218,5 @@ def test_one_module_imports_onnx_runtime() -> None:
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
                     names += [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-                if any(name.split(".")[0] == "onnxruntime" for name in names):
-                    found.append(str(path.relative_to(ROOT)))
-    assert set(found) == {"mkc_fast/onnx_runtime.py"}
+                for name in names:
+                    yield str(path.relative_to(ROOT)), name

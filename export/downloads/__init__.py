@@ -1,0 +1,1 @@
+"""Downloads the published files, checks them and records what came from where."""
