@@ -95,7 +95,7 @@ def fetch(
     try:
         if needs_terms(file, out) and not accept_terms:
             raise DownloadError(f"{file.title}: not downloaded, since its terms were not accepted: {file.terms}")
-        _check_packages(file)
+        _check_packages(file, connects=source is None)
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / _LOCK_FILE):
             return _fetch(file, out, sha256, source, progress, step or (lambda _: None))
@@ -103,13 +103,13 @@ def fetch(
         raise OutputError(f"{error.filename or out}: {error.strerror or error}") from None
 
 
-def _check_packages(file: Published) -> None:
+def _check_packages(file: Published, *, connects: bool) -> None:
     """Say before a long download that a package is missing which reads the file after it."""
     if file.reader != "kmeans":
-        with required(f"reading {file.title}", "torch", otherwise=""):
+        with required(f"reading {file.title}", "torch"):
             pass
-    if file.kind == "google-drive":
-        with required("downloading from Google Drive", "gdown", otherwise=""):
+    if connects and file.kind == "google-drive":
+        with required("downloading from Google Drive", "gdown"):
             pass
 
 
