@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -67,6 +69,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
                 body = body[: state.cuts.pop(0)]
             state.sent += len(body)
             self.wfile.write(body)
+
+        def do_CONNECT(self) -> None:  # as a proxy
+            state.asked.append(self.path)
+            self.send_error(403)
 
         def do_GET(self) -> None:
             state.asked.append(self.headers.get("Range"))
@@ -351,6 +357,48 @@ def test_only_encrypted_addresses_are_opened(where: str, wavlm: Published, serve
     with pytest.raises(MkcError, match=r"https|not allowed"):
         bring(wavlm, tmp_path)
     assert names(tmp_path) == set()
+
+
+def test_a_server_whose_certificate_is_not_valid_gets_no_request(tmp_path: Path, served: Served) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not here")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout"]
+    subprocess.run([*command, str(key), "-out", str(certificate)], check=True, capture_output=True)
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            pass
+
+    server = Quiet(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(DownloadError, match="the server's certificate is not valid"):
+            bring(published("wavlm", f"https://localhost:{server.server_port}/file"), tmp_path / "out")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == []
+
+
+def test_the_proxy_that_the_environment_names_is_used(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", served.url.removesuffix("/file"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(StoppedError, match="403"):
+        bring(published("wavlm", "https://192.0.2.1/file"), tmp_path)
+    assert set(served.asked) == {"192.0.2.1:443"}
 
 
 def test_a_file_larger_than_expected_is_refused_before_it_is_sent(
