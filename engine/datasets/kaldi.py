@@ -270,6 +270,23 @@ def _sibling(path: Path, suffix: str) -> Path:
     return out
 
 
+def left_behind(path: Path) -> list[str]:
+    """Names of a data directory's plain files that its anonymized directory does not get, under the same name or new.
+
+    Hidden files do not count, nor does ``wav.scp``, which is written new.
+    """
+    try:
+        files = [each for each in sorted(path.iterdir()) if each.is_file() and not each.name.startswith(".")]
+    except OSError:
+        return []
+    segmented = (path / "segments").exists()
+    return [
+        each.name
+        for each in files
+        if each.name != "wav.scp" and (not _is_copied(each) or (segmented and each.name == "reco2dur"))
+    ]
+
+
 def _is_copied(source: Path) -> bool:
     name = source.name
     unwanted = name.startswith(".") or name in _NOT_COPIED or source.suffix.lower() in _ORIGINAL_SPEECH

@@ -232,7 +232,7 @@ def open_experiment(
             raise ArgumentError(
                 f"a {what} is given for {strange[0]}, which is not one of the sets: {', '.join(chosen)}"
             )
-    of_set = {name: roles.get(name) or role_of(name) or _likely_role(name) for name in chosen}
+    of_set = {name: roles.get(name) or role_of(name) or likely_role(name) for name in chosen}
     pairs = _pairs([Path(bank) for bank in bank_attacker], [Path(bank) for bank in bank_user], anon_suffix)
     checkout = _checkout_of(folder)
     if checkout is None:
@@ -276,7 +276,7 @@ def open_experiment(
     )
 
 
-def _likely_role(name: str) -> Role | None:
+def likely_role(name: str) -> Role | None:
     """The role of a set of another name, by how its name begins and ends; None if neither says."""
     if name.endswith("_enrolls") or name.startswith("train"):
         return ATTACKER

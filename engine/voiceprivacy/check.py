@@ -1,0 +1,149 @@
+"""Checks a folder of VoicePrivacy sets: before a run what will fail, after it what the toolkits demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.corpus.anonymize import DEFAULT_SUFFIX, default_devices
+from mkc_fast.engine.options import EngineOptions
+from mkc_fast.engine.voiceprivacy.experiment import find_sets, likely_role
+from mkc_fast.engine.voiceprivacy.findings import NOTE, OK, PROBLEM, Report
+from mkc_fast.engine.voiceprivacy.inputs import check_banks, check_disk, check_set, probe
+from mkc_fast.engine.voiceprivacy.outputs import check_experiment, check_output
+from mkc_fast.engine.voiceprivacy.sets import role_of
+from mkc_fast.errors import ListError, MkcError
+from mkc_fast.names import UTTERANCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from os import PathLike
+
+    from mkc_fast.engine.datasets.dataset import Utterance
+    from mkc_fast.engine.voiceprivacy.sets import Role
+    from mkc_fast.names import Level
+
+# 400 samples at 16 kHz, what WavLM's convolutions need for a frame; used where no model is given.
+_SHORTEST_S = 0.025
+
+
+def check_data(
+    data: str | PathLike[str],
+    *,
+    names: Sequence[str] = (),
+    roles: Mapping[str, Role] | None = None,
+    anon_suffix: str = DEFAULT_SUFFIX,
+    model: str | PathLike[str] | None = None,
+    bank_user: str | PathLike[str] | None = None,
+    bank_attacker: str | PathLike[str] | None = None,
+    level: Level = UTTERANCE,
+    devices: Sequence[str] | None = None,
+    options: EngineOptions | None = None,
+    allow_commands: bool = False,
+    allow_mixed: bool = False,
+    measure: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Check the sets of a folder: those that are anonymized as the toolkits do, the others for what will fail.
+
+    Args:
+        data: Folder of data directories, ``data`` of a checkout.
+        names: The sets. Default: all that are there.
+        roles: Roles of sets, where they are other than usual.
+        anon_suffix: Of the anonymized directories.
+        model: Exported model; with it and the banks these are checked, and the hours of work are estimated.
+        bank_user: Bank of the users.
+        bank_attacker: Bank of the attacker.
+        level: What has a draw of its own.
+        devices: Of the run. Default: all GPUs, or the CPU.
+        options: How the engine runs.
+        allow_commands: Whether the run may run commands of a ``wav.scp``.
+        allow_mixed: Only note sets that do not belong together.
+        measure: Compute some seconds of audio to estimate the hours.
+        progress: Called with what is looked at now.
+
+    Raises:
+        ListError: The folder cannot be read, or has no set.
+    """
+    folder, report = Path(data), Report()
+    found, others = find_sets(folder)
+    chosen = list(dict.fromkeys(names)) or found
+    if not chosen:
+        raise ListError(f"{folder}: has no set of VoicePrivacy (such as libri_dev_enrolls); name others with --set")
+    left_out = [name for name in others if name not in chosen]
+    if left_out:
+        report.add(NOTE, "sets", f"left out, since no set of VoicePrivacy has such a name: {', '.join(left_out)}")
+    shortest_s, info = _SHORTEST_S, None
+    if model is not None:
+        try:
+            info = read_model_info(Path(model))
+            shortest_s = info.min_samples / info.sample_rate
+        except MkcError as error:
+            report.add(PROBLEM, "model", str(error))
+    of_set = {name: (roles or {}).get(name) or role_of(name) or likely_role(name) for name in chosen}
+    utterances: list[Utterance] = []
+    made: dict[str, tuple[Path, str | None]] = {}
+    for name, role in of_set.items():
+        progress(name)
+        out = folder / (name + anon_suffix)
+        if role is None:
+            report.add(PROBLEM, name, "its role is not known: give user or attacker with --role-of")
+        if (out / "wav.scp").is_file():
+            report.sets.append(check_output(report, folder / name, out, role=role))
+            made[name] = (out.parent / ".mkc-fast" / out.name, role)
+            continue
+        if out.is_dir():
+            report.add(NOTE, out.name, "begun, and not complete: it has no wav.scp")
+        state, readable = check_set(
+            report,
+            folder / name,
+            role=role,
+            suffix=anon_suffix,
+            level=level,
+            allow_commands=allow_commands,
+            shortest_s=shortest_s,
+        )
+        report.sets.append(state)
+        utterances += readable
+    if made:
+        check_experiment(report, made, allow_mixed=allow_mixed)
+    _check_run(report, folder, model, bank_user, bank_attacker, devices, options, utterances, measure, progress)
+    return report
+
+
+def _check_run(
+    report: Report,
+    data: Path,
+    model: str | PathLike[str] | None,
+    bank_user: str | PathLike[str] | None,
+    bank_attacker: str | PathLike[str] | None,
+    devices: Sequence[str] | None,
+    options: EngineOptions | None,
+    utterances: Sequence[Utterance],
+    measure: bool,
+    progress: Callable[[str], None],
+) -> None:
+    """Check what a run over the sets that are left needs: artifacts, disk, and hours."""
+    todo = [each for each in report.sets if not each.anonymized]
+    if model is None or bank_user is None or bank_attacker is None:
+        if todo:
+            text = "the model, the banks and the hours are checked with --model, --bank-user and --bank-attacker"
+            report.add(NOTE, "run", text)
+        return
+    fits = check_banks(report, Path(model), Path(bank_user), Path(bank_attacker))
+    if not todo:
+        return
+    check_disk(report, data, Path(model), report.sets)
+    if not measure or not fits or not utterances:
+        return
+    progress("probe")
+    used = list(devices) if devices else default_devices()
+    try:
+        report.rtfx = probe(Path(model), Path(bank_user), used, options or EngineOptions(), utterances)
+    except MkcError as error:
+        report.add(PROBLEM, "probe", str(error))
+        return
+    report.hours_left = sum(each.audio_s for each in todo) / 3600 / report.rtfx
+    text = f"{report.hours_left:.2f} h of work on {', '.join(used)}, at the measured RTFx of {report.rtfx:.1f}"
+    report.add(OK, "hours", text)
