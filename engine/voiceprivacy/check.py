@@ -11,7 +11,7 @@ from mkc_fast.engine.options import EngineOptions
 from mkc_fast.engine.voiceprivacy.experiment import find_sets, likely_role
 from mkc_fast.engine.voiceprivacy.findings import NOTE, OK, PROBLEM, Report
 from mkc_fast.engine.voiceprivacy.inputs import check_banks, check_disk, check_set, probe
-from mkc_fast.engine.voiceprivacy.outputs import check_experiment, check_output
+from mkc_fast.engine.voiceprivacy.outputs import check_experiment, check_output, check_sizes
 from mkc_fast.engine.voiceprivacy.sets import role_of
 from mkc_fast.errors import ListError, MkcError
 from mkc_fast.names import UTTERANCE
@@ -108,6 +108,7 @@ def check_data(
         utterances += readable
     if made:
         check_experiment(report, made, allow_mixed=allow_mixed)
+        check_sizes(report, {name: folder / (name + anon_suffix) for name in made})
     _check_run(report, folder, model, bank_user, bank_attacker, devices, options, utterances, measure, progress)
     return report
 

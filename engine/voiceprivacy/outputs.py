@@ -13,6 +13,7 @@ from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.speakers import read_utt2spk
 from mkc_fast.engine.voiceprivacy.findings import NOTE, OK, PROBLEM, SetState
 from mkc_fast.engine.voiceprivacy.inputs import speaker_in_name
+from mkc_fast.engine.voiceprivacy.sets import LEAST_BYTES
 from mkc_fast.errors import MkcError
 
 if TYPE_CHECKING:
@@ -98,6 +99,23 @@ def _check_speakers(report: Report, made: Path, found: Sequence[tuple[str, str]]
     other = [name for each, name in names.items() if speakers.get(each, "") != speaker_in_name(name)]
     if training and other:
         report.add(PROBLEM, made.name, f"recordings whose names do not begin with their speaker: {_some(other)}")
+
+
+def check_sizes(report: Report, made: Mapping[str, Path]) -> None:
+    """Note directories that the script which uploads a submission of 2026's track 1 takes for incomplete.
+
+    Args:
+        report: Gets what is found.
+        made: The anonymized directory of each set, by the set's name; nothing is noted if they are not of that track.
+    """
+    if "libri_dev_trials_mixed" not in made:
+        return
+    for name, directory in made.items():
+        least = LEAST_BYTES.get(name, 0)
+        size = sum(path.lstat().st_size for path in (directory, *directory.rglob("*"))) if least else 0
+        if size < least:
+            text = f"{size:,} bytes; the upload script of 2026's track 1 wants {least:,}: anonymize it with --pad"
+            report.add(NOTE, directory.name, text)
 
 
 def check_experiment(report: Report, made: Mapping[str, tuple[Path, str | None]], *, allow_mixed: bool) -> None:

@@ -76,6 +76,18 @@ _ROLES: dict[str, Role] = {
 }
 
 
+# What the script that uploads a submission of 2026's track 1 wants each anonymized directory to hold, in bytes.
+LEAST_BYTES: dict[str, int] = {
+    "libri_dev_enrolls": 7_324_598,
+    "libri_dev_trials_mixed": 455_295_386,
+    "libri_test_enrolls": 86_805_881,
+    "libri_test_trials_mixed": 416_608_014,
+    "IEMOCAP_dev": 418_919_757,
+    "IEMOCAP_test": 388_856_264,
+    "train-clean-360": 41_937_610_246,
+}
+
+
 def groups(year: int, track: int) -> tuple[Group, ...]:
     """The sets of a track as a toolkit's config lists them; 2024 has track 1 only.
 
