@@ -136,7 +136,7 @@ def run_toolkit(root: Path, *arguments: str, **environment: str) -> subprocess.C
     own |= {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "", **environment}
     return subprocess.run(
         [sys.executable, "-S", "run_anonymization.py", *arguments],
-        cwd=root, env=own, capture_output=True, text=True, timeout=60, check=False,
+        cwd=root, env=own, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 
