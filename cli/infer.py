@@ -10,6 +10,29 @@ import typer
 
 from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Format, Level, Mode, OnFailure, Precision, Provider
+from mkc_fast.cli.run_options import (
+    AllowCommandsOption,
+    AllowMixedOption,
+    BatchSecondsOption,
+    FormatOption,
+    GpusOption,
+    JsonOption,
+    KmeansNumOption,
+    LevelOption,
+    MaxWindowOption,
+    NumProcOption,
+    OnFailureOption,
+    OverwriteOption,
+    PadOption,
+    PrecisionOption,
+    PrivateManifestOption,
+    ProviderOption,
+    QuietOption,
+    RecordDrawsOption,
+    SeedOption,
+    StrideOption,
+    TimeoutOption,
+)
 from mkc_fast.cli.running import decoders_off_stdout, signals
 from mkc_fast.cli.show import counted, shown_warnings
 from mkc_fast.cli.sources import Given, resolved
@@ -40,23 +63,9 @@ def infer(
     anon_suffix: Annotated[
         str, typer.Option(help="Of the directories written beside them.", rich_help_panel=panels.OUTPUT)
     ] = "_mkc",
-    format_: Annotated[
-        Format, typer.Option("--format", help="Of the outputs, 16-bit.", rich_help_panel=panels.OUTPUT)
-    ] = Format.wav,
-    pad: Annotated[
-        bool,
-        typer.Option(
-            "--pad",
-            help="Fill outputs' ends with silence: they are 5 to 25 ms shorter otherwise.",
-            rich_help_panel=panels.OUTPUT,
-        ),
-    ] = False,
-    allow_commands: Annotated[
-        bool,
-        typer.Option(
-            "--allow-commands", help="Run the commands (ending in |) of a wav.scp.", rich_help_panel=panels.INPUT
-        ),
-    ] = False,
+    format_: FormatOption = Format.wav,
+    pad: PadOption = False,
+    allow_commands: AllowCommandsOption = False,
     mode: Annotated[
         Mode | None,
         typer.Option(
@@ -65,20 +74,9 @@ def infer(
             rich_help_panel=panels.DRAWS,
         ),
     ] = None,
-    stride: Annotated[
-        int, typer.Option(help="Frames (20 ms) that share a draw in frame mode.", min=1, rich_help_panel=panels.DRAWS)
-    ] = 1,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Repeatable draws; without it they are unpredictable.", rich_help_panel=panels.DRAWS),
-    ] = None,
-    level: Annotated[
-        Level,
-        typer.Option(
-            help="What has a draw of its own: each utterance, each speaker (utt2spk), or one draw for all.",
-            rich_help_panel=panels.DRAWS,
-        ),
-    ] = Level.utterance,
+    stride: StrideOption = 1,
+    seed: SeedOption = None,
+    level: LevelOption = Level.utterance,
     utt2spk: Annotated[
         Path | None,
         typer.Option(
@@ -86,24 +84,8 @@ def infer(
             rich_help_panel=panels.DRAWS,
         ),
     ] = None,
-    kmeans_num: Annotated[
-        int | None,
-        typer.Option(
-            "--kmeans-num",
-            "--num-kmeans",
-            help="Draw from a random subset of so many k-means models.",
-            min=1,
-            rich_help_panel=panels.DRAWS,
-        ),
-    ] = None,
-    record_draws: Annotated[
-        bool,
-        typer.Option(
-            "--record-draws",
-            help="Put each frame's model into the manifest; it helps an attacker.",
-            rich_help_panel=panels.DRAWS,
-        ),
-    ] = False,
+    kmeans_num: KmeansNumOption = None,
+    record_draws: RecordDrawsOption = False,
     model: Annotated[
         Path | None, typer.Option(help="Exported model (from 'export').", rich_help_panel=panels.ARTIFACTS)
     ] = None,
@@ -144,81 +126,19 @@ def infer(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where converted checkpoints are kept.", rich_help_panel=panels.ARTIFACTS)
     ] = None,
-    gpus: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--gpus",
-            "--device",
-            help="Devices: cpu, cuda:0 cuda:1 … (default: all GPUs).",
-            rich_help_panel=panels.DEVICES,
-        ),
-    ] = None,
-    provider: Annotated[
-        Provider,
-        typer.Option(help="Of ONNX Runtime; a name is never silently replaced.", rich_help_panel=panels.DEVICES),
-    ] = Provider.auto,
-    precision: Annotated[
-        Precision, typer.Option(help="Of the arithmetic, as the provider has it.", rich_help_panel=panels.DEVICES)
-    ] = Precision.auto,
-    num_proc: Annotated[
-        int | None,
-        typer.Option(help="Worker processes, over the devices in turn.", min=1, rich_help_panel=panels.DEVICES),
-    ] = None,
-    batch_seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds of audio that run at once (default: 240 on a GPU, 0 on a CPU).",
-            min=0,
-            rich_help_panel=panels.DEVICES,
-        ),
-    ] = None,
-    max_window_seconds: Annotated[
-        float,
-        typer.Option(
-            help="Longer recordings run in windows of this, cross-faded.", min=8, rich_help_panel=panels.DEVICES
-        ),
-    ] = DEFAULT_WINDOW_S,
-    timeout_seconds: Annotated[
-        float,
-        typer.Option(
-            "--timeout-seconds",
-            "--timeout-s",
-            min=0,
-            help="A worker silent for longer, beyond what its audio explains, is replaced (0: never).",
-            rich_help_panel=panels.RUN,
-        ),
-    ] = 900.0,
-    on_failure: Annotated[
-        OnFailure,
-        typer.Option(
-            help="Of a recording that fails twice: no output, and no wav.scp of its data directory; or silence.",
-            rich_help_panel=panels.RUN,
-        ),
-    ] = OnFailure.stop,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Start over, whatever the folder holds.", rich_help_panel=panels.RUN),
-    ] = False,
-    allow_mixed: Annotated[
-        bool,
-        typer.Option(
-            "--allow-mixed",
-            help="Continue with another device, provider, precision or version, not equal to the last bit.",
-            rich_help_panel=panels.RUN,
-        ),
-    ] = False,
-    private_manifest: Annotated[
-        bool,
-        typer.Option(
-            "--private-manifest",
-            help="Write salted digests of the recordings' paths into the manifest; a guess can be confirmed.",
-            rich_help_panel=panels.RUN,
-        ),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print failures only.", rich_help_panel=panels.RUN)] = False,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON.", rich_help_panel=panels.RUN)
-    ] = False,
+    gpus: GpusOption = None,
+    provider: ProviderOption = Provider.auto,
+    precision: PrecisionOption = Precision.auto,
+    num_proc: NumProcOption = None,
+    batch_seconds: BatchSecondsOption = None,
+    max_window_seconds: MaxWindowOption = DEFAULT_WINDOW_S,
+    timeout_seconds: TimeoutOption = 900.0,
+    on_failure: OnFailureOption = OnFailure.stop,
+    overwrite: OverwriteOption = False,
+    allow_mixed: AllowMixedOption = False,
+    private_manifest: PrivateManifestOption = False,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
 ) -> int:
     """Anonymize recordings; run the same command again to continue.
 

@@ -46,7 +46,13 @@ LevelOption = Annotated[
 ]
 KmeansNumOption = Annotated[
     int | None,
-    typer.Option(help="Draw from a random subset of so many k-means models.", min=1, rich_help_panel=panels.DRAWS),
+    typer.Option(
+        "--kmeans-num",
+        "--num-kmeans",
+        help="Draw from a random subset of so many k-means models.",
+        min=1,
+        rich_help_panel=panels.DRAWS,
+    ),
 ]
 RecordDrawsOption = Annotated[
     bool,
