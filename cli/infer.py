@@ -30,6 +30,7 @@ from mkc_fast.cli.run_options import (
     QuietOption,
     RecordDrawsOption,
     SeedOption,
+    ShardOption,
     StrideOption,
     TimeoutOption,
 )
@@ -134,6 +135,7 @@ def infer(
     max_window_seconds: MaxWindowOption = DEFAULT_WINDOW_S,
     timeout_seconds: TimeoutOption = 900.0,
     on_failure: OnFailureOption = OnFailure.stop,
+    shard: ShardOption = None,
     overwrite: OverwriteOption = False,
     allow_mixed: AllowMixedOption = False,
     private_manifest: PrivateManifestOption = False,
@@ -151,6 +153,7 @@ def infer(
     from mkc_fast.cli.watch import watching
     from mkc_fast.engine.corpus.anonymize import anonymize_corpus, default_devices, open_corpus
     from mkc_fast.engine.corpus.run import check_fit
+    from mkc_fast.engine.datasets.shards import Shard
     from mkc_fast.engine.devices import cuda_index
 
     devices = gpus or default_devices()
@@ -167,6 +170,7 @@ def infer(
         anon_suffix=anon_suffix,
         audio_format=format_.value,
         allow_commands=allow_commands,
+        shard=None if shard is None else Shard.parse(shard),
         level=level.value,
         utt2spk=utt2spk,
     )
@@ -195,7 +199,8 @@ def infer(
         subset = f", from {kmeans_num} of {models} k-means models" if kmeans_num and kmeans_num < models else ""
         shared = "" if level is Level.utterance else f", level {level.value}"
         settings = f"{sources.mode} mode, stride {stride}{shared}"
-        print(f"{counted(count, 'recording')}, {settings}; draws {draws}{subset}", file=sys.stderr)
+        part = "" if shard is None else f" of shard {shard}"
+        print(f"{counted(count, 'recording')}{part}, {settings}; draws {draws}{subset}", file=sys.stderr)
     with signals() as signalled, watching(quiet=quiet, as_json=json_, where=corpus.folders) as watch:
         try:
             with decoders_off_stdout(), shown_warnings():

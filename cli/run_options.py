@@ -62,6 +62,13 @@ RecordDrawsOption = Annotated[
         rich_help_panel=panels.DRAWS,
     ),
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        help="NUMBER/COUNT, such as 2/4: only this part of the utterances; 'merge' joins the parts.",
+        rich_help_panel=panels.RUN,
+    ),
+]
 GpusOption = Annotated[
     list[str] | None,
     typer.Option(

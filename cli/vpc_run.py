@@ -33,6 +33,7 @@ from mkc_fast.cli.run_options import (
     QuietOption,
     RecordDrawsOption,
     SeedOption,
+    ShardOption,
     StrideOption,
     TimeoutOption,
 )
@@ -96,6 +97,7 @@ def run(
     max_window_seconds: MaxWindowOption = DEFAULT_WINDOW_S,
     timeout_seconds: TimeoutOption = 900.0,
     on_failure: OnFailureOption = OnFailure.stop,
+    shard: ShardOption = None,
     overwrite: OverwriteOption = False,
     allow_mixed: AllowMixedOption = False,
     private_manifest: PrivateManifestOption = False,
@@ -111,6 +113,7 @@ def run(
     from mkc_fast.cli.watch import as_dict, watching
     from mkc_fast.engine.corpus.anonymize import anonymize_corpus, default_devices
     from mkc_fast.engine.corpus.run import check_fit
+    from mkc_fast.engine.datasets.shards import Shard
     from mkc_fast.engine.devices import cuda_index
     from mkc_fast.engine.voiceprivacy.experiment import open_experiment
 
@@ -131,6 +134,7 @@ def run(
         results_dir=results_dir,
         audio_format=format_.value,
         allow_commands=allow_commands,
+        shard=None if shard is None else Shard.parse(shard),
         overwrite=overwrite,
     )
     for bank in {each.bank for each in experiment.sets}:

@@ -12,8 +12,9 @@ from mkc_fast.engine.corpus.provenance import write_provenance
 from mkc_fast.engine.corpus.run import Run, run_corpus
 from mkc_fast.engine.corpus.status import Status, Summary
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
-from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, read_data_directory
+from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, DataDirectory, read_data_directory
 from mkc_fast.engine.datasets.path_lists import AudioList, read_audio_list
+from mkc_fast.engine.datasets.shards import DataDirectoryShard, Shard, shared_salt
 from mkc_fast.engine.datasets.speakers import with_draw_ids
 from mkc_fast.engine.devices import cuda_device_names, cuda_index
 from mkc_fast.engine.options import EngineOptions
@@ -60,7 +61,7 @@ class Corpus:
             if not done.complete:
                 dataset.unfinish()
                 continue
-            if dataset.record_dir != dataset.out:  # where the manifest is not among the outputs
+            if dataset.described and folder.utterances:
                 write_provenance(folder, model, folder.bank or bank, silenced=done.silenced, role=folder.role)
             dataset.finish(folder.outputs)
 
@@ -86,6 +87,7 @@ def open_corpus(
     level: Level = UTTERANCE,
     utt2spk: str | PathLike[str] | None = None,
     audio_folder: str = AUDIO_FOLDER,
+    shard: Shard | None = None,
 ) -> Corpus:
     """Read a list or data directories and plan their outputs; the arguments are those of ``anonymize_corpus``.
 
@@ -123,9 +125,27 @@ def open_corpus(
         utterances = read_audio_list(Path(audio_list), allow_commands=allow_commands)
         utterances = with_draw_ids(utterances, level, _utt2spk_of(Path(audio_list), utt2spk))
         datasets = [AudioList(utterances, Path(out))]
+    ids = [[utterance.id for utterance in each.utterances] for each in datasets]
+    if shard is not None:
+        datasets = [_part(each, shard) for each in datasets]
     settings = Settings(format=audio_format)
     folders = [plan_folder(each.utterances, each.record_dir, each.audio_dir, settings, each.out) for each in datasets]
-    return Corpus(datasets, [replace(folder, level=level) for folder in folders], audio_format)
+    folders = [replace(folder, level=level) for folder in folders]
+    if shard is not None:
+        folders = [
+            replace(folder, shard=shard, salt=shared_salt(shard, whole))
+            for folder, whole in zip(folders, ids, strict=True)
+        ]
+    return Corpus(datasets, folders, audio_format)
+
+
+def _part(dataset: Dataset, shard: Shard) -> Dataset:
+    """A shard of a dataset, with an output folder of its own."""
+    utterances = [utterance for utterance in dataset.utterances if shard.holds(utterance.id)]
+    out = shard.folder(dataset.out)
+    if isinstance(dataset, DataDirectory):
+        return DataDirectoryShard(dataset.path, out, utterances, dataset.audio_folder, dataset.relative_to)
+    return AudioList(utterances, out)
 
 
 def _utt2spk_of(audio_list: Path, given: str | PathLike[str] | None) -> Path | None:
@@ -153,6 +173,7 @@ def anonymize_corpus(
     allow_commands: bool = False,
     level: Level = UTTERANCE,
     utt2spk: str | PathLike[str] | None = None,
+    shard: Shard | None = None,
     corpus: Corpus | None = None,
     mode: Mode = FRAME,
     stride: int = 1,
@@ -191,7 +212,9 @@ def anonymize_corpus(
             share one draw (in frame mode, one sequence of draws); or ``"constant"``, one draw for all.
         utt2spk: List of ``utt-id speaker`` a line for ``level="speaker"`` with ``audio_list``. Default: the file
             ``utt2spk`` beside it. Data directories have their own.
-        corpus: What ``open_corpus`` returned, instead of the eight arguments above.
+        shard: Only the utterances of this part of the corpus. They go into a folder beside the output folder whose name
+            says which part it is; ``merge_corpus`` joins all parts.
+        corpus: What ``open_corpus`` returned, instead of the nine arguments above.
         mode: ``"audio"`` draws one bank entry for a recording, ``"frame"`` one every ``stride`` frames.
         stride: Frames (20 ms) that share a draw in frame mode.
         seed: Makes the draws repeatable. Default: the operating system's entropy.
@@ -239,6 +262,7 @@ def anonymize_corpus(
             allow_commands=allow_commands,
             level=level,
             utt2spk=utt2spk,
+            shard=shard,
         )
     elif audio_list is not None or out is not None or data_dirs:
         raise ArgumentError("give corpus, or what it is read from, not both")

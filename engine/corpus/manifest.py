@@ -76,6 +76,7 @@ class Manifest:
         overwrite: bool = False,
         allow_mixed: bool = False,
         private: bool = False,
+        salt: str | None = None,
     ) -> None:
         """Open the manifest of ``folder``, which is made.
 
@@ -86,6 +87,7 @@ class Manifest:
             overwrite: Forget what is recorded, once there is something to record.
             allow_mixed: Admit outputs of something that does not compute the same to the last bit.
             private: Keep salted digests of the recordings' paths instead of the paths.
+            salt: Of a new manifest's digests: 32 hexadecimal digits. Default: random.
 
         Raises:
             OutputError: The folder holds outputs of other settings, another run is writing there, or it cannot be
@@ -99,7 +101,8 @@ class Manifest:
         self._allow_mixed = allow_mixed
         self._known: dict[str, _Known] = {}
         self._ran: list[object] = []
-        self._source_salt = secrets.token_hex(16)
+        self._salt = salt
+        self._source_salt = salt or secrets.token_hex(16)
         self._cut_off = self._begun = self._recorded = False
         self._nothing = False  # whether the file holds nothing that has to be kept
         try:
@@ -110,7 +113,7 @@ class Manifest:
             # A character cut off by a full disk is no reason to stop.
             self._file: TextIO = self.path.open("a+", encoding="utf-8", errors="surrogateescape", newline="\n")
             try:
-                self._lock()
+                _lock(self._file, folder)
                 if overwrite:
                     self._nothing = not os.fstat(self._file.fileno()).st_size
                 else:
@@ -211,7 +214,7 @@ class Manifest:
         if not self._begun:
             self._begun = True
             if not self._recorded:
-                header: dict[str, object] = {"type": "run", "version": _VERSION, **_public(self._settings)}
+                header: dict[str, object] = {"type": "run", "version": _VERSION, **_public(self._settings, self._salt)}
                 if self._settings["private"]:
                     header["source_salt"] = self._source_salt
                 if entries is not None:
@@ -292,12 +295,7 @@ class Manifest:
             return False
 
     def _append(self, entry: Mapping[str, object], *, anew: bool = False) -> None:
-        text = json.dumps(entry, ensure_ascii=False)
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # half a surrogate pair, or a path that is not UTF-8
-            text = json.dumps(entry)
-        self._write(text + "\n", anew=anew)
+        self._write(dumped(entry) + "\n", anew=anew)
 
     def _write(self, text: str, *, anew: bool = False) -> None:
         try:
@@ -308,18 +306,6 @@ class Manifest:
             self._file.flush()
         except OSError as error:
             raise WriteError(f"{self.path}: cannot be written ({error.strerror})") from None
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(self._file.fileno()).st_nlink:  # removed by the run that has just let go of it
-                raise OutputError(f"{self.folder}: another run is writing there")
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise OutputError(f"{self.folder}: another run is writing there") from None
-            # A file system without locks: then nothing keeps two runs apart.
 
     def _check(self, header: dict[str, Any], settings: Mapping[str, object]) -> None:
         version = header.get("version")
@@ -358,6 +344,71 @@ class Manifest:
         if utterance.draw_id is not None:
             source["draws"] = utterance.draw_id.replace("\0", ":").rstrip(":")
         return source
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Lock a manifest against other runs, until it is closed.
+
+    Raises:
+        OutputError: Another run has it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.fstat(file.fileno()).st_nlink:  # removed by the run that has just let go of it
+            raise OutputError(f"{folder}: another run is writing there")
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise OutputError(f"{folder}: another run is writing there") from None
+        # A file system without locks: then nothing keeps two runs apart.
+
+
+@contextlib.contextmanager
+def locked_manifest(folder: Path) -> Iterator[None]:
+    """Keep runs out of a folder that has a manifest.
+
+    Raises:
+        OutputError: A run is at work there, or the manifest cannot be opened.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be used ({error.strerror})") from None
+    with file:
+        _lock(file, folder)
+        yield
+
+
+def dumped(entry: Mapping[str, object]) -> str:
+    """An entry as the manifest has it, without the end of its line."""
+    text = json.dumps(entry, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, or a path that is not UTF-8
+        text = json.dumps(entry)
+    return text
+
+
+def read_entries(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """All of a manifest: its first line, what its outputs were computed with, and the last line about each utterance.
+
+    Raises:
+        OutputError: The manifest cannot be read, or is none.
+    """
+    header, ran = read_settings(path)
+    entries: dict[str, dict[str, Any]] = {}
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                with contextlib.suppress(ValueError, RecursionError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict) and isinstance(entry.get("id"), str):
+                        entries[entry["id"]] = entry
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
+    return header, ran, entries
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mkc_fast.engine.corpus.manifest import Manifest
     from mkc_fast.engine.corpus.protocol import Settings
     from mkc_fast.engine.datasets.dataset import Utterance
+    from mkc_fast.engine.datasets.shards import Shard
     from mkc_fast.names import Level
 
 
@@ -76,6 +77,8 @@ class Folder:
         bank: The bank of its draws; None: the run's.
         level: What has one draw of its own: ``utterance``, ``speaker`` or ``constant``.
         role: ``attacker`` or ``user`` in an experiment of VoicePrivacy.
+        shard: Which part of a corpus it is, if it is a part.
+        salt: Of the digests in its manifest, where it must be that of other folders.
     """
 
     path: Path
@@ -85,6 +88,8 @@ class Folder:
     bank: Path | None = None
     level: Level = UTTERANCE
     role: str | None = None
+    shard: Shard | None = None
+    salt: str | None = None
 
     @property
     def directories(self) -> set[Path]:

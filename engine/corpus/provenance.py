@@ -15,6 +15,7 @@ from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, read_settings
 from mkc_fast.errors import OutputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mkc_fast.engine.corpus.outputs import Folder
@@ -64,7 +65,16 @@ def write_provenance(
         "silence": silenced,
         "ran": ran,
     }
-    target = (into or folder.path) / PROVENANCE_FILE
+    return replace_provenance(into or folder.path, content)
+
+
+def replace_provenance(record_dir: Path, content: Mapping[str, Any]) -> Path:
+    """Write ``provenance.json`` with this content; returns the file.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    target = record_dir / PROVENANCE_FILE
     try:
         with atomic_file(target) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -119,6 +119,10 @@ def run_corpus(
     run = _with_secret(run)
     sizes = {bank: check_fit(run.model, bank) for bank in run.banks}
     used = {bank: entries_used(run.kmeans_num, size) for bank, size in sizes.items()}
+    for folder in run.folders:
+        bank = run.bank_of(folder)
+        if folder.shard is not None and run.settings.seed is None:
+            _check_unshared(folder, all_entries=used[bank] == sizes[bank])
     check_recordings(run.folders)
     summary = Summary(files=sum(len(folder.utterances) for folder in run.folders))
     for folder in run.folders:
@@ -166,6 +170,7 @@ def _open_manifest(run: Run, folder: Folder, num_used: int) -> Manifest:
         overwrite=run.overwrite,
         allow_mixed=run.allow_mixed,
         private=run.private_manifest,
+        salt=folder.salt,
     )
     try:
         manifest.check_sources(folder.utterances)
@@ -178,6 +183,14 @@ def _open_manifest(run: Run, folder: Folder, num_used: int) -> Manifest:
         manifest.close(folder.outputs.existing())
         raise
     return manifest
+
+
+def _check_unshared(folder: Folder, *, all_entries: bool) -> None:
+    """Refuse draws that all shards share and that come from no seed, since each shard would draw its own."""
+    if folder.level == UTTERANCE and all_entries:
+        return
+    what = "a random subset of the bank" if folder.level == UTTERANCE else f"the draws of the level {folder.level}"
+    raise ArgumentError(f"{folder.path}: all shards share {what}, so they need the same seed; give one")
 
 
 def _with_secret(run: Run) -> Run:
@@ -307,6 +320,7 @@ def _shared_settings(run: Run, folder: Folder, num_used: int) -> dict[str, objec
         "mode": run.settings.mode,
         "stride": run.settings.stride,
         "level": folder.level,
+        **({} if folder.shard is None else {"shard": [folder.shard.number, folder.shard.count]}),
         "seed": run.settings.seed,
         "kmeans_num": num_used,
         "format": run.settings.format,

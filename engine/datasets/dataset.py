@@ -50,6 +50,7 @@ class Dataset(Protocol):
         out: The output folder.
         audio_dir: Where the anonymized recordings go: ``out`` or a folder inside it.
         record_dir: Where the manifest of the run is kept.
+        described: Whether a file beside the manifest says what made the outputs.
     """
 
     @property
@@ -63,6 +64,9 @@ class Dataset(Protocol):
 
     @property
     def record_dir(self) -> Path: ...
+
+    @property
+    def described(self) -> bool: ...
 
     def finish(self, outputs: Mapping[str, Path]) -> None:
         """Complete the output folder, after a run that has written the output of every utterance.

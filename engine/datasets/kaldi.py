@@ -66,6 +66,11 @@ class DataDirectory:
         """
         return self.out.parent / ".mkc-fast" / self.out.name
 
+    @property
+    def described(self) -> bool:
+        """Yes."""
+        return True
+
     def finish(self, outputs: Mapping[str, Path]) -> None:
         """Make ``out`` a data directory of the outputs that exist: see ``finish_data_directory``."""
         finish_data_directory(self, {name: path for name, path in outputs.items() if path.exists()})

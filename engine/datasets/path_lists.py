@@ -40,6 +40,11 @@ class AudioList:
         """The output folder itself."""
         return self.out
 
+    @property
+    def described(self) -> bool:
+        """No: the folder holds nothing but outputs and their manifest."""
+        return False
+
     def finish(self, outputs: Mapping[str, Path]) -> None:
         """Do nothing: the outputs are all there is."""
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.corpus.outputs import Folder
     from mkc_fast.engine.corpus.status import Summary
+    from mkc_fast.engine.datasets.shards import Shard
     from mkc_fast.engine.voiceprivacy.sets import Role
     from mkc_fast.names import AudioFormat, Level
 
@@ -194,6 +195,7 @@ def open_experiment(
     results_dir: str = AUDIO_FOLDER,
     audio_format: AudioFormat = WAV,
     allow_commands: bool = False,
+    shard: Shard | None = None,
     overwrite: bool = False,
 ) -> Experiment:
     """Read the sets of VoicePrivacy in a folder of data directories and plan their outputs.
@@ -210,6 +212,7 @@ def open_experiment(
         results_dir: Name of the folder of recordings in an anonymized directory.
         audio_format: Of the outputs.
         allow_commands: Run the commands of a ``wav.scp`` that do more than decode a file.
+        shard: Only the utterances of this part of each set. Directories of other pairs are then not made.
         overwrite: Admit directories of other pairs that hold something else.
 
     Raises:
@@ -234,7 +237,7 @@ def open_experiment(
             )
     of_set = {name: roles.get(name) or role_of(name) or likely_role(name) for name in chosen}
     pairs = _pairs([Path(bank) for bank in bank_attacker], [Path(bank) for bank in bank_user], anon_suffix)
-    checkout = _checkout_of(folder)
+    checkout = checkout_of(folder)
     if checkout is None:
         folder = folder.absolute()  # evaluations run elsewhere, so that a relative path would lead nowhere
     sets: list[AnonymizedSet] = []
@@ -256,13 +259,14 @@ def open_experiment(
                     allow_commands=allow_commands,
                     level=levels.get(name, level),
                     audio_folder=results_dir,
+                    shard=shard,
                 )
                 (directory,), (planned,) = corpus.datasets, corpus.folders
                 assert isinstance(directory, DataDirectory)
                 directories.append(replace(directory, relative_to=checkout))
                 folders.append(replace(planned, bank=bank, role=role))
             home = _home(directories)
-            copies = [each for number, each in enumerate(directories) if number != home]
+            copies = [each for number, each in enumerate(directories) if number != home and shard is None]
             for copy in copies:
                 _check_copy(copy, overwrite)
             sets.append(AnonymizedSet(name, role, directories[home], folders[home], tuple(copies)))
@@ -308,7 +312,7 @@ def _name(bank: Path) -> str:
     return bank.name or bank.absolute().name
 
 
-def _checkout_of(data: Path) -> Path | None:
+def checkout_of(data: Path) -> Path | None:
     """The checkout that ``data`` is in, or the working directory; None if it is in neither."""
     parent = data.absolute().parent
     return parent if (parent / "run_anonymization.py").exists() or parent == Path.cwd() else None

@@ -1,0 +1,317 @@
+"""Joins the shards of a corpus: their outputs move into one folder, their manifests become one.
+
+What is done can be killed at any point; the same call goes on. First the joined manifest is written. Then outputs move,
+one by one. A data directory is completed when all are there, and at last the shards' folders are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mkc_fast.engine.atomic_files import atomic_file, remove_temporaries
+from mkc_fast.engine.corpus.anonymize import DEFAULT_SUFFIX, open_corpus
+from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, dumped, locked_manifest, read_entries
+from mkc_fast.engine.corpus.provenance import PROVENANCE_FILE, read_provenance, replace_provenance
+from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, DataDirectory
+from mkc_fast.engine.datasets.shards import Shard, find_shards
+from mkc_fast.errors import OutputError
+from mkc_fast.names import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from mkc_fast.engine.datasets.dataset import Dataset
+
+# Of the first line of a shard's manifest, what is not the same in all.
+_OWN = ("shard", "ran")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was joined.
+
+    Attributes:
+        out: The folder of all; of a data directory the directory.
+        shards: How many shards the corpus had.
+        utterances: All of them.
+        moved: Outputs that this call moved.
+        silenced: Outputs that are silence.
+    """
+
+    out: str
+    shards: int
+    utterances: int
+    moved: int
+    silenced: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A shard's manifest, read."""
+
+    shard: Shard
+    folder: Path
+    audio_dir: Path
+    header: dict[str, Any]
+    ran: list[dict[str, Any]]
+    entries: dict[str, dict[str, Any]]
+
+
+def merge_corpus(
+    *,
+    audio_list: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    data_dirs: Sequence[str | PathLike[str]] = (),
+    anon_suffix: str = DEFAULT_SUFFIX,
+    results_dir: str = AUDIO_FOLDER,
+    allow_commands: bool = False,
+    allow_mixed: bool = False,
+) -> list[Merged]:
+    """Join the shards that ``infer --shard`` or ``vpc run --shard`` has written.
+
+    Args:
+        audio_list: The list that all shards were given.
+        out: The output folder that all shards were given.
+        data_dirs: Or the data directories.
+        anon_suffix: Of the anonymized directories.
+        results_dir: Name of the folder of recordings in them.
+        allow_commands: As for the shards.
+        allow_mixed: Join outputs of devices, precisions or versions that are not equal to the last bit.
+
+    Returns:
+        What was joined, a folder each.
+
+    Raises:
+        ArgumentError: Not exactly one form of input is given.
+        ListError: A list is unreadable or contradictory.
+        OutputError: Shards are missing, not finished, still at work or of other settings, or a folder cannot be
+            written.
+    """
+    corpus = open_corpus(
+        audio_list=audio_list,
+        out=out,
+        data_dirs=data_dirs,
+        anon_suffix=anon_suffix,
+        allow_commands=allow_commands,
+        audio_folder=results_dir,
+    )
+    return [merge_dataset(dataset, allow_mixed=allow_mixed) for dataset in corpus.datasets]
+
+
+def merge_dataset(dataset: Dataset, *, allow_mixed: bool = False) -> Merged:
+    """Join the shards of a dataset; as ``merge_corpus``."""
+    try:
+        return _merge(dataset, allow_mixed)
+    except OSError as error:
+        raise OutputError(f"{error.filename or dataset.out}: cannot be written ({error.strerror})") from None
+
+
+def _merge(dataset: Dataset, allow_mixed: bool) -> Merged:
+    final, ids = dataset.record_dir / MANIFEST_FILE, [utterance.id for utterance in dataset.utterances]
+    found = find_shards(dataset.out)
+    done = _finished(final, dataset.audio_dir, ids)
+    with contextlib.ExitStack() as locks:
+        for folder in found.values():
+            if (folder / MANIFEST_FILE).exists():
+                locks.enter_context(locked_manifest(folder))
+        moved = 0
+        if done is None:
+            parts = _read(dataset, found, ids)
+            text, done = _joined(dataset, parts, ids, allow_mixed)
+            _write_manifest(dataset, final, text)
+            _write_provenance(dataset, parts, done)
+            moved = _move(dataset, parts, ids)
+        dataset.finish({name: dataset.audio_dir / str(entry["file"]) for name, entry in done.items()})
+        count = max((shard.count for shard in found), default=0)
+        for folder in found.values():
+            _remove(folder, dataset)
+    silenced = sum(1 for entry in done.values() if entry.get("silence"))
+    return Merged(str(dataset.out), count, len(ids), moved, silenced)
+
+
+def _finished(manifest: Path, audio_dir: Path, ids: Sequence[str]) -> dict[str, dict[str, Any]] | None:
+    """The entries of a joined manifest, if all outputs are in their place."""
+    if not manifest.exists():
+        return None
+    _, _, entries = read_entries(manifest)
+    if all(name in entries and _size_of(audio_dir, entries[name]) == entries[name].get("bytes") for name in ids):
+        return {name: entries[name] for name in ids}
+    return None
+
+
+def _read(dataset: Dataset, found: Mapping[Shard, Path], ids: Sequence[str]) -> list[_Part]:
+    """The manifests of all shards that hold an utterance."""
+    counts = sorted({shard.count for shard in found})
+    if not counts:
+        raise OutputError(f"{dataset.out}: there are no shards of it; expected {dataset.out}.shard-1-of-…")
+    if len(counts) > 1:
+        shown = " and ".join(f"shard-*-of-{count}" for count in counts)
+        raise OutputError(f"{dataset.out}: there are shards of two divisions, {shown}; remove one")
+    parts = []
+    for number in range(1, counts[0] + 1):
+        shard = Shard(number, counts[0])
+        if not any(shard.holds(name) for name in ids):
+            continue
+        folder = shard.folder(dataset.out)
+        manifest = folder / MANIFEST_FILE
+        if not manifest.exists():
+            raise OutputError(f"{folder}: the shard {number}/{counts[0]} is not there; run it first")
+        header, ran, entries = read_entries(manifest)
+        if header.get("shard") != [number, counts[0]]:
+            raise OutputError(f"{manifest}: is not of the shard {number}/{counts[0]}")
+        audio_dir = folder / dataset.audio_dir.name if isinstance(dataset, DataDirectory) else folder
+        parts.append(_Part(shard, folder, audio_dir, header, ran, entries))
+    return parts
+
+
+def _joined(
+    dataset: Dataset, parts: Sequence[_Part], ids: Sequence[str], allow_mixed: bool
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The text of the joined manifest and its entries, which are checked."""
+    first = parts[0]
+    header = {key: value for key, value in first.header.items() if key not in _OWN}
+    ran: list[dict[str, Any]] = []
+    for part in parts:
+        for key in {**header, **part.header}:
+            if key not in _OWN and part.header.get(key) != header.get(key):
+                raise OutputError(
+                    f"{part.folder}: its outputs were made with {key} {part.header.get(key)}, those of {first.folder} "
+                    f"with {header.get(key)}"
+                )
+        ran += [each for each in part.ran if each not in ran]
+    if len(ran) > 1 and not allow_mixed:
+        names = sorted({key for each in ran for key in each if any(other.get(key) != each.get(key) for other in ran)})
+        raise OutputError(
+            f"{dataset.out}: its shards were computed with other {', '.join(names)}, which is not equal to the last "
+            "bit; --allow-mixed joins them"
+        )
+    by_shard = {part.shard: part for part in parts}
+    count, missing, failed = parts[0].shard.count, [], []
+    entries: dict[str, dict[str, Any]] = {}
+    for name in ids:
+        part = next(by_shard[shard] for shard in by_shard if shard.holds(name))
+        entry = part.entries.get(name)
+        if entry is None:
+            missing.append(name)
+        elif "error" in entry and not entry.get("silence"):
+            failed.append(name)
+        else:
+            number = entry.get("ran", 0)
+            at = ran.index(part.ran[number]) if isinstance(number, int) and number < len(part.ran) else 0
+            made = {key: value for key, value in entry.items() if key != "ran"}
+            if "silence" in made:
+                made.update(_silence_of(dataset, part, name))
+            entries[name] = {**made, **({"ran": at} if at else {})}
+            if not _is_there(part.audio_dir, dataset.audio_dir, entries[name]):
+                missing.append(name)
+    for names, what in ((missing, "not finished"), (failed, "failed")):
+        if names:
+            others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            numbers = sorted({n for n in range(1, count + 1) for name in names if Shard(n, count).holds(name)})
+            again = ", ".join(f"{number}/{count}" for number in numbers)
+            raise OutputError(f"{dataset.out}: {names[0]}{others} {what}; run the shard {again} again")
+    lines = [dumped({**header, "ran": ran[0]})]
+    lines += [dumped({"type": "ran", "ran": each}) for each in ran[1:]]
+    lines += [dumped(entry) for entry in entries.values()]
+    return "".join(f"{line}\n" for line in lines), entries
+
+
+def _silence_of(dataset: Dataset, part: _Part, name: str) -> dict[str, Any]:
+    """The file and size of silence, which a manifest does not record: the next run is to try the recording again."""
+    for suffix in FORMATS:
+        for folder in (part.audio_dir, dataset.audio_dir):
+            path = folder / f"{name}.{suffix}"
+            if path.is_file():
+                return {"file": path.name, "bytes": path.stat().st_size}
+    return {"file": f"{name}.{FORMATS[0]}", "bytes": -1}
+
+
+def _size_of(folder: Path, entry: Mapping[str, Any]) -> int | None:
+    try:
+        return (folder / str(entry.get("file"))).stat().st_size
+    except OSError:
+        return None
+
+
+def _is_there(before: Path, after: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether an output is in its shard's folder, or moved already, with the recorded size."""
+    return entry.get("bytes") in (_size_of(before, entry), _size_of(after, entry))
+
+
+def _write_manifest(dataset: Dataset, final: Path, text: str) -> None:
+    """Write the joined manifest, unless another one is there."""
+    if final.exists():
+        if final.read_bytes() != text.encode("utf-8", "surrogateescape"):
+            raise OutputError(f"{final}: there is another manifest; move its folder away, or remove the shards")
+        return
+    if dataset.audio_dir.is_dir():
+        names = {utterance.id for utterance in dataset.utterances}
+        strange = next((path for path in dataset.audio_dir.iterdir() if path.stem in names), None)
+        if strange is not None:
+            raise OutputError(f"{strange}: there is an output already, and no run recorded here has written it")
+    dataset.record_dir.mkdir(parents=True, exist_ok=True)
+    dataset.audio_dir.mkdir(parents=True, exist_ok=True)
+    with atomic_file(final) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def _write_provenance(dataset: Dataset, parts: Sequence[_Part], entries: Mapping[str, Mapping[str, Any]]) -> None:
+    if not dataset.described:
+        return
+    contents = [content for part in parts if (content := read_provenance(part.folder)) is not None]
+    if contents:
+        ran = [each for content in contents for each in content["ran"]]
+        joined = {
+            **contents[0],
+            "utterances": len(entries),
+            "silence": sum(1 for entry in entries.values() if entry.get("silence")),
+            "ran": [each for number, each in enumerate(ran) if each not in ran[:number]],
+        }
+        replace_provenance(dataset.record_dir, joined)
+
+
+def _move(dataset: Dataset, parts: Sequence[_Part], ids: Sequence[str]) -> int:
+    """Move the outputs that are still in the shards' folders; returns how many."""
+    moved = 0
+    by_shard = {part.shard: part for part in parts}
+    remove_temporaries(dataset.audio_dir)
+    for name in ids:
+        part = next(by_shard[shard] for shard in by_shard if shard.holds(name))
+        entry = part.entries[name]
+        file = str(entry.get("file") or _silence_of(dataset, part, name)["file"])
+        source, target = part.audio_dir / file, dataset.audio_dir / file
+        if source.exists():
+            _rename(source, target)
+            moved += 1
+    return moved
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with atomic_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+        source.unlink()
+
+
+def _remove(folder: Path, dataset: Dataset) -> None:
+    """Remove a shard's folder, the manifest last; what is none of its files stays, and so does the folder then."""
+    with contextlib.suppress(OSError):
+        if isinstance(dataset, DataDirectory):
+            remove_temporaries(folder / dataset.audio_dir.name)
+            (folder / dataset.audio_dir.name).rmdir()
+        remove_temporaries(folder)
+        (folder / PROVENANCE_FILE).unlink(missing_ok=True)
+        if set(os.listdir(folder)) <= {MANIFEST_FILE}:  # noqa: PTH208
+            (folder / MANIFEST_FILE).unlink(missing_ok=True)
+            folder.rmdir()
