@@ -94,12 +94,13 @@ class Settings:
         return f"anon{self.suffix}.yaml"
 
 
-def config_text(settings: Settings, groups: Sequence[Group]) -> str:
+def config_text(settings: Settings, groups: Sequence[Group], left_out: Sequence[Group] = ()) -> str:
     """The text of the config of a track, in ASCII.
 
     Args:
         settings: How the sets are anonymized.
         groups: The track's sets.
+        left_out: Further sets, which are written as comments.
     """
     values: dict[str, Any] = {
         "command": shlex.join(settings.command),
@@ -128,9 +129,10 @@ def config_text(settings: Settings, groups: Sequence[Group]) -> str:
         "datasets:",
     ]
     for group in groups:
-        lines += [f"  - name: {group.data}", f"    data: {group.data}"]
-        if group.enrolls or group.trials:
-            lines += [f"    enrolls: [{', '.join(group.enrolls)}]", f"    trials: [{', '.join(group.trials)}]"]
+        lines += _entry(group)
+    if left_out:
+        lines.append("# These were not in the folder of data when this was written:")
+        lines += [f"# {line}" for group in left_out for line in _entry(group)]
     lines += [
         "",
         "modules:",
@@ -144,6 +146,16 @@ def config_text(settings: Settings, groups: Sequence[Group]) -> str:
         "  # roles: {my_set: user}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _entry(group: Group) -> list[str]:
+    """The lines of a group in the list of sets."""
+    lines = [f"  - name: {group.data}", f"    data: {group.data}"]
+    if group.enrolls:
+        lines.append(f"    enrolls: [{', '.join(group.enrolls)}]")
+    if group.trials:
+        lines.append(f"    trials: [{', '.join(group.trials)}]")
+    return lines
 
 
 def _scalar(value: object) -> str:

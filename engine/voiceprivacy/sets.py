@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from mkc_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
 # Who anonymizes a set: the users whose speech is published, or the attacker, who enrolls speakers and trains on
 # speech that he anonymized himself.
@@ -42,6 +42,28 @@ class Group:
             return {self.data: ATTACKER if self.data.startswith(_TRAINING) else USER}
         trials: dict[str, Role] = {self.data + end: USER for end in self.trials}
         return {**trials, **{self.data + end: ATTACKER for end in self.enrolls}}
+
+
+def divided(groups: Sequence[Group], present: Collection[str]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """Groups of the sets that are there, and groups of the others; all are the first if none is there.
+
+    Args:
+        groups: Of a track.
+        present: Names of sets that are there.
+    """
+    if not any(name in present for group in groups for name in group.roles):
+        return tuple(groups), ()
+    parts: list[list[Group]] = [[], []]
+    for group in groups:
+        if not group.enrolls and not group.trials:
+            parts[group.data not in present].append(group)
+            continue
+        for part, there in zip(parts, (True, False), strict=True):
+            enrolls = tuple(end for end in group.enrolls if (group.data + end in present) == there)
+            trials = tuple(end for end in group.trials if (group.data + end in present) == there)
+            if enrolls or trials:
+                part.append(Group(group.data, enrolls, trials))
+    return tuple(parts[0]), tuple(parts[1])
 
 
 def _with_trials(names: Iterable[str], *trials: str) -> tuple[Group, ...]:

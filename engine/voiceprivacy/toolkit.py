@@ -21,7 +21,7 @@ from mkc_fast.engine.atomic_files import atomic_file, remove_temporaries
 from mkc_fast.engine.corpus.run import check_fit
 from mkc_fast.engine.voiceprivacy.checkout import PIPELINES
 from mkc_fast.engine.voiceprivacy.config import config_text
-from mkc_fast.engine.voiceprivacy.sets import groups
+from mkc_fast.engine.voiceprivacy.sets import divided, groups
 from mkc_fast.errors import ArgumentError, MkcError, OutputError
 
 if TYPE_CHECKING:
@@ -85,8 +85,14 @@ def install(
             )
     root = checkout.root
     texts = {PIPELINE: files(__package__).joinpath("template_pipeline.py.txt").read_text(encoding="utf-8")}
+    notes = []
     for track in sorted(tracks or checkout.tracks, reverse=True):
-        texts[checkout.config(track, settings.config_name)] = config_text(settings, groups(checkout.year, track))
+        name, of_track = checkout.config(track, settings.config_name), groups(checkout.year, track)
+        there, left_out = divided(of_track, _data_directories(root))
+        texts[name] = config_text(settings, there, left_out)
+        if left_out:
+            missing = ", ".join(each for group in left_out for each in group.roles)
+            notes.append(f"{name}: left out, since data/ does not have them: {missing}; they are there as comments")
     with _writing(root):
         recorded = _read_record(root)
         moved = _in_the_way(root, list(texts), recorded, overwrite=overwrite)
@@ -97,8 +103,16 @@ def install(
         for name, text in texts.items():
             with atomic_file(root / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-    notes = tuple(f"{name} is now {name}{BEFORE}; 'vpc remove' puts it back" for name in moved)
-    return Done(tuple(root / name for name in texts if name != PIPELINE), notes)
+    notes += [f"{name} is now {name}{BEFORE}; 'vpc remove' puts it back" for name in moved]
+    return Done(tuple(root / name for name in texts if name != PIPELINE), tuple(notes))
+
+
+def _data_directories(root: Path) -> set[str]:
+    """Names of the folders in the checkout's folder of data."""
+    try:
+        return {path.name for path in (root / "data").iterdir() if path.is_dir()}
+    except OSError:  # there is none yet
+        return set()
 
 
 def remove(checkout: Checkout) -> Done:

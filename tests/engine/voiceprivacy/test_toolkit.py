@@ -87,6 +87,20 @@ def test_each_track_of_2026_has_a_config(tmp_path: Path, settings: Settings, com
         assert sorted(values(said, "--set")) == sorted(known_sets(2026, track))
 
 
+def test_sets_that_data_does_not_have_are_left_out_and_named(tmp_path: Path, settings: Settings, command: Path) -> None:
+    root = make_checkout(tmp_path / "a checkout")
+    present = ["libri_dev_enrolls", "libri_dev_trials_f", "IEMOCAP_test"]
+    for name in present:
+        (root / "data" / name).mkdir(parents=True)
+    done = install(recognize(root), settings)
+    (note,) = done.notes
+    for name in known_sets(2024, 1):
+        assert (name in note) == (name not in present), name
+        assert f"{name.split('_trials')[0].split('_enrolls')[0]}" in done.configs[-1].read_text()
+    assert run_toolkit(root, "--config", "configs/anon_mkc.yaml").returncode == 0
+    assert sorted(values(arguments_of(command), "--set")) == sorted(present)
+
+
 def test_a_track_that_is_not_there_gets_no_config(tmp_path: Path, settings: Settings) -> None:
     root = make_checkout(tmp_path / "checkout", "track1")
     assert install(recognize(root), settings).configs == (root / "configs/track1/anon_mkc.yaml",)
