@@ -67,6 +67,18 @@ class Slow(Echo):
         return super().one(waveform)
 
 
+class HangsAfterOne(Echo):
+    """Its run goes on until it is killed, and has recorded something."""
+
+    answered = 0
+
+    def one(self, waveform):
+        if self.answered:
+            time.sleep(1000)
+        self.answered += 1
+        return super().one(waveform)
+
+
 class SlowToLoad(Echo):
     @classmethod
     def load(cls, *args, **options):

@@ -514,7 +514,7 @@ def test_a_folder_whose_run_goes_on_is_refused(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    process = start(command(artifacts, few, out), "Slow")
+    process = start(command(artifacts, few, out), "HangsAfterOne")
     wait_until(lambda: recorded(out) > 0, process)
     for more in ([], ["--overwrite"]):
         assert main(command(artifacts, few, out, *more)) == 2
