@@ -146,5 +146,12 @@ def _check_run(
         report.add(PROBLEM, "probe", str(error))
         return
     report.hours_left = sum(each.audio_s for each in todo) / 3600 / report.rtfx
-    text = f"{report.hours_left:.2f} h of work on {', '.join(used)}, at the measured RTFx of {report.rtfx:.1f}"
+    text = f"{_time(report.hours_left)} of work on {', '.join(used)}, at the measured RTFx of {report.rtfx:.1f}"
     report.add(OK, "hours", text)
+
+
+def _time(hours: float) -> str:
+    """Hours for people: in minutes or seconds where that says more."""
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.0f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
