@@ -12,6 +12,7 @@ that delay and reorder what streams leave open, with ONNX Runtime's CPU provider
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections import deque
 from copy import copy as shallow_copy
@@ -114,20 +115,22 @@ class DevicePass:
             try:
                 return self._queue(utterances, shrink=shrink)
             except DeviceMemoryError as error:
-                self._recover()
-                if len(utterances) == 1:
-                    if shrink:
-                        raise
-                    # Retried, now that no other batch is on the device.
-                    return self._start(utterances, shrink=True)
-                self._padded_s_limit, shrink = padded_s / 2, True
-                logger.warning(
-                    "cuda:%d: too little memory for %d utterances (%.0f s, padded) at once, going on with halves: %s",
-                    self._context.index,
-                    len(utterances),
-                    padded_s,
-                    error,
-                )
+                # Only its text: the error's frames hold the arrays of the failed batch, as long as it lives.
+                short = str(error)
+            self._recover()
+            if len(utterances) == 1:
+                if shrink:
+                    raise DeviceMemoryError(short)
+                # Retried, now that no other batch is on the device.
+                return self._start(utterances, shrink=True)
+            self._padded_s_limit, shrink = padded_s / 2, True
+            logger.warning(
+                "cuda:%d: too little memory for %d utterances (%.0f s, padded) at once, going on with halves: %s",
+                self._context.index,
+                len(utterances),
+                padded_s,
+                short,
+            )
         middle, parts = len(utterances) // 2, []
         for half in (slice(None, middle), slice(middle, None)):
             part = self._start(utterances[half], shrink=shrink)
@@ -192,6 +195,7 @@ class DevicePass:
         with self._context.errors():
             self._context.wait()
         self._busy.clear()
+        gc.collect()  # frames of an error may hold each other, and arrays of the failed batch
         self._context.cupy.get_default_memory_pool().free_all_blocks()
 
     def _graphs_for(self, counts: Sequence[int]) -> DeviceGraphs:

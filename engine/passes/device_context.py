@@ -17,7 +17,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # How ONNX Runtime, cuDNN, cuBLAS and CUDA say that memory is short; ONNX Runtime has no exception of its own for it.
-_NO_MEMORY = ("out of memory", "Failed to allocate memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
+# With an arena limit ONNX Runtime compares two sizes; CuPy's launches have the name of the driver's error.
+_NO_MEMORY = (
+    "out of memory",
+    "Failed to allocate memory",
+    "smaller than requested bytes",
+    "ALLOC_FAILED",
+    "cudaErrorMemoryAllocation",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+)
+_SHOWN_CHARACTERS = 300
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether an error of CUDA's libraries says that memory is short, in all of its text."""
+    return any(words in text for words in _NO_MEMORY)
 
 
 class DeviceContext:
@@ -55,8 +69,9 @@ class DeviceContext:
         except MkcError:
             raise
         except Exception as error:  # ONNX Runtime's share no base but Exception
-            said = one_line(str(error), 300)
-            if isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY):
+            # The text begins with the node's name, which may be long; what is wrong may come after what is shown.
+            said = one_line(str(error), _SHOWN_CHARACTERS)
+            if isinstance(error, MemoryError) or is_out_of_memory(str(error)):
                 raise DeviceMemoryError(f"device cuda:{self.index}: out of memory ({said})") from None
             self._check_lost(said)
             raise DeviceError(f"device cuda:{self.index}: {said or type(error).__name__}") from None

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _INSTALL = f"install the extra {CUDA13_EXTRA} or {CUDA12_EXTRA}: {install_command(CUDA13_EXTRA)}"
 # Shared memory that a block gets without asking for it.
 _DEFAULT_SHARED_BYTES = 48 << 10
+# How the runtime and the driver call it; launches and modules raise the driver's.
+_NO_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
 def import_cupy() -> Any:
@@ -54,7 +56,7 @@ def one_line_errors(cupy: Any, device: int) -> Iterator[None]:
         raise DeviceMemoryError(f"device cuda:{device}: out of memory ({error})") from None
     except (RuntimeError, ImportError, cupy.cuda.compiler.CompileException) as error:
         reason = " ".join(str(error).split())[:160]
-        if "cudaErrorMemoryAllocation" in reason:
+        if any(name in str(error) for name in _NO_MEMORY):
             raise DeviceMemoryError(f"device cuda:{device}: out of memory ({reason})") from None
         raise DeviceError(f"device cuda:{device}: {reason}; if a library is missing, {_INSTALL}") from None
 

@@ -195,6 +195,27 @@ def test_too_little_memory_halves_the_batch_and_says_so_once(
     assert {sizes["waveform"][0] for graph, sizes, _ in gpu.runs if graph == "wavlm"} == {4}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "BFCArena: Failed to allocate memory for requested buffer of size 77",
+        "Available memory of 22020096 is smaller than requested bytes of 41943040",
+        "Non-zero status code returned while running Conv node. Name:'" + "/a/very/long/name" * 30 + "' out of memory",
+        "CUDA_ERROR_OUT_OF_MEMORY: out",
+    ],
+)
+def test_the_memory_of_a_batch_that_failed_is_free_when_the_pool_gives_back_what_is_not_in_use(
+    gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray, said: str
+) -> None:
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0")
+    waveforms, names = [clip[:20000]] * 8, [f"u{index}" for index in range(8)]
+    before = len(gpu.cupy.blocks)
+    gpu.failures = [RuntimeError(said)]
+    found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=99)
+    assert_equal(found, artifacts, waveforms, names)
+    assert gpu.cupy.blocks_when_freed == [before]
+
+
 def test_cupys_memory_is_halved_too_and_one_utterance_too_long_is_an_error(
     gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray
 ) -> None:

@@ -9,6 +9,7 @@ allocated on, where the next user may write to it as soon as that stream has com
 from __future__ import annotations
 
 import random
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
@@ -31,6 +32,9 @@ class FakeCupy(ModuleType):
         self.queues = _Queues(schedule)
         self.launched: list[str] = []
         self.free_bytes = free_bytes
+        # Memory in use, and how many pieces of it there were whenever the pool was asked to give back what is not.
+        self.blocks: weakref.WeakSet[_Block] = weakref.WeakSet()
+        self.blocks_when_freed: list[int] = []
         self.allocated_bytes, self.limit_bytes = 0, 1 << 62  # of one attempt; past it, memory is short
         queues, outer = self.queues, self
 
@@ -191,7 +195,9 @@ class FakeCupy(ModuleType):
             if array.dtype == np.float32:
                 array.fill(np.nan)  # what a product by zero does not hide
             queues.guarded.append((array, memory))
-            return ndarray(array, _Block(array, memory, queues, queues.current[-1]))
+            block = _Block(array, memory, queues, queues.current[-1])
+            outer.blocks.add(block)
+            return ndarray(array, block)
 
         def asarray(values: Any) -> ndarray:
             if isinstance(values, ndarray):
@@ -210,7 +216,9 @@ class FakeCupy(ModuleType):
 
         self.ndarray, self.empty, self.asarray, self.ascontiguousarray = ndarray, empty, asarray, ascontiguousarray
         self.RawModule = RawModule
-        self.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
+        self.get_default_memory_pool = lambda: SimpleNamespace(
+            free_all_blocks=lambda: outer.blocks_when_freed.append(len(outer.blocks))
+        )
         self.cuda = SimpleNamespace(
             Stream=Stream,
             Event=Event,
