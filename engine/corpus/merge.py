@@ -116,11 +116,12 @@ def merge_dataset(dataset: Dataset, *, allow_mixed: bool = False) -> Merged:
 def _merge(dataset: Dataset, allow_mixed: bool) -> Merged:
     final, ids = dataset.record_dir / MANIFEST_FILE, [utterance.id for utterance in dataset.utterances]
     found = find_shards(dataset.out)
-    done = _finished(final, dataset.audio_dir, ids)
     with contextlib.ExitStack() as locks:
-        for folder in found.values():
+        for folder in (dataset.record_dir, *found.values()):
             if (folder / MANIFEST_FILE).exists():
                 locks.enter_context(locked_manifest(folder))
+        # Shards that still hold outputs are not joined, however complete the folder is: it may be of another run.
+        done = None if _hold_outputs(dataset, found, ids) else _finished(final, dataset.audio_dir, ids)
         moved = 0
         if done is None:
             parts = _read(dataset, found, ids)
@@ -141,9 +142,21 @@ def _finished(manifest: Path, audio_dir: Path, ids: Sequence[str]) -> dict[str, 
     if not manifest.exists():
         return None
     _, _, entries = read_entries(manifest)
-    if all(name in entries and _size_of(audio_dir, entries[name]) == entries[name].get("bytes") for name in ids):
+    if all(name in entries and _is_written(audio_dir, entries[name]) for name in ids):
         return {name: entries[name] for name in ids}
     return None
+
+
+def _hold_outputs(dataset: Dataset, found: Mapping[Shard, Path], ids: Sequence[str]) -> bool:
+    """Whether an output is still in a shard's folder."""
+    folders = [folder for each in found.values() if (folder := _audio_dir(dataset, each)).is_dir()]
+    names = {f"{name}.{suffix}" for name in ids for suffix in FORMATS} if folders else set()
+    return any(path.name in names for folder in folders for path in folder.iterdir())
+
+
+def _audio_dir(dataset: Dataset, folder: Path) -> Path:
+    """Where the outputs of a shard are in its folder."""
+    return folder / dataset.audio_dir.name if isinstance(dataset, DataDirectory) else folder
 
 
 def _read(dataset: Dataset, found: Mapping[Shard, Path], ids: Sequence[str]) -> list[_Part]:
@@ -166,8 +179,7 @@ def _read(dataset: Dataset, found: Mapping[Shard, Path], ids: Sequence[str]) -> 
         header, ran, entries = read_entries(manifest)
         if header.get("shard") != [number, counts[0]]:
             raise OutputError(f"{manifest}: is not of the shard {number}/{counts[0]}")
-        audio_dir = folder / dataset.audio_dir.name if isinstance(dataset, DataDirectory) else folder
-        parts.append(_Part(shard, folder, audio_dir, header, ran, entries))
+        parts.append(_Part(shard, folder, _audio_dir(dataset, folder), header, ran, entries))
     return parts
 
 
@@ -233,16 +245,20 @@ def _silence_of(dataset: Dataset, part: _Part, name: str) -> dict[str, Any]:
     return {"file": f"{name}.{FORMATS[0]}", "bytes": -1}
 
 
-def _size_of(folder: Path, entry: Mapping[str, Any]) -> int | None:
+def _is_written(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether an output is in a folder with the recorded size; of a recording that failed none is recorded."""
+    file, size = entry.get("file"), entry.get("bytes")
+    if not isinstance(file, str) or not isinstance(size, int):
+        return False
     try:
-        return (folder / str(entry.get("file"))).stat().st_size
+        return (folder / file).stat().st_size == size
     except OSError:
-        return None
+        return False
 
 
 def _is_there(before: Path, after: Path, entry: Mapping[str, Any]) -> bool:
     """Whether an output is in its shard's folder, or moved already, with the recorded size."""
-    return entry.get("bytes") in (_size_of(before, entry), _size_of(after, entry))
+    return _is_written(before, entry) or _is_written(after, entry)
 
 
 def _write_manifest(dataset: Dataset, final: Path, text: str) -> None:

@@ -182,6 +182,55 @@ def test_shards_of_other_settings_or_another_division_are_not_joined(
     assert "there is another manifest" in capsys.readouterr().err
 
 
+def test_an_earlier_complete_folder_is_not_taken_for_the_joined_one(
+    infer: Run, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(seed="1") == 0
+    before = contents(corpus / "out")
+    for number in (1, 2):
+        assert infer("--shard", f"{number}/2", seed="2") == 0
+    assert join(corpus) == 2
+    assert "there is another manifest" in capsys.readouterr().err
+    assert contents(corpus / "out") == before
+    assert len(find_shards(corpus / "out")) == 2
+    shutil.rmtree(corpus / "out")
+    assert join(corpus) == 0
+    assert contents(corpus / "out").keys() == before.keys()
+    assert contents(corpus / "out") != before
+
+
+@pytest.mark.parametrize("more", [[], ["--on-failure", "copy-silence"]])
+def test_a_data_directory_of_one_run_with_a_failure_is_not_completed(
+    artifacts: Artifacts, corpus: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (corpus / "r0.wav").write_bytes((corpus / "r0.wav").read_bytes()[:-1000])
+    arguments = ["infer", "--data-dir", str(corpus / "data"), "--gpus", "cpu", "--seed", "7", "--quiet"]
+    main([*arguments, "--model", str(artifacts.model), "--bank", str(artifacts.bank), *more])
+    before = contents(corpus / "data_mkc")
+    capsys.readouterr()
+    assert main(["merge", "--data-dir", str(corpus / "data")]) == 2
+    assert "there are no shards of it" in capsys.readouterr().err
+    assert contents(corpus / "data_mkc") == before
+
+
+def test_a_run_in_the_output_folder_keeps_merge_out(
+    infer: Run, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    for number in (1, 2):
+        assert infer("--shard", f"{number}/2") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "_move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge.merge_corpus(audio_list=corpus / "wav.scp", out=corpus / "out")
+    with locked_manifest(corpus / "out"):
+        assert join(corpus) == 2
+    assert "another run is writing there" in capsys.readouterr().err
+    assert join(corpus) == 0
+
+
 def test_what_other_versions_computed_is_joined_only_if_asked(
     infer: Run, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
