@@ -96,19 +96,32 @@ def read_runtime() -> Runtime:
 
 
 def load_library(name: str) -> Library:
-    """Load a library and leave it loaded, for ONNX Runtime to find: first from pip's packages, as it does itself."""
-    folders: list[Path] = []
-    spec = importlib.util.find_spec("onnxruntime")
-    if spec is not None and spec.origin is not None:
-        packages = Path(spec.origin).parents[1]
-        folders = [*sorted(packages.glob("nvidia/*/lib")), packages / "tensorrt_libs"]
+    """Load a library and leave it loaded, for ONNX Runtime to find: first from pip's packages, then the system's."""
     problem = ""
-    for path in [*(str(folder / name) for folder in folders if (folder / name).is_file()), name]:
+    for path in [*(str(folder / name) for folder in library_folders() if (folder / name).is_file()), name]:
         try:
             return Library(name, library_version(name, ctypes.CDLL(path)))
         except OSError as error:
             problem = str(error)
     return Library(name, problem=problem)
+
+
+def library_folders() -> list[Path]:
+    """Where pip's packages of NVIDIA's libraries put them: beside ONNX Runtime, then in every folder of ``sys.path``.
+
+    ONNX Runtime itself looks only beside itself. With ``pip install --target``, or in an environment that sees the
+    packages of another, the libraries lie elsewhere.
+    """
+    places: list[Path] = []
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is not None and spec.origin is not None:
+        places.append(Path(spec.origin).parents[1])
+    places += [Path(place) for place in sys.path if place]
+    folders = []
+    for place in dict.fromkeys(places):
+        with contextlib.suppress(OSError):  # a folder that may not be read; archives and files have no such folders
+            folders += [*sorted(place.glob("nvidia/*/lib")), place / "tensorrt_libs"]
+    return folders
 
 
 def library_version(name: str, library: Any) -> str | None:

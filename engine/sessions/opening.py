@@ -159,6 +159,8 @@ def _open_on_gpu(
     progress: Callable[[str], None],
 ) -> Sessions:
     facts = check_provider(plan.provider, gpu.index)
+    # A line for each session goes to the default logger, past the session's own severity: 3 is errors only.
+    ort.set_default_logger_severity(3)
     engines = None
     if plan.provider == TENSORRT:
         version = facts.library_version(NVINFER) or "unknown"

@@ -400,6 +400,9 @@ class FakeOrt:
 
     __version__ = "1.31.0"
 
+    def set_default_logger_severity(self, severity: int) -> None:
+        self.default_severity = severity
+
     def __init__(self) -> None:
         self.opened: list[SimpleNamespace] = []
         self.working = {TRT, CUDA, CPU}
