@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from mkc_fast import (
 )
 from mkc_fast.engine.audio.read import read_waveform
 from mkc_fast.engine.audio.waveform import to_pcm16
+from mkc_fast.export import build_bank
 from tests.conftest import Artifacts, signed
 
 
@@ -235,6 +237,24 @@ def test_what_a_file_cannot_become_is_refused_and_leaves_nothing(
         run(tmp_path / "gone.wav", tmp_path / "out.wav")
     assert recording.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.wav", "u1.wav"]
+
+
+def test_another_bank_shares_the_model_and_gives_what_it_gives_alone(
+    artifacts: Artifacts, clip: np.ndarray, golden: Path, tmp_path: Path
+) -> None:
+    build_bank(golden / "kmeans.scp", tmp_path / "other", kmeans_num=2, seed=1)
+    with Anonymizer.load(artifacts.model, artifacts.bank) as first:
+        other = first.with_bank(tmp_path / "other")
+        assert other._sessions is first._sessions
+    with Anonymizer.load(artifacts.model, tmp_path / "other") as alone:
+        expected = alone.anonymize(clip, seed=1, utterance_id="u")
+    found = other.anonymize(clip, seed=1, utterance_id="u")  # after the first was closed
+    np.testing.assert_array_equal(found.waveform, expected.waveform)
+    np.testing.assert_array_equal(found.bank_ids, expected.bank_ids)
+    with pytest.raises(MkcError, match="closed"):
+        first.with_bank(tmp_path / "other")
+    with pytest.raises(ArtifactError):
+        other.with_bank(tmp_path / "nowhere")
 
 
 def test_as_a_context_manager_it_is_closed_at_the_end(artifacts: Artifacts, clip: np.ndarray) -> None:

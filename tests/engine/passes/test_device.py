@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mkc_fast import Anonymizer, BankError, DeviceError, DeviceMemoryError, Lost
 from mkc_fast.engine.options import Buckets, Tuning
 from mkc_fast.engine.passes.layout import lay_out
 from mkc_fast.engine.windows import NUMPY_ROWS
+from mkc_fast.export import build_bank
 from mkc_fast.kernels.cuda.rows import DeviceRows
 from tests.conftest import Artifacts
 from tests.fakes.cuda import fake_gpu
@@ -78,6 +80,27 @@ def test_long_recordings_equal_the_cpu(gpu: FakeGpu, artifacts: Artifacts, clip:
     found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names, batch_s=99)
     assert_equal(found, cpu, waveforms, names)
     assert {run[1]["waveform"] for run in gpu.runs if run[0] == "wavlm"} >= {(1, 400 * 320 + 399)}
+
+
+@pytest.mark.parametrize("gpu", range(4), indirect=True)
+def test_two_banks_share_the_graphs_and_give_what_each_gives_alone(
+    gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray, golden: Path, tmp_path: Path
+) -> None:
+    build_bank(golden / "kmeans.scp", tmp_path / "other", kmeans_num=2, seed=1)
+    cpu = dataclasses.replace(artifacts, anonymizer=artifacts.anonymizer.with_bank(tmp_path / "other"))
+    anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0")
+    opened = len(gpu.opened)
+    other = anonymizer.with_bank(tmp_path / "other")
+    assert len(gpu.opened) == opened, "the graphs were opened again"
+    waveforms, names = utterances(clip)
+    pending = [
+        (each, start, each.submit_batch(waveforms[start : start + 3], seed=3, utterance_ids=names[start : start + 3]))
+        for start in (0, 3, 6)
+        for each in (anonymizer, other)
+    ]
+    for each, start, batch in pending:
+        host = artifacts if each is anonymizer else cpu
+        assert_equal(batch.result(), host, waveforms[start : start + 3], names[start : start + 3])
 
 
 @pytest.mark.parametrize("free", [3, 1 << 10])
