@@ -43,10 +43,11 @@ class Tuning:
     Attributes:
         buckets: The sizes that inputs are kept to; None where they have any size.
         gpu_mem_limit_bytes: Of ONNX Runtime's arena in each session; default: what the GPU has.
-        prefer_nhwc: Convolutions with channels last. Tensor cores want them so, but each graph here has its activations
-            with channels first, so transposes come with it; not yet measured on a GPU.
-        conv_search: How ONNX Runtime looks for cuDNN's plan of a convolution, ``HEURISTIC`` or ``EXHAUSTIVE``; default:
-            the second where shapes are fixed.
+        prefer_nhwc: The vocoder's convolutions with channels last, as tensor cores want them. In a dry run all 78 of
+            them get it, without a transpose. In WavLM and the conformer it added copies between host and device, for
+            which every run waits, so it is never on there. Not yet measured on a GPU.
+        conv_search: How ONNX Runtime asks for cuDNN's plan of a convolution, ``HEURISTIC`` or ``EXHAUSTIVE``; with
+            cuDNN 9 these are its two heuristics, A and B. Default: the second where shapes are fixed.
         cuda_graph: Record a run and replay it. Needs fixed buckets, and inputs and outputs bound to the same addresses
             in every run (``io_binding``); a run's ``gpu_graph_id`` option tells recordings of several sizes apart.
     """

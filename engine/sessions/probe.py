@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mkc_fast.engine.sessions.providers import ORT_NAMES, Plan, cuda_options
-from mkc_fast.names import CPU, CUDA, FP32, TENSORRT
+from mkc_fast.names import CPU, CUDA, FP32, TENSORRT, WAVLM_FILE
 from mkc_fast.text import one_line
 
 # A convolution and a matrix product on ones: 3 taps, then 6 times 3. Packaged as a file, since to make it needs onnx;
@@ -25,7 +25,7 @@ def try_provider(provider: str, index: int | None) -> str | None:
     providers: list[tuple[str, dict[str, str]]] = [(ORT_NAMES[CPU], {})]
     if provider != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers = [(ORT_NAMES[CUDA], cuda_options(Plan(CUDA, FP32, index)))]
+        providers = [(ORT_NAMES[CUDA], cuda_options(Plan(CUDA, FP32, index), WAVLM_FILE))]
         if provider == TENSORRT:
             providers.insert(0, (ORT_NAMES[TENSORRT], {"device_id": str(index)}))
     try:

@@ -222,7 +222,7 @@ def provider_list(
     cpu: tuple[str, dict[str, str]] = (ORT_NAMES[CPU], {})
     if plan.provider == CPU:
         return [cpu]
-    cuda = (ORT_NAMES[CUDA], cuda_options(plan))
+    cuda = (ORT_NAMES[CUDA], cuda_options(plan, graph))
     if plan.provider == CUDA:
         return [cuda, cpu]
     options = tensorrt_options(plan, profile(graph, plan.tuning.buckets or Buckets(), info))
@@ -233,14 +233,16 @@ def provider_list(
     return [(ORT_NAMES[TENSORRT], options), cuda, cpu]
 
 
-def cuda_options(plan: Plan) -> dict[str, str]:
-    """Options of the CUDA provider."""
+def cuda_options(plan: Plan, graph: str) -> dict[str, str]:
+    """Options of the CUDA provider for a graph."""
     tuning = plan.tuning
     options = {
         "device_id": str(plan.index),
         # Since 1.20 a convolution keeps the plan of one shape, that of its last run, and makes a new one whenever it
-        # changes (microsoft/onnxruntime#23006). Others report 1.9 ms for that with HEURISTIC, 630 ms with EXHAUSTIVE,
-        # the default (PaddlePaddle/PaddleX#5057). Where shapes are fixed it happens once. Not yet measured on a GPU.
+        # changes (microsoft/onnxruntime#23006). With cuDNN 9 nothing is tried out for it: HEURISTIC takes the first
+        # plan of cuDNN's heuristic A, EXHAUSTIVE that of B, which thinks for longer (microsoft/onnxruntime#22705). In
+        # another project a new length costs 17 ms with the one and 142 ms with the other, against 5 ms in a steady
+        # run (sgl-project/sglang-omni#2176). Where shapes are fixed it happens once. Not yet measured on a GPU.
         "cudnn_conv_algo_search": tuning.conv_search or ("EXHAUSTIVE" if tuning.fixed else "HEURISTIC"),
         # A plan may take what scratch memory it likes: a limit of 32 MB rules out the fast ones. Not yet measured on
         # a GPU; in one network the limit was faster (microsoft/onnxruntime#20712).
@@ -256,8 +258,8 @@ def cuda_options(plan: Plan) -> dict[str, str]:
         # Growth by what is needed, not to the next power of two, so that batches may fill the GPU. Lengths that vary
         # fragment the arena more (microsoft/onnxruntime#14474); not yet measured on a GPU.
         "arena_extend_strategy": "kSameAsRequested",
-        # Off until measured: see Tuning.
-        "prefer_nhwc": "1" if tuning.prefer_nhwc else "0",
+        # Off until measured, and for the vocoder only: see Tuning.
+        "prefer_nhwc": "1" if tuning.prefer_nhwc and graph == VOCODER_FILE else "0",
         # Copies in the compute stream need no event to wait for; the other way has raced (microsoft/onnxruntime#4829).
         "do_copy_in_default_stream": "1",
         # Attention: no option. "sdpa_kernel" chooses among kernels of the fused attention operators, and the exported

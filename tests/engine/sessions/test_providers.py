@@ -79,21 +79,23 @@ def test_a_gpu_session_records_which_provider_got_each_node() -> None:
 @pytest.mark.parametrize(("precision", "flag"), [("fp32", "0"), ("tf32", "1"), ("fp16", "1")])
 def test_tf32_is_off_in_fp32_alone(precision: str, flag: str) -> None:
     """In fp16 it must be on: off, it keeps convolutions of every type from tensor cores."""
-    assert cuda_options(Plan("cuda", precision, 0))["use_tf32"] == flag
+    assert cuda_options(Plan("cuda", precision, 0), VOCODER_FILE)["use_tf32"] == flag
 
 
 def test_cuda_searches_convolutions_only_where_shapes_are_fixed() -> None:
     def search(tuning: Tuning) -> str:
-        return cuda_options(Plan("cuda", "fp32", 0, tuning=tuning))["cudnn_conv_algo_search"]
+        return cuda_options(Plan("cuda", "fp32", 0, tuning=tuning), VOCODER_FILE)["cudnn_conv_algo_search"]
 
     assert search(Tuning()) == search(Tuning(SIZES)) == "HEURISTIC"
     assert search(Tuning(dataclasses.replace(SIZES, fixed=True))) == "EXHAUSTIVE"
     assert search(Tuning(dataclasses.replace(SIZES, fixed=True), conv_search="HEURISTIC")) == "HEURISTIC"
 
 
-def test_cuda_gets_these_options() -> None:
+@pytest.mark.parametrize(("graph", "nhwc"), [(WAVLM_FILE, "0"), (CONFORMER_FILE, "0"), (VOCODER_FILE, "1")])
+def test_cuda_gets_these_options(graph: str, nhwc: str) -> None:
+    """Channels last are for the vocoder: in the other graphs they bring copies that every run waits for."""
     plan = Plan("cuda", "fp32", 3, tuning=Tuning(gpu_mem_limit_bytes=8 << 30, prefer_nhwc=True))
-    assert provider_list(plan, WAVLM_FILE, INFO) == [
+    assert provider_list(plan, graph, INFO) == [
         (
             CUDA,
             {
@@ -103,7 +105,7 @@ def test_cuda_gets_these_options() -> None:
                 "cudnn_conv1d_pad_to_nc1d": "1",
                 "use_tf32": "0",
                 "arena_extend_strategy": "kSameAsRequested",
-                "prefer_nhwc": "1",
+                "prefer_nhwc": nhwc,
                 "do_copy_in_default_stream": "1",
                 "gpu_mem_limit": str(8 << 30),
             },
@@ -116,12 +118,12 @@ def test_a_stream_goes_to_both_gpu_providers_as_text() -> None:
     plan = Plan("tensorrt", "tf32", 0, stream=140_213_337_554_944)
     for name, options in provider_list(plan, VOCODER_FILE, INFO)[:2]:
         assert options["user_compute_stream"] == "140213337554944", name
-    assert "user_compute_stream" not in cuda_options(Plan("cuda", "fp32", 0))
+    assert "user_compute_stream" not in cuda_options(Plan("cuda", "fp32", 0), VOCODER_FILE)
 
 
 def test_a_cuda_graph_is_recorded_by_the_provider_that_runs() -> None:
     tuning = Tuning(dataclasses.replace(SIZES, fixed=True), cuda_graph=True)
-    assert cuda_options(Plan("cuda", "fp32", 0, tuning=tuning))["enable_cuda_graph"] == "1"
+    assert cuda_options(Plan("cuda", "fp32", 0, tuning=tuning), VOCODER_FILE)["enable_cuda_graph"] == "1"
     (_, tensorrt), (_, cuda), _ = provider_list(Plan("tensorrt", "tf32", 0, tuning=tuning), VOCODER_FILE, INFO)
     assert tensorrt["trt_cuda_graph_enable"] == "True"
     assert "enable_cuda_graph" not in cuda
