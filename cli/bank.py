@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mkc_fast.cli import panels
-from mkc_fast.cli.show import console, counting, shown_warnings
+from mkc_fast.cli.show import console, counted, counting, shown_warnings
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def build(
     begin = time.perf_counter()
     with shown_warnings(), counting("k-means models") as progress:
         made = build_bank(kmeans_scp, out, kmeans_num, seed, overwrite=overwrite, progress=progress)
-    console.print(f"{out}: {len(made.names)} models in {time.perf_counter() - begin:.1f} s", soft_wrap=True)
+    console.print(f"{out}: {counted(len(made.names), 'model')} in {time.perf_counter() - begin:.1f} s", soft_wrap=True)
 
 
 @bank_app.command("info")

@@ -13,7 +13,7 @@ from mkc_fast.cli import panels
 from mkc_fast.cli.choices import Level, Precision, Provider
 from mkc_fast.cli.run_options import AllowCommandsOption, GpusOption, LevelOption, PrecisionOption, ProviderOption
 from mkc_fast.cli.show import console, shown_warnings, steps
-from mkc_fast.cli.vpc_options import RoleOfOption, SetOption, SuffixOption, roles_of
+from mkc_fast.cli.vpc_options import DataArgument, DataOption, RoleOfOption, SetOption, SuffixOption, data_of, roles_of
 from mkc_fast.engine.options import EngineOptions
 from mkc_fast.text import one_line
 
@@ -29,7 +29,8 @@ def add(app: typer.Typer) -> None:
 
 
 def check(
-    data: Annotated[Path, typer.Argument(help="Folder of data directories: CHECKOUT/data.")],
+    data: DataArgument = None,
+    data_option: DataOption = None,
     set_: SetOption = None,
     role_of: RoleOfOption = None,
     anon_suffix: SuffixOption = "_mkc",
@@ -67,7 +68,7 @@ def check(
 
     with shown_warnings(), steps() as progress:
         report = check_data(
-            data,
+            data_of(data, data_option),
             names=set_ or (),
             roles=roles_of(role_of),
             anon_suffix=anon_suffix,

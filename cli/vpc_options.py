@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mkc_fast.engine.voiceprivacy.sets import Role
     from mkc_fast.names import Level as LevelName
 
+DataArgument = Annotated[Path | None, typer.Argument(help="Folder of data directories: CHECKOUT/data.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="The same.", rich_help_panel=panels.INPUT)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -52,6 +54,18 @@ LevelOfOption = Annotated[
     list[str] | None,
     typer.Option(help="SET=LEVEL: the level of one set.", rich_help_panel=panels.DRAWS),
 ]
+
+
+def data_of(argument: Path | None, option: Path | None) -> Path:
+    """The folder of data directories, which is given as an argument or as an option.
+
+    Raises:
+        ArgumentError: It is given in neither way, or in both.
+    """
+    given = [path for path in (argument, option) if path is not None]
+    if len(given) != 1:
+        raise ArgumentError("give the folder of data directories, such as CHECKOUT/data, once")
+    return given[0]
 
 
 def roles_of(given: Sequence[str] | None) -> dict[str, Role]:

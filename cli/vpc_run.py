@@ -42,10 +42,13 @@ from mkc_fast.cli.show import console, counted, shown_warnings
 from mkc_fast.cli.vpc_options import (
     BankAttackerOption,
     BankUserOption,
+    DataArgument,
+    DataOption,
     LevelOfOption,
     RoleOfOption,
     SetOption,
     SuffixOption,
+    data_of,
     levels_of,
     roles_of,
 )
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from mkc_fast.engine.voiceprivacy.experiment import Experiment, SetResult
 
 EXIT_FAILED = 1  # a set is not complete
+_TABLE_WIDTH = 400
 
 
 def add(app: typer.Typer) -> None:
@@ -66,10 +70,9 @@ def add(app: typer.Typer) -> None:
 
 
 def run(
-    data: Annotated[
-        Path, typer.Option(help="Folder of data directories: CHECKOUT/data.", rich_help_panel=panels.INPUT)
-    ],
     model: Annotated[Path, typer.Option(help="Exported model (from 'export').", rich_help_panel=panels.ARTIFACTS)],
+    data: DataArgument = None,
+    data_option: DataOption = None,
     bank_user: BankUserOption = None,
     bank_attacker: BankAttackerOption = None,
     set_: SetOption = None,
@@ -123,7 +126,7 @@ def run(
     if not bank_user or not bank_attacker:
         raise MkcError("give --bank-user and --bank-attacker; both may be the same bank")
     experiment = open_experiment(
-        data,
+        data_of(data, data_option),
         bank_user=bank_user,
         bank_attacker=bank_attacker,
         names=set_ or (),
@@ -182,7 +185,7 @@ def run(
     if incomplete:
         names = ", ".join(each.name for each in incomplete)
         print(
-            f"not complete: {names}; they have no wav.scp. Run the command again once their recordings can be read, or "
+            f"not complete, and without a wav.scp: {names}. Run the command again once all recordings can be read, or "
             "with --on-failure copy-silence",
             file=sys.stderr,
         )
@@ -227,4 +230,5 @@ def _show(results: Sequence[SetResult]) -> None:
         "",
         str(sum(each.failed for each in results)),
     )
-    console.print(table)
+    # As wide as it is: names that differ at their ends must not be cut.
+    console.print(table, width=max(console.width, _TABLE_WIDTH), crop=False, soft_wrap=True)

@@ -43,7 +43,7 @@ _HEADER = '{"type": "run"'
 _SALT = re.compile(r"[0-9a-f]{32}")
 # Settings that manifests of earlier releases lack, with the values that they stand for.
 _ABSENT = {"level": UTTERANCE}
-_INSTEAD = "choose another folder, or --overwrite"
+_INSTEAD = "choose another folder or suffix, or --overwrite"
 _SHOWN_CHARACTERS = 300
 # What a private manifest says of a failure: its text has paths in it.
 _FAILED = "failed; the run has printed why"

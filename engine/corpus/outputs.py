@@ -180,7 +180,8 @@ def check_foreign(folder: Folder) -> None:
         return
     for output in folder.outputs.existing():
         raise OutputError(
-            f"{output}: exists, and no run recorded here has written it; choose another folder, or --overwrite"
+            f"{output}: exists, and no run recorded here has written it; choose another folder or suffix, or "
+            "--overwrite"
         )
 
 

@@ -46,7 +46,7 @@ def random_subset(seed: int | None, manifests: Sequence[Manifest], bank_entries:
         except (MkcError, ValueError):
             entries = ()
         if len(entries) != num_used:
-            raise OutputError(f"{manifest.path}: damaged; choose another folder, or --overwrite")
+            raise OutputError(f"{manifest.path}: damaged; choose another folder or suffix, or --overwrite")
         recorded.setdefault(entries, manifest)
     if len(recorded) > 1:
         first, second = list(recorded.values())[:2]

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # wav.scp is written new. The others describe the original recordings, and segments would cut the outputs again.
-_NOT_COPIED = frozenset({"wav.scp", "segments", "reco2file_and_channel", "manifest.jsonl"})
+_NOT_COPIED = frozenset({"wav.scp", "segments", "manifest.jsonl"})
+# Of recordings, which are others where there were segments.
+_OF_RECORDINGS = frozenset({"reco2dur", "reco2file_and_channel"})
 # Lengths of the recordings, which are recomputed for the outputs.
 _DURATIONS, _FRAME_COUNTS = frozenset({"utt2dur", "reco2dur"}), "utt2num_frames"
-# Original speech and features of it (feats.scp, cmvn.scp, raw_mfcc.1.ark), which would defeat the anonymization.
+# Features of the original speech (feats.scp, cmvn.scp, raw_mfcc.1.ark), and the speech itself: either would defeat the
+# anonymization. Files of the first get their names, and no content.
+_FEATURES = frozenset({".scp", ".ark"})
 _ORIGINAL_SPEECH = frozenset(
-    {".scp", ".ark", ".wav", ".flac", ".sph", ".wv1", ".wv2", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".au"}
+    {".wav", ".flac", ".sph", ".wv1", ".wv2", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".au"}
 )
 
 
@@ -123,11 +127,13 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
     ``spk2gender``, ``text``, ``trials``, ``enrolls`` and others. ``utt2dur``, ``reco2dur`` and ``utt2num_frames`` get
     the lengths of the outputs. Not copied:
 
-    - ``segments``, ``reco2file_and_channel`` and, with ``segments``, ``reco2dur``: every utterance is now a recording
-      of its own;
-    - ``feats.scp``, ``cmvn.scp``, ``vad.scp``, every other ``.scp`` and ``.ark``: they describe the original speech,
-      and features of it in the anonymized directory would be wrong and a leak;
+    - ``segments`` and, with it, ``reco2file_and_channel`` and ``reco2dur``: every utterance is now a recording of its
+      own;
     - audio, which is the original speech; sub-directories; hidden files; ``manifest.jsonl``.
+
+    ``feats.scp``, ``cmvn.scp``, ``vad.scp``, every other ``.scp`` and ``.ark`` describe the original speech: in the
+    anonymized directory they would be wrong and a leak. They become empty files, unless ``directory.out`` has such
+    files already, since evaluations compare the names of the files.
 
     Each file is written atomically, ``wav.scp`` last. Other files in ``directory.out`` are kept.
 
@@ -153,9 +159,13 @@ def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path])
     for source in sources:
         if any(original.exists() and original.samefile(source) for original in originals):
             continue
-        if source.name not in {*_DURATIONS, _FRAME_COUNTS}:
+        if segmented and source.name in _OF_RECORDINGS:
+            continue
+        if source.suffix.lower() in _FEATURES:
+            _touch(out / source.name)
+        elif source.name not in {*_DURATIONS, _FRAME_COUNTS}:
             _copy(source, out / source.name)
-        elif source.name != "reco2dur" or not segmented:
+        else:
             if lengths is None:
                 lengths = lengths_of({u.id: written[u.id] for u in directory.utterances if u.id in written})
             _copy_lengths(source, out / source.name, lengths)
@@ -288,7 +298,7 @@ def left_behind(path: Path) -> list[str]:
     return [
         each.name
         for each in files
-        if each.name != "wav.scp" and (not _is_copied(each) or (segmented and each.name == "reco2dur"))
+        if each.name != "wav.scp" and (not _is_copied(each) or (segmented and each.name in _OF_RECORDINGS))
     ]
 
 
@@ -311,6 +321,14 @@ def _copy_lengths(source: Path, target: Path, lengths: Mapping[str, tuple[int, i
     try:
         with atomic_file(target) as temporary:
             temporary.write_bytes(text.encode())
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+
+
+def _touch(target: Path) -> None:
+    """Make an empty file, where there is none."""
+    try:
+        target.touch()
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
 

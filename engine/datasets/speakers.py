@@ -57,6 +57,8 @@ def with_draw_ids(utterances: Sequence[Utterance], level: Level, utt2spk: Path |
         return [replace(utterance, draw_id=CONSTANT_DRAW) for utterance in utterances]
     if utt2spk is None:
         raise ListError("the level is speaker, and no utt2spk says which speaker an utterance is of")
+    if not utt2spk.exists():
+        raise ListError(f"{utt2spk}: not there; the level speaker needs it")
     speakers = read_utt2spk(utt2spk)
     missing = [utterance.id for utterance in utterances if utterance.id not in speakers]
     if missing:

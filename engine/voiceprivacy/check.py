@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.corpus.anonymize import DEFAULT_SUFFIX, default_devices
 from mkc_fast.engine.options import EngineOptions
-from mkc_fast.engine.voiceprivacy.experiment import find_sets, likely_role
+from mkc_fast.engine.voiceprivacy.experiment import check_names, find_sets, likely_role
 from mkc_fast.engine.voiceprivacy.findings import NOTE, OK, PROBLEM, Report
 from mkc_fast.engine.voiceprivacy.inputs import check_banks, check_disk, check_set, probe
-from mkc_fast.engine.voiceprivacy.outputs import check_experiment, check_output, check_sizes
+from mkc_fast.engine.voiceprivacy.outputs import check_experiment, check_made_with, check_output, check_sizes
 from mkc_fast.engine.voiceprivacy.sets import role_of
-from mkc_fast.errors import ListError, MkcError
+from mkc_fast.errors import ArgumentError, ListError, MkcError
 from mkc_fast.names import UTTERANCE
 
 if TYPE_CHECKING:
@@ -65,12 +66,16 @@ def check_data(
 
     Raises:
         ListError: The folder cannot be read, or has no set.
+        ArgumentError: The suffix is empty, or a role is given for a set that is not one of these.
     """
     folder, report = Path(data), Report()
+    if not anon_suffix:
+        raise ArgumentError("the suffix of the anonymized directories is empty")
     found, others = find_sets(folder)
     chosen = list(dict.fromkeys(names)) or found
     if not chosen:
         raise ListError(f"{folder}: has no set of VoicePrivacy (such as libri_dev_enrolls); name others with --set")
+    check_names("role", roles or {}, chosen)
     left_out = [name for name in others if name not in chosen]
     if left_out:
         report.add(NOTE, "sets", f"left out, since no set of VoicePrivacy has such a name: {', '.join(left_out)}")
@@ -87,6 +92,9 @@ def check_data(
     for name, role in of_set.items():
         progress(name)
         out = folder / (name + anon_suffix)
+        if not (folder / name).is_dir():
+            report.add(PROBLEM, name, f"{folder / name}: there is no such data directory")
+            continue
         if role is None:
             report.add(PROBLEM, name, "its role is not known: give user or attacker with --role-of")
         if (out / "wav.scp").is_file():
@@ -106,11 +114,28 @@ def check_data(
         )
         report.sets.append(state)
         utterances += readable
+    longer = [] if made else _longer_suffixes(folder, chosen, anon_suffix)
+    if longer:
+        text = f"there are anonymized directories with other suffixes: check each, --anon-suffix {' or '.join(longer)}"
+        report.add(NOTE, "sets", text)
     if made:
         check_experiment(report, made, allow_mixed=allow_mixed)
         check_sizes(report, {name: folder / (name + anon_suffix) for name in made})
-    _check_run(report, folder, model, bank_user, bank_attacker, devices, options, utterances, measure, progress)
+    fits = _check_run(report, folder, model, bank_user, bank_attacker, devices, options, utterances, measure, progress)
+    if fits:
+        given = {"model": model, "user": bank_user, "attacker": bank_attacker}
+        check_made_with(report, made, {what: Path(path) for what, path in given.items() if path is not None})
     return report
+
+
+def _longer_suffixes(data: Path, names: Sequence[str], suffix: str) -> list[str]:
+    """Suffixes that begin with this one, as those of a grid of banks do."""
+    found = {
+        path.parent.name.removeprefix(name)
+        for name in names
+        for path in data.glob(f"{glob.escape(name + suffix)}*/wav.scp")
+    }
+    return sorted(found - {suffix})
 
 
 def _check_run(
@@ -124,30 +149,31 @@ def _check_run(
     utterances: Sequence[Utterance],
     measure: bool,
     progress: Callable[[str], None],
-) -> None:
-    """Check what a run over the sets that are left needs: artifacts, disk, and hours."""
+) -> bool:
+    """Check what a run over the sets that are left needs: artifacts, disk, and hours; tells whether artifacts fit."""
     todo = [each for each in report.sets if not each.anonymized]
     if model is None or bank_user is None or bank_attacker is None:
         if todo:
             text = "the model, the banks and the hours are checked with --model, --bank-user and --bank-attacker"
             report.add(NOTE, "run", text)
-        return
+        return False
     fits = check_banks(report, Path(model), Path(bank_user), Path(bank_attacker))
     if not todo:
-        return
+        return fits
     check_disk(report, data, Path(model), report.sets)
     if not measure or not fits or not utterances:
-        return
+        return fits
     progress("probe")
     used = list(devices) if devices else default_devices()
     try:
         report.rtfx = probe(Path(model), Path(bank_user), used, options or EngineOptions(), utterances)
     except MkcError as error:
         report.add(PROBLEM, "probe", str(error))
-        return
+        return fits
     report.hours_left = sum(each.audio_s for each in todo) / 3600 / report.rtfx
     text = f"{_time(report.hours_left)} of work on {', '.join(used)}, at the measured RTFx of {report.rtfx:.1f}"
     report.add(OK, "hours", text)
+    return fits
 
 
 def _time(hours: float) -> str:

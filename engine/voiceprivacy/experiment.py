@@ -23,7 +23,7 @@ from mkc_fast.errors import ArgumentError, ListError, OutputError
 from mkc_fast.names import UTTERANCE, WAV
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from os import PathLike
 
     from mkc_fast.engine.corpus.outputs import Folder
@@ -229,12 +229,11 @@ def open_experiment(
             f"{folder}: has no set of VoicePrivacy (such as libri_dev_enrolls); name other data directories with --set"
         )
     roles, levels = dict(roles or {}), dict(levels or {})
-    for what, given in (("role", roles), ("level", levels)):
-        strange = [name for name in given if name not in chosen]
-        if strange:
-            raise ArgumentError(
-                f"a {what} is given for {strange[0]}, which is not one of the sets: {', '.join(chosen)}"
-            )
+    check_names("role", roles, chosen)
+    check_names("level", levels, chosen)
+    for name in chosen:
+        if not (folder / name).is_dir():
+            raise ListError(f"{folder / name}: there is no such data directory")
     of_set = {name: roles.get(name) or role_of(name) or likely_role(name) for name in chosen}
     pairs = _pairs([Path(bank) for bank in bank_attacker], [Path(bank) for bank in bank_user], anon_suffix)
     checkout = checkout_of(folder)
@@ -263,7 +262,9 @@ def open_experiment(
                 )
                 (directory,), (planned,) = corpus.datasets, corpus.folders
                 assert isinstance(directory, DataDirectory)
-                directories.append(replace(directory, relative_to=checkout))
+                directory = replace(directory, relative_to=checkout)
+                _check_shown(directory)
+                directories.append(directory)
                 folders.append(replace(planned, bank=bank, role=role))
             home = _home(directories)
             copies = [each for number, each in enumerate(directories) if number != home and shard is None]
@@ -278,6 +279,29 @@ def open_experiment(
         sets,
         [name for name in others if name not in chosen],
     )
+
+
+def check_names(what: str, given: Iterable[str], sets: Sequence[str]) -> None:
+    """Refuse what is given for a set that is not one of these.
+
+    Raises:
+        ArgumentError: There is such a set.
+    """
+    strange = [name for name in given if name not in sets]
+    if strange:
+        raise ArgumentError(f"a {what} is given for {strange[0]}; the sets are {', '.join(sets)}")
+
+
+def _check_shown(directory: DataDirectory) -> None:
+    """Refuse paths that the toolkits cannot read from a ``wav.scp``: they take the second word of a line."""
+    shown = directory.audio_dir
+    if directory.relative_to is not None:
+        shown = Path(os.path.relpath(shown, directory.relative_to))
+    if len(str(shown).split()) != 1:
+        raise ListError(
+            f"{shown}: holds a space, and toolkits read a path in wav.scp only up to it; choose other names, or run "
+            "this in the folder above the data, so that paths are relative to it"
+        )
 
 
 def likely_role(name: str) -> Role | None:

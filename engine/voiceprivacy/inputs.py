@@ -94,7 +94,7 @@ def check_set(
         report.add(
             NOTE,
             name,
-            f"{', '.join(behind)}: not copied, since such files describe the original speech. The check of a "
+            f"{', '.join(behind)}: not copied, since such files are of the original speech. The check of a "
             "submission of 2026 wants every file of the original, so remove them from it",
         )
     audio_s = sum(lengths)
@@ -151,7 +151,7 @@ def check_banks(report: Report, model: Path, bank_user: Path, bank_attacker: Pat
     good = True
     for role, bank in (("bank of the users", bank_user), ("bank of the attacker", bank_attacker)):
         try:
-            report.add(OK, role, f"{bank}: {check_fit(model, bank):,} k-means models")
+            report.add(OK, role, f"{bank}: {_many(range(check_fit(model, bank)), 'k-means model')}")
         except MkcError as error:
             report.add(PROBLEM, role, str(error))
             good = False

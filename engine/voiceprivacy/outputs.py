@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity
 from mkc_fast.engine.audio.read import duration_s
 from mkc_fast.engine.corpus.provenance import PROVENANCE_FILE, read_provenance
 from mkc_fast.engine.datasets.dataset import Utterance
@@ -118,6 +120,24 @@ def check_sizes(report: Report, made: Mapping[str, Path]) -> None:
             report.add(NOTE, directory.name, text)
 
 
+def check_made_with(report: Report, made: Mapping[str, tuple[Path, str | None]], given: Mapping[str, Path]) -> None:
+    """Check that anonymized directories were made with a model and banks.
+
+    Args:
+        report: Gets what is found.
+        made: The record directory and the role of each set, by name.
+        given: The ``model``, and the banks of ``user`` and ``attacker``, as far as they are given; they can be read.
+    """
+    ids = {what: identity(path / (MODEL_FILE if what == "model" else BANK_FILE)) for what, path in given.items()}
+    for name, (record_dir, role) in made.items():
+        with contextlib.suppress(MkcError):  # which `check_experiment` has told
+            content = read_provenance(record_dir) or {}
+            for what, key in (("model", "model"), (str(content.get("role") or role), "bank")):
+                made_id, shown = _artifact(content, key)
+                if key in content and what in ids and made_id != ids[what]:
+                    report.add(PROBLEM, name, f"was made with the {key} {shown}, not with {given[what]} ({ids[what]})")
+
+
 def check_experiment(report: Report, made: Mapping[str, tuple[Path, str | None]], *, allow_mixed: bool) -> None:
     """Check that anonymized directories belong together: one model and mode, and one bank of each role.
 
@@ -160,7 +180,8 @@ def check_experiment(report: Report, made: Mapping[str, tuple[Path, str | None]]
         }
         _compare(report, severity if key in _SHARED_OF_RAN else NOTE, key, {n: _shown(v) for n, v in values.items()})
     if known and len(report.findings) == before:
-        report.add(OK, "experiment", f"{len(known)} sets of one model, one mode, and one bank of each role")
+        sets = f"{len(known)} set{'s' * (len(known) != 1)}"
+        report.add(OK, "experiment", f"{sets} of one model, one mode, and one bank of each role")
 
 
 def _ran(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -153,7 +153,9 @@ def test_a_manifest_of_the_earlier_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_FILE).write_text(text)
     opened(tmp_path).close()  # nothing is recorded, so nothing binds
     (tmp_path / MANIFEST_FILE).write_text(text + '{"id": "u1", "file": "u1.wav"}\n')
-    with pytest.raises(OutputError, match="made by an earlier version; choose another folder, or --overwrite"):
+    with pytest.raises(
+        OutputError, match="made by an earlier version; choose another folder or suffix, or --overwrite"
+    ):
         opened(tmp_path)
 
 

@@ -301,7 +301,8 @@ def test_segments_become_recordings_of_their_own(tmp_path: Path) -> None:
 
 def test_nothing_of_the_original_speech_is_copied(tmp_path: Path) -> None:
     path = make(tmp_path / "d", "u1 a.wav\nu2 bare\n")
-    for name in ("a.wav", "b.FLAC", "bare", "feats.scp", "cmvn.scp", "vad.scp", "xvector.scp", "raw_mfcc.1.ark"):
+    features = {"feats.scp", "cmvn.scp", "vad.scp", "xvector.scp", "raw_mfcc.1.ark"}
+    for name in ("a.wav", "b.FLAC", "bare", *features):
         (path / name).write_bytes(b"original")
     for name in ("manifest.jsonl", ".hidden", ".backup.tmp"):
         (path / name).write_bytes(b"original")
@@ -312,7 +313,20 @@ def test_nothing_of_the_original_speech_is_copied(tmp_path: Path) -> None:
     os.mkfifo(path / "pipe")  # copying it would wait for ever
     directory = read_data_directory(path, "_mkc")
     finish_data_directory(directory, write_all(directory))
-    assert names(tmp_path / "d_mkc") == {"wav", "wav.scp", *LISTS}
+    out = tmp_path / "d_mkc"
+    assert names(out) == {"wav", "wav.scp", *LISTS, *features}, "evaluations compare the names of the files"
+    assert not any((out / name).stat().st_size for name in features)
+    (out / "feats.scp").write_text("features of the anonymized speech")
+    finish_data_directory(directory, write_all(directory))
+    assert (out / "feats.scp").read_text() == "features of the anonymized speech"
+
+
+def test_without_segments_a_list_of_recordings_is_copied(tmp_path: Path) -> None:
+    path = make(tmp_path / "d", "u1 /x/a.wav\n")
+    (path / "reco2file_and_channel").write_text("u1 u1 A\n")
+    directory = read_data_directory(path, "_mkc")
+    finish_data_directory(directory, write_all(directory))
+    assert (tmp_path / "d_mkc" / "reco2file_and_channel").read_text() == "u1 u1 A\n"
 
 
 def test_a_list_is_copied_though_a_recording_elsewhere_has_its_name(tmp_path: Path) -> None:

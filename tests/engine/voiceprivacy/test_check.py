@@ -100,12 +100,12 @@ def test_a_disk_that_is_too_small_a_bank_that_does_not_fit_and_files_left_behind
 ) -> None:
     monkeypatch.setattr(inputs.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     (banks["one"] / "centroids.npy").unlink()
-    (checkout / "data" / "IEMOCAP_dev" / "feats.scp").write_text("a b\n")
+    (checkout / "data" / "IEMOCAP_dev" / "stray.wav").write_text("a b\n")
     code, found = check(artifacts_too=True)
     assert code == 1
     assert any(text.startswith("disk:") for text in found["problem"])
     assert any(text.startswith("bank of the attacker:") for text in found["problem"])
-    assert any("feats.scp: not copied" in text for text in found["note"])
+    assert any("stray.wav: not copied" in text for text in found["note"])
 
 
 def test_one_bank_for_both_roles_is_noted(artifacts: Artifacts, check: Check, banks: dict[str, Path]) -> None:
@@ -199,6 +199,47 @@ def test_sets_that_do_not_belong_together_are_refused(
     assert "libri_dev_trials_f" in found["problem"][0]
     code, found = check("--allow-mixed")
     assert (code, found["problem"]) == (0, [])
+
+
+def test_sets_that_other_banks_made_than_those_given_are_named(
+    check: Check, anonymized: Path, banks: dict[str, Path], artifacts: Artifacts
+) -> None:
+    assert check(artifacts_too=True)[0] == 0
+    given = ["--model", str(artifacts.model), "--bank-user", str(banks["three"]), "--bank-attacker", str(banks["one"])]
+    code, found = check(*given)
+    assert code == 1
+    assert {text.partition(":")[0] for text in found["problem"]} == {
+        "IEMOCAP_dev",
+        *(f"libri_dev_trials_{e}" for e in "fm"),
+    }
+    assert all("was made with the bank all" in text for text in found["problem"])
+
+
+def test_what_names_nothing_is_refused(check: Check, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(checkout / "data")
+    for more, message in (
+        ([data, "--anon-suffix", ""], "the suffix of the anonymized directories is empty"),
+        ([data, "--role-of", "unknown=user"], "a role is given for unknown"),
+        ([], "give the folder of data directories"),
+        ([data, "--data", data], "give the folder of data directories"),
+    ):
+        assert main(["vpc", "check", *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["vpc", "check", "--data", data]) == 0
+    code, found = check("--set", "nothing")
+    assert (code, len(found["problem"])) == (1, 1)
+
+
+def test_directories_of_a_grid_are_named(
+    artifacts: Artifacts, checkout: Path, banks: dict[str, Path], check: Check
+) -> None:
+    arguments = ["vpc", "run", str(checkout / "data"), "--model", str(artifacts.model), "--gpus", "cpu", "--quiet"]
+    arguments += ["--bank-user", str(banks["all"]), str(banks["one"]), "--bank-attacker", str(banks["one"])]
+    assert main([*arguments, "--set", "IEMOCAP_dev"]) == 0
+    code, found = check()
+    assert code == 0
+    assert any("--anon-suffix _mkc_one_all or _mkc_one_one" in text for text in found["note"])
+    assert check("--anon-suffix", "_mkc_one_all", "--set", "IEMOCAP_dev")[0] == 0
 
 
 def test_a_directory_that_something_else_made_is_noted(check: Check, anonymized: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_set_with_a_recording_that_fails_has_no_wav_scp_and_the_others_are_com
     next((checkout / "corpora" / "IEMOCAP_dev").iterdir()).write_bytes(b"no audio")
     given = ["--bank-user", str(banks["all"]), "--bank-attacker", str(banks["one"])]
     assert main(command(artifacts, checkout, *given)) == 1
-    assert "not complete: IEMOCAP_dev" in capsys.readouterr().err
+    assert "not complete, and without a wav.scp: IEMOCAP_dev." in capsys.readouterr().err
     complete = {name for name in SETS if (checkout / "data" / f"{name}_mkc" / "wav.scp").exists()}
     assert complete == set(SETS) - {"IEMOCAP_dev"}
     assert main(command(artifacts, checkout, *given, "--on-failure", "copy-silence")) == 0
@@ -172,7 +172,9 @@ def test_a_set_with_a_recording_that_fails_has_no_wav_scp_and_the_others_are_com
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--set", "nothing"], "nothing: whose bank anonymizes it is not known"),
+        (["--set", "nothing"], "data/nothing: there is no such data directory"),
+        (["--anon-suffix", "_a b"], "holds a space"),
+        (["--results-dir", "w w"], "holds a space"),
         (["--set", "my_own_set"], "my_own_set: whose bank anonymizes it is not known"),
         (["--role-of", "libri_dev_enrolls"], "expected SET=ROLE"),
         (["--role-of", "libri_dev_enrolls=thief"], "expected the role user or attacker"),
