@@ -144,7 +144,7 @@ def run(
         check_fit(model, bank)
     if not quiet:
         _announce(experiment, mode.value, stride, seeded=seed is not None)
-    with signals() as signalled, watching(quiet=True if json_ else quiet, as_json=False, where=[]) as watch:
+    with signals() as signalled, watching(quiet=quiet or json_, as_json=False, where=[]) as watch:
         with decoders_off_stdout(), shown_warnings():
             summary = anonymize_corpus(
                 model,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mkc_fast.engine.artifacts import Bank, ModelInfo, open_bank, read_model_info
+from mkc_fast.engine.artifacts import Bank, ModelInfo, check_dimensions, open_bank, read_model_info
 from mkc_fast.engine.audio.read import Recording, peak_of, read_waveform
 from mkc_fast.engine.audio.waveform import LOUD_PEAK, check_waveform, resampled
 from mkc_fast.engine.audio.write import write_waveform
@@ -37,7 +37,7 @@ from mkc_fast.engine.passes.results import Result, StreamedResult, Utterance
 from mkc_fast.engine.passes.stages import NotFiniteError, check_finite
 from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
-from mkc_fast.errors import ArgumentError, ArtifactError, AudioError, BankError, DeviceError, MkcError, OutputError
+from mkc_fast.errors import ArgumentError, AudioError, BankError, DeviceError, MkcError, OutputError
 from mkc_fast.kernels import Lookup, make_lookup
 from mkc_fast.names import AUTO, CPU, CUDA, FORMATS, FRAME, LOOKUP
 
@@ -186,7 +186,7 @@ class Anonymizer:
             raise ArgumentError("options are given and keywords, too; give one of the two")
         model_path, bank_path = Path(model), Path(bank)
         info, opened = read_model_info(model_path), open_bank(bank_path)
-        _check_dimensions(bank_path, opened, info, str(model_path))
+        check_dimensions(bank_path, opened, str(model_path), info)
         if info.warnings:
             logger.warning("%s: %s", model_path, "; ".join(info.warnings))
         index = cuda_index(device)
@@ -247,7 +247,7 @@ class Anonymizer:
         self._check_open()
         path = Path(bank)
         opened = open_bank(path)
-        _check_dimensions(path, opened, self.info, "the model")
+        check_dimensions(path, opened, "the model", self.info)
         if self._verification is not None:
             self._verification.begin(path, opened.info.files)
         other = copy.copy(self)
@@ -389,8 +389,7 @@ class Anonymizer:
         checked = self._checked(waveform, sample_rate, name)
         if bank_ids is not None and entries is not None:
             raise BankError("bank_ids are given and entries to draw them from; give one of the two")
-        drawn_by = utterance_id if draw_id is None else draw_id
-        banks = self._banks(checked, mode, stride, seed, drawn_by, bank_ids, self._entries(entries))
+        banks = self._banks(checked, mode, stride, seed, utterance_id, draw_id, bank_ids, self._entries(entries))
         with self._failing_verified():
             utterances = [Utterance(checked, banks, name)]
             return PendingBatch([[0]], utterances, self._pass, self._verified, pad=pad).result()[0]
@@ -481,8 +480,7 @@ class Anonymizer:
         check_draw(mode, stride, seed)
         name = f"utterance {utterance_id}"
         self._warn_of_peak(recording, name)
-        drawn_by = utterance_id if draw_id is None else draw_id
-        banks = self._banks(recording, mode, stride, seed, drawn_by, None, self._entries(entries))
+        banks = self._banks(recording, mode, stride, seed, utterance_id, draw_id, None, self._entries(entries))
         clock, samples, written = StageClock(), recording.forward(), 0
         try:
             with self._verified(), self._pass.errors():
@@ -583,8 +581,7 @@ class Anonymizer:
                 checked = self._checked(waveform, sample_rate, name)
             except AudioError as error:
                 raise AudioError(f"{name}: {error}") from None
-            drawn_by = utterance_id if draw_id is None else draw_id
-            banks = self._banks(checked, mode, stride, seed, drawn_by, None, subset)
+            banks = self._banks(checked, mode, stride, seed, utterance_id, draw_id, None, subset)
             utterances.append(Utterance(checked, banks, name))
         if batch_s is None:
             batch_s = self.options.batch_s
@@ -647,6 +644,7 @@ class Anonymizer:
         stride: int,
         seed: int | None,
         utterance_id: str | None,
+        draw_id: str | None,
         given: ArrayLike | None,
         entries: NDArray[np.int64] | None,
     ) -> NDArray[np.int64]:
@@ -657,16 +655,18 @@ class Anonymizer:
             if banks.shape != (frames,):
                 raise BankError(f"bank_ids has shape {banks.shape}; this waveform has {frames} frames")
             return banks
-        if utterance_id is None:
+        if draw_id is None:
+            draw_id = utterance_id
+        if draw_id is None:
             assert not isinstance(waveform, Recording)
-            utterance_id = waveform_id(waveform)
+            draw_id = waveform_id(waveform)
         drawn = draw_bank_ids(
             frames,
             len(self.bank) if entries is None else len(entries),
             mode=mode,
             stride=stride,
             seed=fresh_seed() if seed is None else int(seed),
-            utterance_id=utterance_id,
+            utterance_id=draw_id,
         )
         return drawn if entries is None else entries[drawn]
 
@@ -685,11 +685,6 @@ class Anonymizer:
         if not np.isfinite(checked).all():
             raise BankError("features are not finite")
         return checked
-
-
-def _check_dimensions(path: Path, bank: Bank, info: ModelInfo, model: str) -> None:
-    if bank.info.dim != info.dim:
-        raise ArtifactError(f"{path}: has {bank.info.dim} dimensions, {model} has {info.dim}")
 
 
 def _host_lookup(bank: Bank) -> Lookup:

@@ -283,6 +283,27 @@ def check_info(path: Path, info: ModelInfo | BankInfo) -> None:
     _check_fields(path, _rules(type(info)), dataclasses.asdict(info))
 
 
+def check_dimensions(path: Path, bank: Bank, model: str, info: ModelInfo) -> None:
+    """Check that a bank has the dimensions of a model's features.
+
+    Args:
+        path: The bank's directory, for the error.
+        bank: As it was opened.
+        model: What the error calls the model.
+        info: Of the model.
+
+    Raises:
+        ArtifactError: It has others.
+    """
+    if bank.info.dim != info.dim:
+        raise ArtifactError(f"{path}: has {bank.info.dim} dimensions, {model} has {info.dim}")
+
+
+def directory_name(path: Path) -> str:
+    """The name of an artifact's directory, also where its path is ``.``."""
+    return path.name or path.absolute().name
+
+
 def identity(path: Path) -> str:
     """What tells one artifact from another: a digest of what its JSON says, but for the files.
 

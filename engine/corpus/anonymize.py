@@ -115,19 +115,47 @@ def open_corpus(
             seen.add(resolved)
         if utt2spk is not None:
             raise ArgumentError("utt2spk is for audio_list; data directories have their own")
-        datasets = [
-            replace(each, utterances=with_draw_ids(each.utterances, level, each.path / "utt2spk"))
-            for each in directories
-        ]
+        datasets = [at_level(each, level) for each in directories]
     else:
         if audio_list is None or out is None:
             raise ArgumentError("give audio_list and out, or data_dirs")
         utterances = read_audio_list(Path(audio_list), allow_commands=allow_commands)
         utterances = with_draw_ids(utterances, level, _utt2spk_of(Path(audio_list), utt2spk))
         datasets = [AudioList(utterances, Path(out))]
+    return plan_corpus(datasets, audio_format=audio_format, level=level, shard=shard)
+
+
+def at_level(directory: DataDirectory, level: Level) -> DataDirectory:
+    """A data directory whose utterances share draws as the level says, by its own speakers.
+
+    Raises:
+        ArgumentError: The level is unknown.
+        ListError: Speakers are needed and not known.
+    """
+    return replace(directory, utterances=with_draw_ids(directory.utterances, level, directory.path / "utt2spk"))
+
+
+def plan_corpus(
+    datasets: Sequence[Dataset],
+    *,
+    audio_format: AudioFormat = WAV,
+    level: Level = UTTERANCE,
+    shard: Shard | None = None,
+) -> Corpus:
+    """Plan the outputs of what was read; nothing is written.
+
+    Args:
+        datasets: What was read, at its level.
+        audio_format: Of the outputs.
+        level: Recorded as theirs.
+        shard: Only the utterances of this part.
+
+    Raises:
+        OutputError: An output folder cannot be used, or an output would replace a recording.
+        MkcError: The format is unknown, or two outputs have one name here.
+    """
     ids = [[utterance.id for utterance in each.utterances] for each in datasets]
-    if shard is not None:
-        datasets = [_part(each, shard) for each in datasets]
+    datasets = [each if shard is None else _part(each, shard) for each in datasets]
     settings = Settings(format=audio_format)
     folders = [plan_folder(each.utterances, each.record_dir, each.audio_dir, settings, each.out) for each in datasets]
     folders = [replace(folder, level=level) for folder in folders]

@@ -391,53 +391,30 @@ def dumped(entry: Mapping[str, object]) -> str:
     return text
 
 
-def read_entries(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """All of a manifest: its first line, what its outputs were computed with, and the last line about each utterance.
+def read_entries(
+    path: Path, *, utterances: bool = True
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """A manifest's first line, what its outputs were computed with, and the last line about each utterance.
+
+    Args:
+        path: The manifest.
+        utterances: Read the lines about utterances; without them, a manifest with recorded draws is read in no time.
 
     Raises:
         OutputError: The manifest cannot be read, or is none.
     """
-    header, ran = read_settings(path)
-    entries: dict[str, dict[str, Any]] = {}
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                with contextlib.suppress(ValueError, RecursionError):
-                    entry = json.loads(line)
-                    if isinstance(entry, dict) and isinstance(entry.get("id"), str):
-                        entries[entry["id"]] = entry
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
-    return header, ran, entries
-
-
-def read_settings(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The settings of the run that a manifest records, and each combination that its outputs were computed with.
-
-    Raises:
-        OutputError: The manifest cannot be read, or is none.
-    """
-    settings: dict[str, Any] | None = None
-    ran: list[dict[str, Any]] = []
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                if settings is not None and not line.startswith('{"type"'):
-                    continue
-                entry: object = None
-                with contextlib.suppress(ValueError, RecursionError):
-                    entry = json.loads(line)
-                if settings is None:
-                    if not isinstance(entry, dict) or entry.get("type") != "run":
-                        break
-                    settings = entry
-                if isinstance(entry, dict) and isinstance(entry.get("ran"), dict):
-                    ran.append(entry["ran"])
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
-    if settings is None:
+    lines = _objects(path, utterances=utterances)
+    header = next(lines, {})
+    if header.get("type") != "run":
         raise OutputError(f"{path}: not a manifest")
-    return settings, ran
+    ran = [header["ran"]] if isinstance(header.get("ran"), dict) else []
+    entries: dict[str, dict[str, Any]] = {}
+    for entry in lines:
+        if isinstance(entry.get("id"), str):
+            entries[entry["id"]] = entry
+        elif isinstance(entry.get("ran"), dict):
+            ran.append(entry["ran"])
+    return header, ran, entries
 
 
 def recorded_seconds(path: Path) -> float:
@@ -446,16 +423,27 @@ def recorded_seconds(path: Path) -> float:
     Raises:
         OutputError: The manifest cannot be read.
     """
-    seconds: dict[str, float] = {}
+    seconds = {}
+    for entry in _objects(path):
+        said = entry.get("seconds", 0.0)
+        if isinstance(entry.get("id"), str) and isinstance(said, (int, float)):
+            seconds[entry["id"]] = float(said)
+    return sum(seconds.values())
+
+
+def _objects(path: Path, *, utterances: bool = True) -> Iterator[dict[str, Any]]:
+    """The lines of a manifest as objects, one at a time; a line that is none is empty."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+            for number, line in enumerate(file):
+                if number and not utterances and not line.startswith('{"type"'):
+                    continue
+                entry: object = None
+                with contextlib.suppress(ValueError, RecursionError):
                     entry = json.loads(line)
-                    seconds[entry["id"]] = float(entry.get("seconds", 0.0))
+                yield entry if isinstance(entry, dict) else {}
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
-    return sum(seconds.values())
 
 
 _SOURCE_FIELDS = ("source", "command", "segment", "draws", "source_digest")

@@ -1,7 +1,8 @@
 """Joins the shards of a corpus: their outputs move into one folder, their manifests become one.
 
-What is done can be killed at any point; the same call goes on. First the joined manifest is written. Then outputs move,
-one by one. A data directory is completed when all are there, and at last the shards' folders are removed.
+The call may be killed at any point; the same call then continues. First the joined manifest is written. Then the
+outputs are moved, one by one. When all are there, a data directory is completed. At last the shards' folders are
+removed.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ class Merged:
 
 @dataclass(frozen=True)
 class _Part:
-    """A shard's manifest, read."""
+    """A shard that holds utterances, with its manifest, read."""
 
     shard: Shard
+    ids: list[str]
     folder: Path
     audio_dir: Path
     header: dict[str, Any]
@@ -125,10 +127,10 @@ def _merge(dataset: Dataset, allow_mixed: bool) -> Merged:
         moved = 0
         if done is None:
             parts = _read(dataset, found, ids)
-            text, done = _joined(dataset, parts, ids, allow_mixed)
+            text, done = _joined(dataset, parts, allow_mixed)
             _write_manifest(dataset, final, text)
             _write_provenance(dataset, parts, done)
-            moved = _move(dataset, parts, ids)
+            moved = _move(dataset, parts, done)
         dataset.finish({name: dataset.audio_dir / str(entry["file"]) for name, entry in done.items()})
         count = max((shard.count for shard in found), default=0)
         for folder in found.values():
@@ -167,26 +169,24 @@ def _read(dataset: Dataset, found: Mapping[Shard, Path], ids: Sequence[str]) -> 
     if len(counts) > 1:
         shown = " and ".join(f"shard-*-of-{count}" for count in counts)
         raise OutputError(f"{dataset.out}: there are shards of two divisions, {shown}; remove one")
+    held: dict[Shard, list[str]] = {}
+    for name in ids:
+        held.setdefault(Shard.of(name, counts[0]), []).append(name)
     parts = []
-    for number in range(1, counts[0] + 1):
-        shard = Shard(number, counts[0])
-        if not any(shard.holds(name) for name in ids):
-            continue
+    for shard in sorted(held, key=lambda shard: shard.number):
         folder = shard.folder(dataset.out)
         manifest = folder / MANIFEST_FILE
         if not manifest.exists():
-            raise OutputError(f"{folder}: the shard {number}/{counts[0]} is not there; run it first")
+            raise OutputError(f"{folder}: the shard {shard} is not there; run it first")
         header, ran, entries = read_entries(manifest)
-        if header.get("shard") != [number, counts[0]]:
-            raise OutputError(f"{manifest}: is not of the shard {number}/{counts[0]}")
-        parts.append(_Part(shard, folder, _audio_dir(dataset, folder), header, ran, entries))
+        if header.get("shard") != [shard.number, shard.count]:
+            raise OutputError(f"{manifest}: is not of the shard {shard}")
+        parts.append(_Part(shard, held[shard], folder, _audio_dir(dataset, folder), header, ran, entries))
     return parts
 
 
-def _joined(
-    dataset: Dataset, parts: Sequence[_Part], ids: Sequence[str], allow_mixed: bool
-) -> tuple[str, dict[str, dict[str, Any]]]:
-    """The text of the joined manifest and its entries, which are checked."""
+def _joined(dataset: Dataset, parts: Sequence[_Part], allow_mixed: bool) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The text of the joined manifest and its entries, which are checked; in the order of the dataset."""
     first = parts[0]
     header = {key: value for key, value in first.header.items() if key not in _OWN}
     ran: list[dict[str, Any]] = []
@@ -204,30 +204,28 @@ def _joined(
             f"{dataset.out}: its shards were computed with other {', '.join(names)}, which is not equal to the last "
             "bit; --allow-mixed joins them"
         )
-    by_shard = {part.shard: part for part in parts}
-    count, missing, failed = parts[0].shard.count, [], []
+    part_of = {name: part for part in parts for name in part.ids}
+    missing, failed = [], []
     entries: dict[str, dict[str, Any]] = {}
-    for name in ids:
-        part = next(by_shard[shard] for shard in by_shard if shard.holds(name))
-        entry = part.entries.get(name)
-        if entry is None:
-            missing.append(name)
-        elif "error" in entry and not entry.get("silence"):
+    for utterance in dataset.utterances:
+        name, part = utterance.id, part_of[utterance.id]
+        entry = part.entries.get(name, {})
+        if entry.get("silence"):
+            entry = {**entry, **_silence_of(dataset, part, name)}
+        if "error" in entry and not entry.get("silence"):
             failed.append(name)
+        elif not (_is_written(part.audio_dir, entry) or _is_written(dataset.audio_dir, entry)):
+            missing.append(name)
         else:
             number = entry.get("ran", 0)
             at = ran.index(part.ran[number]) if isinstance(number, int) and number < len(part.ran) else 0
             made = {key: value for key, value in entry.items() if key != "ran"}
-            if "silence" in made:
-                made.update(_silence_of(dataset, part, name))
-            entries[name] = {**made, **({"ran": at} if at else {})}
-            if not _is_there(part.audio_dir, dataset.audio_dir, entries[name]):
-                missing.append(name)
+            entries[name] = {**made, "ran": at} if at else made
     for names, what in ((missing, "not finished"), (failed, "failed")):
         if names:
             others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-            numbers = sorted({n for n in range(1, count + 1) for name in names if Shard(n, count).holds(name)})
-            again = ", ".join(f"{number}/{count}" for number in numbers)
+            shards = {part_of[name].shard for name in names}
+            again = ", ".join(str(shard) for shard in sorted(shards, key=lambda shard: shard.number))
             raise OutputError(f"{dataset.out}: {names[0]}{others} {what}; run the shard {again} again")
     lines = [dumped({**header, "ran": ran[0]})]
     lines += [dumped({"type": "ran", "ran": each}) for each in ran[1:]]
@@ -242,7 +240,7 @@ def _silence_of(dataset: Dataset, part: _Part, name: str) -> dict[str, Any]:
             path = folder / f"{name}.{suffix}"
             if path.is_file():
                 return {"file": path.name, "bytes": path.stat().st_size}
-    return {"file": f"{name}.{FORMATS[0]}", "bytes": -1}
+    return {}
 
 
 def _is_written(folder: Path, entry: Mapping[str, Any]) -> bool:
@@ -254,11 +252,6 @@ def _is_written(folder: Path, entry: Mapping[str, Any]) -> bool:
         return (folder / file).stat().st_size == size
     except OSError:
         return False
-
-
-def _is_there(before: Path, after: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether an output is in its shard's folder, or moved already, with the recorded size."""
-    return _is_written(before, entry) or _is_written(after, entry)
 
 
 def _write_manifest(dataset: Dataset, final: Path, text: str) -> None:
@@ -293,19 +286,17 @@ def _write_provenance(dataset: Dataset, parts: Sequence[_Part], entries: Mapping
         replace_provenance(dataset.record_dir, joined)
 
 
-def _move(dataset: Dataset, parts: Sequence[_Part], ids: Sequence[str]) -> int:
+def _move(dataset: Dataset, parts: Sequence[_Part], entries: Mapping[str, Mapping[str, Any]]) -> int:
     """Move the outputs that are still in the shards' folders; returns how many."""
     moved = 0
-    by_shard = {part.shard: part for part in parts}
     remove_temporaries(dataset.audio_dir)
-    for name in ids:
-        part = next(by_shard[shard] for shard in by_shard if shard.holds(name))
-        entry = part.entries[name]
-        file = str(entry.get("file") or _silence_of(dataset, part, name)["file"])
-        source, target = part.audio_dir / file, dataset.audio_dir / file
-        if source.exists():
-            _rename(source, target)
-            moved += 1
+    for part in parts:
+        for name in part.ids:
+            file = str(entries[name]["file"])
+            source, target = part.audio_dir / file, dataset.audio_dir / file
+            if source.exists():
+                _rename(source, target)
+                moved += 1
     return moved
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
+    from mkc_fast.engine.datasets.dataset import Utterance
+
 _HEADERS_AT_ONCE = 64
 # More than cores: on a network file system, reading a header is mostly waiting.
 _HEADER_THREADS = 8
@@ -39,9 +41,11 @@ def planned_batches(
         return ended.is_set() or stopped()
 
     def plan() -> list[list[Task]]:
-        # In pieces: a future for each of 100,000 headers costs more than reading it.
-        pieces = [tasks[start : start + _HEADERS_AT_ONCE] for start in range(0, len(tasks), _HEADERS_AT_ONCE)]
-        tasks[:] = chain.from_iterable(readers.map(lambda piece: _measured(piece, is_over), pieces))
+        measured = _lengths_s(readers, [task.utterance for task in tasks], is_over)
+        tasks[:] = [
+            Task(task.index, task.utterance, task.folder, task.suffix, length_s, task.bank)
+            for task, length_s in zip(tasks, measured, strict=True)
+        ]
         # A recording of unknown length runs alone.
         lengths = [task.audio_s or math.inf for task in tasks]
         groups = _grouped(tasks, lengths, budget)
@@ -55,13 +59,23 @@ def planned_batches(
             ended.set()
 
 
-def _measured(tasks: Sequence[Task], is_over: Callable[[], bool]) -> list[Task]:
-    return [
-        task
-        if is_over()
-        else Task(task.index, task.utterance, task.folder, task.suffix, duration_s(task.utterance), task.bank)
-        for task in tasks
-    ]
+def lengths_s(utterances: Sequence[Utterance]) -> list[float]:
+    """Seconds of each utterance, from its header; 0 where it cannot be read."""
+    with ThreadPoolExecutor(_HEADER_THREADS, "header") as readers:
+        return list(_lengths_s(readers, utterances, lambda: False))
+
+
+def _lengths_s(
+    readers: ThreadPoolExecutor, utterances: Sequence[Utterance], is_over: Callable[[], bool]
+) -> Iterator[float]:
+    """Seconds of each utterance, in their order; 0 for those that are left once ``is_over`` returns true."""
+
+    def measured(start: int) -> list[float]:
+        piece = utterances[start : start + _HEADERS_AT_ONCE]
+        return [0.0 if is_over() else duration_s(utterance) for utterance in piece]
+
+    # In pieces: a future for each of 100,000 headers costs more than reading it.
+    return chain.from_iterable(readers.map(measured, range(0, len(utterances), _HEADERS_AT_ONCE)))
 
 
 def _grouped(tasks: Sequence[Task], lengths: Sequence[float], budget: float) -> list[list[int]]:

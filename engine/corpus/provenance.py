@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from mkc_fast.engine.artifacts import open_bank
+from mkc_fast.engine.artifacts import directory_name, open_bank
 from mkc_fast.engine.atomic_files import atomic_file
-from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, read_settings
+from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, read_entries
 from mkc_fast.errors import OutputError
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def write_provenance(
     Raises:
         OutputError: It cannot be written, or the manifest cannot be read.
     """
-    settings, ran = read_settings(folder.path / MANIFEST_FILE)
+    settings, ran, _ = read_entries(folder.path / MANIFEST_FILE, utterances=False)
     content: dict[str, Any] = {
         "version": _VERSION,
-        "model": {"name": _name(model), "id": settings.get("model")},
-        "bank": {"name": _name(bank), "id": settings.get("bank"), "models": len(open_bank(bank).info.names)},
+        "model": {"name": directory_name(model), "id": settings.get("model")},
+        "bank": {"name": directory_name(bank), "id": settings.get("bank"), "models": len(open_bank(bank).info.names)},
         **({} if role is None else {"role": role}),
         **{name: settings.get(name) for name in _COPIED},
         "seeded": settings.get("seed") is not None,
@@ -81,10 +81,6 @@ def replace_provenance(record_dir: Path, content: Mapping[str, Any]) -> Path:
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
     return target
-
-
-def _name(path: Path) -> str:
-    return path.name or path.absolute().name
 
 
 def read_provenance(record_dir: Path) -> dict[str, Any] | None:

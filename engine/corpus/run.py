@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity, open_bank, read_model_info
+from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, check_dimensions, identity, open_bank, read_model_info
 from mkc_fast.engine.audio.waveform import LOUD_PEAK
 from mkc_fast.engine.corpus.failures import write_silence
 from mkc_fast.engine.corpus.manifest import Manifest
@@ -23,7 +23,7 @@ from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
 from mkc_fast.engine.devices import cuda_index, device_kind
 from mkc_fast.engine.draws import check_draw
 from mkc_fast.engine.options import EngineOptions, check_choice, default_batch_s
-from mkc_fast.errors import ArgumentError, ArtifactError, DeviceError, MkcError, OutputError, StoppedError, WriteError
+from mkc_fast.errors import ArgumentError, DeviceError, MkcError, OutputError, StoppedError, WriteError
 from mkc_fast.names import COPY_SILENCE, CPU, ON_FAILURE, STOP, UTTERANCE
 
 if TYPE_CHECKING:
@@ -246,16 +246,17 @@ def _work(
     scheduler = Scheduler(worker_configs(config, run.devices, run.num_proc)[: len(tasks)], run.timeout_s)
     batched = run.batch_s > 0
     info = read_model_info(run.model)
-    admitted: list[bool] = []
+    admitted = False
 
     def admit(ran: dict[str, object]) -> None:
         """Check that the outputs of a worker that is ready may stand beside the others, and record what it runs."""
+        nonlocal admitted
         used_manifests = {manifest: banks[task.bank] for manifest, task in zip(task_manifests, tasks, strict=True)}
         for manifest in used_manifests:
             manifest.check_ran({**ran, "batched": batched})
         if not admitted:
             begun({task.folder for task in tasks})
-            admitted.append(True)
+            admitted = True
         for manifest, bank in used_manifests.items():
             manifest.begin({**ran, "batched": batched}, bank.entries if run.settings.record_draws else None)
 
@@ -336,8 +337,7 @@ def check_fit(model: Path, bank: Path) -> int:
         ArtifactError: They cannot, or do not.
     """
     info, opened = read_model_info(model), open_bank(bank)
-    if opened.info.dim != info.dim:
-        raise ArtifactError(f"{bank}: has {opened.info.dim} dimensions, {model} has {info.dim}")
+    check_dimensions(bank, opened, str(model), info)
     return len(opened.info.names)
 
 

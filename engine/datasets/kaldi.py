@@ -21,6 +21,7 @@ from mkc_fast.text import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+AUDIO_FOLDER = "wav"
 # wav.scp is written new. The others describe the original recordings, and segments would cut the outputs again.
 _NOT_COPIED = frozenset({"wav.scp", "segments", "manifest.jsonl"})
 # Of recordings, which are others where there were segments.
@@ -33,9 +34,6 @@ _FEATURES = frozenset({".scp", ".ark"})
 _ORIGINAL_SPEECH = frozenset(
     {".wav", ".flac", ".sph", ".wv1", ".wv2", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".au"}
 )
-
-
-AUDIO_FOLDER = "wav"
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,8 @@ class DataDirectory:
 
     @property
     def record_dir(self) -> Path:
-        """``.mkc-fast/<name of out>`` beside ``out``.
-
-        Evaluations compare the files of ``out`` with those of the original, and submissions pack all of it; the
-        manifest has the original paths.
-        """
-        return self.out.parent / ".mkc-fast" / self.out.name
+        """Beside ``out``: see ``record_dir_of``."""
+        return record_dir_of(self.out)
 
     @property
     def described(self) -> bool:
@@ -86,6 +80,25 @@ class DataDirectory:
             scp.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"{scp}: cannot be removed ({error.strerror})") from None
+
+
+def record_dir_of(out: Path) -> Path:
+    """Where the manifest of an anonymized directory is: ``.mkc-fast/<name of out>`` beside it.
+
+    Evaluations compare the files of ``out`` with those of the original, and submissions pack all of it. The manifest
+    has the original paths.
+    """
+    return out.parent / ".mkc-fast" / out.name
+
+
+def with_suffix(directory: DataDirectory, suffix: str) -> DataDirectory:
+    """The same directory, with another anonymized sibling; the lists are not read again.
+
+    Raises:
+        ListError: The suffix is empty, or leads out of the parent directory.
+        OutputError: The sibling is the directory itself, not a directory, or holds ``segments`` already.
+    """
+    return replace(directory, out=_sibling(directory.path, suffix))
 
 
 def read_data_directory(

@@ -44,10 +44,18 @@ class Shard:
             raise ArgumentError(f"shard is {printable(text)!r}; expected NUMBER/COUNT, such as 1/4 to 4/4")
         return cls(int(match[1]), int(match[2]))
 
-    def holds(self, utterance_id: str) -> bool:
-        """Whether an utterance is in this shard: its id alone decides, the same on every machine."""
+    @classmethod
+    def of(cls, utterance_id: str, count: int) -> Shard:
+        """The one of so many shards that an utterance is in: its id alone decides, the same on every machine."""
         digest = hashlib.sha256(utterance_id.encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
+        return cls(int.from_bytes(digest[:8], "big") % count + 1, count)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def holds(self, utterance_id: str) -> bool:
+        """Whether an utterance is in this shard."""
+        return Shard.of(utterance_id, self.count) == self
 
     def folder(self, out: Path) -> Path:
         """Where this shard's outputs go, beside the folder for all."""
@@ -60,6 +68,12 @@ def _named(out: Path) -> Path:
     return out if out.name not in {"", ".."} else Path(os.path.realpath(out))
 
 
+def parsed_folder(name: str) -> tuple[str, Shard] | None:
+    """The name of the folder for all, and the shard, by the name of a shard's folder; None for another name."""
+    match = _FOLDER.fullmatch(name)
+    return None if match is None else (match[1], Shard(int(match[2]), int(match[3])))
+
+
 def find_shards(out: Path) -> dict[Shard, Path]:
     """The folders of shards beside the folder for all.
 
@@ -68,9 +82,9 @@ def find_shards(out: Path) -> dict[Shard, Path]:
     """
     named, found = _named(out), {}
     for path in sorted(named.parent.iterdir()) if named.parent.is_dir() else []:
-        match = _FOLDER.fullmatch(path.name)
-        if match is not None and match[1] == named.name and path.is_dir():
-            found[Shard(int(match[2]), int(match[3]))] = path
+        parsed = parsed_folder(path.name)
+        if parsed is not None and parsed[0] == named.name and path.is_dir():
+            found[parsed[1]] = path
     return found
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.corpus.anonymize import DEFAULT_SUFFIX, default_devices
+from mkc_fast.engine.datasets.kaldi import record_dir_of
 from mkc_fast.engine.options import EngineOptions
-from mkc_fast.engine.voiceprivacy.experiment import check_names, find_sets, likely_role
+from mkc_fast.engine.voiceprivacy.experiment import choose_sets
 from mkc_fast.engine.voiceprivacy.findings import NOTE, OK, PROBLEM, Report
 from mkc_fast.engine.voiceprivacy.inputs import check_banks, check_disk, check_set, probe
 from mkc_fast.engine.voiceprivacy.outputs import check_experiment, check_made_with, check_output, check_sizes
-from mkc_fast.engine.voiceprivacy.sets import role_of
-from mkc_fast.errors import ArgumentError, ListError, MkcError
+from mkc_fast.errors import ArgumentError, MkcError
 from mkc_fast.names import UTTERANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
 
     from mkc_fast.engine.datasets.dataset import Utterance
@@ -71,22 +71,16 @@ def check_data(
     folder, report = Path(data), Report()
     if not anon_suffix:
         raise ArgumentError("the suffix of the anonymized directories is empty")
-    found, others = find_sets(folder)
-    chosen = list(dict.fromkeys(names)) or found
-    if not chosen:
-        raise ListError(f"{folder}: has no set of VoicePrivacy (such as libri_dev_enrolls); name others with --set")
-    check_names("role", roles or {}, chosen)
-    left_out = [name for name in others if name not in chosen]
+    of_set, left_out = choose_sets(folder, names, roles or {})
     if left_out:
         report.add(NOTE, "sets", f"left out, since no set of VoicePrivacy has such a name: {', '.join(left_out)}")
-    shortest_s, info = _SHORTEST_S, None
+    shortest_s = _SHORTEST_S
     if model is not None:
         try:
             info = read_model_info(Path(model))
             shortest_s = info.min_samples / info.sample_rate
         except MkcError as error:
             report.add(PROBLEM, "model", str(error))
-    of_set = {name: (roles or {}).get(name) or role_of(name) or likely_role(name) for name in chosen}
     utterances: list[Utterance] = []
     made: dict[str, tuple[Path, str | None]] = {}
     for name, role in of_set.items():
@@ -99,7 +93,7 @@ def check_data(
             report.add(PROBLEM, name, "its role is not known: give user or attacker with --role-of")
         if (out / "wav.scp").is_file():
             report.sets.append(check_output(report, folder / name, out, role=role))
-            made[name] = (out.parent / ".mkc-fast" / out.name, role)
+            made[name] = (record_dir_of(out), role)
             continue
         if out.is_dir():
             report.add(NOTE, out.name, "begun, and not complete: it has no wav.scp")
@@ -114,21 +108,22 @@ def check_data(
         )
         report.sets.append(state)
         utterances += readable
-    longer = [] if made else _longer_suffixes(folder, chosen, anon_suffix)
+    longer = [] if made else _longer_suffixes(folder, of_set, anon_suffix)
     if longer:
         text = f"there are anonymized directories with other suffixes: check each, --anon-suffix {' or '.join(longer)}"
         report.add(NOTE, "sets", text)
+    known: dict[str, dict[str, Any]] = {}
     if made:
-        check_experiment(report, made, allow_mixed=allow_mixed)
+        known = check_experiment(report, made, allow_mixed=allow_mixed)
         check_sizes(report, {name: folder / (name + anon_suffix) for name in made})
     fits = _check_run(report, folder, model, bank_user, bank_attacker, devices, options, utterances, measure, progress)
     if fits:
         given = {"model": model, "user": bank_user, "attacker": bank_attacker}
-        check_made_with(report, made, {what: Path(path) for what, path in given.items() if path is not None})
+        check_made_with(report, known, {what: Path(path) for what, path in given.items() if path is not None})
     return report
 
 
-def _longer_suffixes(data: Path, names: Sequence[str], suffix: str) -> list[str]:
+def _longer_suffixes(data: Path, names: Iterable[str], suffix: str) -> list[str]:
     """Suffixes that begin with this one, as those of a grid of banks do."""
     found = {
         path.parent.name.removeprefix(name)

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mkc_fast.engine.corpus.anonymize import DEFAULT_SUFFIX, Corpus, open_corpus
+from mkc_fast.engine.artifacts import directory_name
+from mkc_fast.engine.atomic_files import atomic_file
+from mkc_fast.engine.corpus.anonymize import DEFAULT_SUFFIX, Corpus, at_level, plan_corpus
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, recorded_seconds
 from mkc_fast.engine.corpus.provenance import PROVENANCE_FILE, write_provenance
-from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, DataDirectory
-from mkc_fast.engine.voiceprivacy.sets import ATTACKER, USER, is_set, role_of
+from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, DataDirectory, read_data_directory, with_suffix
+from mkc_fast.engine.voiceprivacy.sets import ATTACKER, USER, is_set, likely_role
 from mkc_fast.errors import ArgumentError, ListError, OutputError
 from mkc_fast.names import UTTERANCE, WAV
 
@@ -90,7 +92,8 @@ class SetResult:
         bank: The bank.
         utterances: Of the set.
         hours: Of audio that is anonymized, by this run or an earlier one.
-        rtfx: Seconds of audio by seconds of computation, times the workers; 0 if this run computed nothing of it.
+        rtfx: Seconds of audio, divided by seconds of computation, times the number of workers; 0 if this run computed
+            nothing of it.
         failed: Utterances that failed, of this run.
         complete: Whether every utterance has an output.
     """
@@ -110,12 +113,10 @@ class Experiment(Corpus):
     """Sets and banks, read and checked, as a ``Corpus`` for ``anonymize_corpus``; nothing is written yet.
 
     Attributes:
-        pairs: The pairs of banks.
         sets: What is computed, in the order of ``folders``.
         left_out: Names of data directories that are no sets of VoicePrivacy and were not asked for.
     """
 
-    pairs: list[Pair] = field(default_factory=list)
     sets: list[AnonymizedSet] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
@@ -154,7 +155,7 @@ class Experiment(Corpus):
                 SetResult(
                     each.name,
                     done.out,
-                    each.bank.name,
+                    directory_name(each.bank),
                     done.files,
                     recorded_seconds(manifest) / 3600 if manifest.exists() else 0.0,
                     done.audio_s * workers / done.stage_s if done.stage_s else 0.0,
@@ -165,21 +166,38 @@ class Experiment(Corpus):
         return rows
 
 
-def find_sets(data: Path) -> tuple[list[str], list[str]]:
-    """The sets of VoicePrivacy in a folder of data directories, and the names of its other data directories.
+def choose_sets(
+    data: Path, names: Sequence[str], roles: Mapping[str, Role]
+) -> tuple[dict[str, Role | None], list[str]]:
+    """The sets of VoicePrivacy in a folder of data directories with their roles, and what is left out.
 
-    Names that begin with that of a set, such as ``libri_dev_enrolls_mkc``, are anonymized sets and in neither list.
+    Args:
+        data: The folder.
+        names: The sets, whether they are there or not. Default: all that are there.
+        roles: Roles of sets, where they are other than usual.
+
+    Returns:
+        The role of each set, None where it is not known; and the names of other data directories. These are not in it:
+        names that begin with that of a set, such as ``libri_dev_enrolls_mkc``, which are anonymized sets.
 
     Raises:
-        ListError: The folder cannot be read.
+        ListError: The folder cannot be read, or has no set.
+        ArgumentError: A role is given for a set that is not one of these.
     """
     try:
         directories = sorted(path for path in data.iterdir() if path.is_dir())
-        sets = [path.name for path in directories if is_set(path.name)]
+        found = [path.name for path in directories if is_set(path.name)]
         others = [path.name for path in directories if (path / "wav.scp").is_file()]
     except OSError as error:
         raise ListError(f"{data}: cannot be read ({error.strerror})") from None
-    return sets, [name for name in others if not any(name.startswith(each) for each in sets)]
+    chosen = list(dict.fromkeys(names)) or found
+    if not chosen:
+        raise ListError(
+            f"{data}: has no set of VoicePrivacy (such as libri_dev_enrolls); name other data directories with --set"
+        )
+    _check_names("role", roles, chosen)
+    left_out = [name for name in others if not any(name.startswith(each) for each in found) and name not in chosen]
+    return {name: roles.get(name) or likely_role(name) for name in chosen}, left_out
 
 
 def open_experiment(
@@ -221,20 +239,12 @@ def open_experiment(
         ListError: There is no set, or a list is unreadable or contradictory.
         OutputError: An output directory cannot be used.
     """
-    folder = Path(data)
-    found, others = find_sets(folder)
-    chosen = list(dict.fromkeys(names)) or found
-    if not chosen:
-        raise ListError(
-            f"{folder}: has no set of VoicePrivacy (such as libri_dev_enrolls); name other data directories with --set"
-        )
-    roles, levels = dict(roles or {}), dict(levels or {})
-    check_names("role", roles, chosen)
-    check_names("level", levels, chosen)
-    for name in chosen:
+    folder, levels = Path(data), dict(levels or {})
+    of_set, left_out = choose_sets(folder, names, roles or {})
+    _check_names("level", levels, of_set)
+    for name in of_set:
         if not (folder / name).is_dir():
             raise ListError(f"{folder / name}: there is no such data directory")
-    of_set = {name: roles.get(name) or role_of(name) or likely_role(name) for name in chosen}
     pairs = _pairs([Path(bank) for bank in bank_attacker], [Path(bank) for bank in bank_user], anon_suffix)
     checkout = checkout_of(folder)
     if checkout is None:
@@ -245,48 +255,38 @@ def open_experiment(
             raise ArgumentError(
                 f"{name}: whose bank anonymizes it is not known; give its role, user or attacker, with --role-of"
             )
+        # Read once for all pairs of banks.
+        original = read_data_directory(
+            folder / name, pairs[0].suffix, allow_commands=allow_commands, audio_folder=results_dir
+        )
+        of_level = levels.get(name, level)
+        original = replace(at_level(original, of_level), relative_to=checkout)
         by_bank: dict[Path, list[Pair]] = {}
         for pair in pairs:
             by_bank.setdefault(pair.bank_of(role), []).append(pair)
         for bank, of_bank in by_bank.items():
-            directories, folders = [], []
-            for suffix in dict.fromkeys(pair.suffix for pair in of_bank):
-                corpus = open_corpus(
-                    data_dirs=[folder / name],
-                    anon_suffix=suffix,
-                    audio_format=audio_format,
-                    allow_commands=allow_commands,
-                    level=levels.get(name, level),
-                    audio_folder=results_dir,
-                    shard=shard,
-                )
-                (directory,), (planned,) = corpus.datasets, corpus.folders
-                assert isinstance(directory, DataDirectory)
-                directory = replace(directory, relative_to=checkout)
+            beside = [with_suffix(original, pair.suffix) for pair in of_bank]
+            corpus = plan_corpus(beside, audio_format=audio_format, level=of_level, shard=shard)
+            directories = [each for each in corpus.datasets if isinstance(each, DataDirectory)]
+            for directory in directories:
                 _check_shown(directory)
-                directories.append(directory)
-                folders.append(replace(planned, bank=bank, role=role))
             home = _home(directories)
             copies = [each for number, each in enumerate(directories) if number != home and shard is None]
             for copy in copies:
                 _check_copy(copy, overwrite)
-            sets.append(AnonymizedSet(name, role, directories[home], folders[home], tuple(copies)))
+            planned = replace(corpus.folders[home], bank=bank, role=role)
+            sets.append(AnonymizedSet(name, role, directories[home], planned, tuple(copies)))
     return Experiment(
         [each.directory for each in sets],
         [each.folder for each in sets],
         audio_format,
-        pairs,
         sets,
-        [name for name in others if name not in chosen],
+        left_out,
     )
 
 
-def check_names(what: str, given: Iterable[str], sets: Sequence[str]) -> None:
-    """Refuse what is given for a set that is not one of these.
-
-    Raises:
-        ArgumentError: There is such a set.
-    """
+def _check_names(what: str, given: Iterable[str], sets: Collection[str]) -> None:
+    """Refuse what is given for a set that is not one of these."""
     strange = [name for name in given if name not in sets]
     if strange:
         raise ArgumentError(f"a {what} is given for {strange[0]}; the sets are {', '.join(sets)}")
@@ -304,15 +304,6 @@ def _check_shown(directory: DataDirectory) -> None:
         )
 
 
-def likely_role(name: str) -> Role | None:
-    """The role of a set of another name, by how its name begins and ends; None if neither says."""
-    if name.endswith("_enrolls") or name.startswith("train"):
-        return ATTACKER
-    if "_trials" in name or name.startswith(("IEMOCAP", "emodata")):
-        return USER
-    return None
-
-
 def _pairs(attacker: list[Path], user: list[Path], suffix: str) -> list[Pair]:
     """Each pair of banks with its suffix."""
     for role, banks in ((ATTACKER, attacker), (USER, user)):
@@ -320,20 +311,16 @@ def _pairs(attacker: list[Path], user: list[Path], suffix: str) -> list[Pair]:
             raise ArgumentError(f"no bank of the {role} is given")
         named: dict[str, Path] = {}
         for bank in banks:
-            name = _name(bank)
+            name = directory_name(bank)
             if named.setdefault(name, bank) != bank:
                 raise ArgumentError(f"{named[name]} and {bank} are both named {name}, which would name one directory")
     attacker, user = list(dict.fromkeys(attacker)), list(dict.fromkeys(user))
     single = len(attacker) == len(user) == 1
     return [
-        Pair(first, second, suffix if single else f"{suffix}_{_name(first)}_{_name(second)}")
+        Pair(first, second, suffix if single else f"{suffix}_{directory_name(first)}_{directory_name(second)}")
         for first in attacker
         for second in user
     ]
-
-
-def _name(bank: Path) -> str:
-    return bank.name or bank.absolute().name
 
 
 def checkout_of(data: Path) -> Path | None:
@@ -378,18 +365,13 @@ def _finish_copy(computed: AnonymizedSet, copy: DataDirectory, model: Path, sile
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name; copy it where a file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.mkc-fast.tmp")
-    if target.exists():
-        if target.samefile(source):
-            return
-        temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except FileExistsError:
-        temporary.unlink()
-        os.link(source, temporary)
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    if target.exists() and target.samefile(source):
+        return
+    with atomic_file(target) as temporary:
+        temporary.unlink(missing_ok=True)  # of a process with this number that was killed
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            shutil.copyfile(source, temporary)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mkc_fast.engine.anonymizer import Anonymizer
 from mkc_fast.engine.artifacts import BANK_FILE, identity, read_model_info
-from mkc_fast.engine.audio.read import duration_s, read_utterance
+from mkc_fast.engine.audio.read import read_utterance
+from mkc_fast.engine.corpus.plan import lengths_s
 from mkc_fast.engine.corpus.run import check_fit
 from mkc_fast.engine.datasets.kaldi import left_behind, read_data_directory
 from mkc_fast.engine.datasets.speakers import read_utt2spk
@@ -30,11 +30,8 @@ if TYPE_CHECKING:
     from mkc_fast.engine.voiceprivacy.findings import Report
     from mkc_fast.names import Level
 
-# More than cores: on a network file system, reading a header is mostly waiting.
-_HEADER_THREADS = 8
 # Seconds of audio that the probe computes, after some that it does not count.
-_PROBE_S = {CPU: 12.0}
-_PROBE_ON_GPU_S = 480.0
+_PROBE_ON_CPU_S, _PROBE_ON_GPU_S = 12.0, 480.0
 _WARM_UP_S = 3.0
 _MOST_S = 30  # of one recording
 # A WAV file of 16 bits; its header is 44 bytes.
@@ -72,8 +69,7 @@ def check_set(
         report.add(PROBLEM, name, str(error))
         return SetState(name, role, 0, 0.0, anonymized=False), []
     before = len(report.problems)
-    with ThreadPoolExecutor(_HEADER_THREADS, "header") as pool:
-        lengths = list(pool.map(duration_s, utterances, chunksize=64))
+    lengths = lengths_s(utterances)
     files = [utterance for utterance in utterances if utterance.command is None]
     missing = [each for each, length in zip(utterances, lengths, strict=True) if not length and _is_missing(each)]
     gone = set(map(id, missing))
@@ -189,7 +185,7 @@ def probe(
     Raises:
         MkcError: The device cannot be used, or no recording can be read.
     """
-    wanted_s = _PROBE_S.get(devices[0], _PROBE_ON_GPU_S)
+    wanted_s = _PROBE_ON_CPU_S if devices[0] == CPU else _PROBE_ON_GPU_S
     with Anonymizer.load(model, bank, devices[0], options=options) as anonymizer:
         info = anonymizer.info
         waveforms, total, wrong = [], 0.0, "there is none"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from mkc_fast.engine.corpus.anonymize import DEFAULT_SUFFIX
 from mkc_fast.engine.corpus.merge import merge_dataset
 from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, read_data_directory
+from mkc_fast.engine.datasets.shards import parsed_folder
 from mkc_fast.engine.voiceprivacy.experiment import checkout_of
 from mkc_fast.errors import ListError
 
@@ -48,7 +48,7 @@ def merge_sets(
         names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     except OSError as error:
         raise ListError(f"{folder}: cannot be read ({error.strerror})") from None
-    outs = sorted({match[1] for name in names if (match := re.fullmatch(r"(.+)\.shard-[0-9]+-of-[0-9]+", name))})
+    outs = sorted({parsed[0] for name in names if (parsed := parsed_folder(name)) is not None})
     merged = []
     for out in outs:
         # The longest, since the name of a set may be the beginning of another's.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity
-from mkc_fast.engine.audio.read import duration_s
+from mkc_fast.engine.corpus.plan import lengths_s
 from mkc_fast.engine.corpus.provenance import PROVENANCE_FILE, read_provenance
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.speakers import read_utt2spk
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.voiceprivacy.findings import Report, Status
 
-_THREADS = 8
 # What all directories of one experiment share.
 _SHARED = ("mode", "stride", "level", "format", "pad", "max_window_s")
 # What their computation shares; the others only change the last bits.
@@ -64,8 +61,7 @@ def check_output(report: Report, original: Path, made: Path, *, role: str | None
             report.add(PROBLEM, name, f"its wav.scp {what} {_some(ids)}")
     checkout = made.absolute().parent.parent
     paths = [(each, checkout / path) for each, path in found]
-    with ThreadPoolExecutor(_THREADS, "header") as pool:
-        lengths = list(pool.map(lambda pair: duration_s(Utterance(*pair)), paths, chunksize=64))
+    lengths = lengths_s([Utterance(each, path) for each, path in paths])
     gone = [str(path) for (_, path), length in zip(paths, lengths, strict=True) if not length and not path.is_file()]
     broken = [str(path) for (_, path), length in zip(paths, lengths, strict=True) if not length and path.is_file()]
     renamed = [f"{path.name} ({each})" for each, path in paths if path.stem != each]
@@ -120,31 +116,34 @@ def check_sizes(report: Report, made: Mapping[str, Path]) -> None:
             report.add(NOTE, directory.name, text)
 
 
-def check_made_with(report: Report, made: Mapping[str, tuple[Path, str | None]], given: Mapping[str, Path]) -> None:
+def check_made_with(report: Report, known: Mapping[str, Mapping[str, Any]], given: Mapping[str, Path]) -> None:
     """Check that anonymized directories were made with a model and banks.
 
     Args:
         report: Gets what is found.
-        made: The record directory and the role of each set, by name.
+        known: The provenance of each set, by name, as ``check_experiment`` returns it.
         given: The ``model``, and the banks of ``user`` and ``attacker``, as far as they are given; they can be read.
     """
     ids = {what: identity(path / (MODEL_FILE if what == "model" else BANK_FILE)) for what, path in given.items()}
-    for name, (record_dir, role) in made.items():
-        with contextlib.suppress(MkcError):  # which `check_experiment` has told
-            content = read_provenance(record_dir) or {}
-            for what, key in (("model", "model"), (str(content.get("role") or role), "bank")):
-                made_id, shown = _artifact(content, key)
-                if key in content and what in ids and made_id != ids[what]:
-                    report.add(PROBLEM, name, f"was made with the {key} {shown}, not with {given[what]} ({ids[what]})")
+    for name, content in known.items():
+        for what, key in (("model", "model"), (str(content["role"]), "bank")):
+            made_id, shown = _artifact(content, key)
+            if key in content and what in ids and made_id != ids[what]:
+                report.add(PROBLEM, name, f"was made with the {key} {shown}, not with {given[what]} ({ids[what]})")
 
 
-def check_experiment(report: Report, made: Mapping[str, tuple[Path, str | None]], *, allow_mixed: bool) -> None:
+def check_experiment(
+    report: Report, made: Mapping[str, tuple[Path, str | None]], *, allow_mixed: bool
+) -> dict[str, dict[str, Any]]:
     """Check that anonymized directories belong together: one model and mode, and one bank of each role.
 
     Args:
         report: Gets what is found.
         made: The record directory and the role of each set, by name.
         allow_mixed: Only note the differences.
+
+    Returns:
+        The provenance of each set of which it is known, by name.
     """
     known: dict[str, dict[str, Any]] = {}
     silent: list[str] = []
@@ -182,6 +181,7 @@ def check_experiment(report: Report, made: Mapping[str, tuple[Path, str | None]]
     if known and len(report.findings) == before:
         sets = f"{len(known)} set{'s' * (len(known) != 1)}"
         report.add(OK, "experiment", f"{sets} of one model, one mode, and one bank of each role")
+    return known
 
 
 def _ran(content: Mapping[str, Any]) -> list[dict[str, Any]]:

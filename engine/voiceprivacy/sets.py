@@ -16,7 +16,6 @@ Role = Literal["user", "attacker"]
 USER: Final = "user"
 ATTACKER: Final = "attacker"
 
-YEARS: Final = (2024, 2026)
 # A training set has no subsets; neither have the sets of emotions.
 _TRAINING = "train"
 
@@ -97,7 +96,6 @@ _ROLES: dict[str, Role] = {
     name: role for groups in _TRACKS.values() for group in groups for name, role in group.roles.items()
 }
 
-
 # What the script that uploads a submission of 2026's track 1 wants each anonymized directory to hold, in bytes.
 LEAST_BYTES: dict[str, int] = {
     "libri_dev_enrolls": 7_324_598,
@@ -134,6 +132,17 @@ def known_sets(year: int, track: int) -> tuple[str, ...]:
 def is_set(name: str) -> bool:
     """Whether a name is exactly that of a set of any year and track; ``libri_dev_enrolls_mcadams`` is not."""
     return name in _ROLES
+
+
+def likely_role(name: str) -> Role | None:
+    """The role of a set, also of one with another name, by how that begins and ends; None if neither says."""
+    if is_set(name):
+        return role_of(name)
+    if name.endswith("_enrolls") or name.startswith(_TRAINING):
+        return ATTACKER
+    if "_trials" in name or name.startswith(("IEMOCAP", "emodata")):
+        return USER
+    return None
 
 
 def role_of(name: str) -> Role | None:
