@@ -15,7 +15,7 @@ class Mode(str, Enum):
 
 
 class Level(str, Enum):
-    """What has one draw of its own."""
+    """Which utterances share a draw."""
 
     utterance = names.UTTERANCE
     speaker = names.SPEAKER

@@ -40,7 +40,7 @@ SeedOption = Annotated[
 LevelOption = Annotated[
     Level,
     typer.Option(
-        help="What has a draw of its own: each utterance, each speaker (utt2spk), or one draw for all.",
+        help="Which utterances share a draw: none, those of a speaker (utt2spk), or all.",
         rich_help_panel=panels.DRAWS,
     ),
 ]
@@ -114,7 +114,7 @@ TimeoutOption = Annotated[
 OnFailureOption = Annotated[
     OnFailure,
     typer.Option(
-        help="Of a recording that fails twice: no output, and no wav.scp of its data directory; or silence.",
+        help="If a recording fails twice: leave it out, and its data directory without wav.scp; or write silence.",
         rich_help_panel=panels.RUN,
     ),
 ]

@@ -20,14 +20,14 @@ AUDIO: Final = "audio"
 FRAME: Final = "frame"
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-# What has one draw of its own: each utterance, each speaker, or nothing (one draw serves all).
+# Which utterances share a draw: none, those of one speaker, or all.
 Level = Literal["utterance", "speaker", "constant"]
 UTTERANCE: Final = "utterance"
 SPEAKER: Final = "speaker"
 CONSTANT: Final = "constant"
 LEVELS: tuple[Level, ...] = get_args(Level)
 
-# What becomes of a recording that fails: its folder is left incomplete, or it gets silence as its output.
+# If a recording fails: its folder is left incomplete, or silence is written as its output.
 OnFailure = Literal["stop", "copy-silence"]
 STOP: Final = "stop"
 COPY_SILENCE: Final = "copy-silence"

@@ -66,7 +66,7 @@ class Corpus:
             dataset.finish(folder.outputs)
 
     def unfinish(self, audio_dirs: Collection[Path]) -> None:
-        """Take back what says that output folders are complete, of those whose recordings go to ``audio_dirs``.
+        """Mark output folders as incomplete again: those whose recordings go to ``audio_dirs``.
 
         Raises:
             OutputError: It cannot be removed.
@@ -236,8 +236,8 @@ def anonymize_corpus(
         anon_suffix: Added to the name of each data directory, it names the anonymized one.
         audio_format: Of the outputs: ``"wav"`` or ``"flac"``, 16-bit at 16 kHz.
         allow_commands: Run the commands (lines that end in ``|``) of a ``wav.scp``.
-        level: What has a draw of its own: each ``"utterance"``; each ``"speaker"``, so that all utterances of a speaker
-            share one draw (in frame mode, one sequence of draws); or ``"constant"``, one draw for all.
+        level: Which utterances share a draw: none (``"utterance"``), those of a speaker (``"speaker"``; in frame mode
+            they share a sequence of draws), or all (``"constant"``).
         utt2spk: List of ``utt-id speaker`` a line for ``level="speaker"`` with ``audio_list``. Default: the file
             ``utt2spk`` beside it. Data directories have their own.
         shard: Only the utterances of this part of the corpus. They go into a folder beside the output folder whose name

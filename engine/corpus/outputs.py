@@ -75,7 +75,7 @@ class Folder:
         outputs: Where the output of each goes, by id.
         out: Where lists go, if that is another folder.
         bank: The bank of its draws; None: the run's.
-        level: What has one draw of its own: ``utterance``, ``speaker`` or ``constant``.
+        level: Which utterances share a draw: ``utterance`` (none), ``speaker`` or ``constant``.
         role: ``attacker`` or ``user`` in an experiment of VoicePrivacy.
         shard: Which part of a corpus it is, if it is a part.
         salt: Of the digests in its manifest, where it must be that of other folders.

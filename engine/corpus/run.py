@@ -176,8 +176,8 @@ def _open_manifest(run: Run, folder: Folder, num_used: int) -> Manifest:
         manifest.check_sources(folder.utterances)
         if manifest.continues and folder.level != UTTERANCE and run.settings.seed is None:
             raise OutputError(
-                f"{folder.path}: its utterances share draws that were made without a seed and are recorded nowhere, so "
-                "this run cannot go on with them; --overwrite, or start with --seed"
+                f"{folder.path}: its utterances share draws that were made without a seed and were not recorded, so "
+                "this run cannot continue it; --overwrite, or start with --seed"
             )
     except BaseException:
         manifest.close(folder.outputs.existing())
@@ -186,7 +186,7 @@ def _open_manifest(run: Run, folder: Folder, num_used: int) -> Manifest:
 
 
 def _check_unshared(folder: Folder, *, all_entries: bool) -> None:
-    """Refuse draws that all shards share and that come from no seed, since each shard would draw its own."""
+    """Refuse draws that all shards share if there is no seed: each shard would draw its own."""
     if folder.level == UTTERANCE and all_entries:
         return
     what = "a random subset of the bank" if folder.level == UTTERANCE else f"the draws of the level {folder.level}"

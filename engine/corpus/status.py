@@ -21,14 +21,14 @@ class FolderSummary:
     """What a run did in one output folder.
 
     Attributes:
-        out: The folder; of a data directory the directory.
+        out: The output folder, or the anonymized data directory.
         files: Utterances asked for.
         written: Of them, written by this run.
         present: Of them, written by an earlier run.
         failed: Of them, failed.
         silenced: Of those that failed, the ones that got silence as their output.
         audio_s: Seconds of audio written by this run.
-        stage_s: Seconds of all its stages, reading and writing not counted, over all workers.
+        stage_s: Seconds of computation, added up over all workers; reading and writing are not counted.
     """
 
     out: str

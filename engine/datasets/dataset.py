@@ -80,7 +80,7 @@ class Dataset(Protocol):
         ...
 
     def unfinish(self) -> None:
-        """Take back what says that the output folder is complete, if anything does.
+        """Mark the output folder as incomplete again, if it has a mark.
 
         Raises:
             OutputError: It cannot be removed.

@@ -56,7 +56,7 @@ def check_data(
         model: Exported model; with it and the banks these are checked, and the hours of work are estimated.
         bank_user: Bank of the users.
         bank_attacker: Bank of the attacker.
-        level: What has a draw of its own.
+        level: Which utterances share a draw.
         devices: Of the run. Default: all GPUs, or the CPU.
         options: How the engine runs.
         allow_commands: Whether the run may run commands of a ``wav.scp``.

@@ -39,7 +39,7 @@ class Settings:
         stride: Frames that share a draw in frame mode.
         seed: For repeatable draws.
         kmeans_num: Size of the random subset of each bank.
-        level: What has a draw of its own, where the config's lists do not say it.
+        level: Which utterances share a draw, where the config's lists do not say it.
         suffix: Of the directories written beside the sets, and of the config's name.
         provider: Of ONNX Runtime.
         precision: Of the arithmetic.

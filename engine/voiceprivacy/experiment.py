@@ -224,7 +224,7 @@ def open_experiment(
         bank_attacker: Banks of the attacker.
         names: The sets. Default: all that are there.
         roles: ``user`` or ``attacker`` for sets whose role is another than ``role_of`` says, or that it does not know.
-        level: What has a draw of its own.
+        level: Which utterances share a draw.
         levels: The level of single sets, by name.
         anon_suffix: Of the anonymized directories. In a grid the names of both banks follow.
         results_dir: Name of the folder of recordings in an anonymized directory.

@@ -55,7 +55,7 @@ def check_set(
         path: The data directory.
         role: Of the set.
         suffix: Of the anonymized directory.
-        level: What has a draw of its own.
+        level: Which utterances share a draw.
         allow_commands: Whether commands of a ``wav.scp`` may be run.
         shortest_s: Seconds that a recording must have.
 
@@ -90,8 +90,8 @@ def check_set(
         report.add(
             NOTE,
             name,
-            f"{', '.join(behind)}: not copied, since such files are of the original speech. The check of a "
-            "submission of 2026 wants every file of the original, so remove them from it",
+            f"{', '.join(behind)}: not copied, because they belong to the original speech. The check of a 2026 "
+            "submission wants every file of the original directory, so remove them there",
         )
     audio_s = sum(lengths)
     if len(report.problems) == before:
