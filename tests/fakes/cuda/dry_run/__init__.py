@@ -1,0 +1,1 @@
+"""A CUDA device that computes nothing: stub libraries that the real CUDA provider of ONNX Runtime and CuPy run over."""
