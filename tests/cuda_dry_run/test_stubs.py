@@ -82,6 +82,15 @@ def test_a_copy_that_would_wait_is_told_from_one_that_would_not(calls_of: Callab
     assert calls.copies == {"D2H pageable": 1}
 
 
+def test_the_direction_of_a_copy_is_seen_from_its_addresses(calls_of: Callable[..., Calls]) -> None:
+    calls = calls_of("""
+        ANY = 4
+        cuda.cudaMemcpyAsync(pinned, memory, size, ANY, stream)
+        cuda.cudaMemcpyAsync(memory, memory, size, ANY, stream)
+    """)
+    assert calls.copies == {"D2H async": 1, "D2D async": 1}
+
+
 def test_memory_has_an_end(calls_of: Callable[..., Calls]) -> None:
     calls = calls_of(
         """

@@ -254,8 +254,18 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, enum cudaMemPoolAttr whi
 // Copies
 
 static const char *direction(enum cudaMemcpyKind kind) {
-    static const char *const names[] = {"H2H", "H2D", "D2H", "D2D", "ANY"};
-    return kind <= cudaMemcpyDefault ? names[kind] : "?";
+    static const char *const names[] = {"H2H", "H2D", "D2H", "D2D"};
+    return names[kind];
+}
+static int on_device(const void *address) {
+    int pinned;
+    return dry_run_room(address, &pinned) && !pinned;
+}
+// The direction, where CUDA was left to see it from the addresses.
+static enum cudaMemcpyKind seen(enum cudaMemcpyKind kind, const void *to, const void *from) {
+    if (kind < cudaMemcpyDefault) return kind;
+    if (on_device(from)) return on_device(to) ? cudaMemcpyDeviceToDevice : cudaMemcpyDeviceToHost;
+    return on_device(to) ? cudaMemcpyHostToDevice : cudaMemcpyHostToHost;
 }
 // Makes a copy if both ends have the room; the host's end is unknown where it is not pinned.
 static cudaError_t copied(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
@@ -275,15 +285,18 @@ static const char *manner(const void *to, const void *from, enum cudaMemcpyKind 
     return pinned ? "async" : "pageable";
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
+    kind = seen(kind, to, from);
     dry_run_blocking("copy", size, "%s sync", direction(kind));
     return copied(to, from, size, kind);
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    kind = seen(kind, to, from);
     dry_run_queue("copy", stream, size, "%s %s", direction(kind), manner(to, from, kind));
     return copied(to, from, size, kind);
 }
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
                               size_t height, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    kind = seen(kind, to, from);
     dry_run_queue("copy", stream, width * height, "%s %s", direction(kind), manner(to, from, kind));
     cudaError_t error = OK;
     for (size_t row = 0; row < height && !error; row++)
@@ -291,7 +304,7 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
     return error;
 }
 cudaError_t cudaMemcpyFromSymbol(void *to, const void *symbol, size_t size, size_t offset, enum cudaMemcpyKind kind) {
-    dry_run_blocking("copy", size, "%s sync", direction(kind));
+    dry_run_blocking("copy", size, "%s sync", direction(seen(kind, to, symbol)));
     memset(to, 0, size);
     return OK;
 }

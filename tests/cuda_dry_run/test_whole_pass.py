@@ -1,0 +1,146 @@
+"""The whole pass over the stubs, with the real CuPy: its calls, its waits, and too little memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mkc_fast.engine.audio.write import write_waveform
+from tests.conftest import MakeOnce
+from tests.cuda_dry_run.passes import RATE
+from tests.fakes.cuda.dry_run.build import Stubs
+from tests.fakes.cuda.dry_run.calls import Calls
+from tests.fakes.cuda.dry_run.programs import run_python
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
+
+PASSES = "import sys; from tests.cuda_dry_run.passes import main; main(*sys.argv[1:])"
+COMMAND = "import sys; from mkc_fast.cli import main; sys.exit(main())"
+# WavLM, the conformer and the vocoder.
+GRAPHS = 3
+MIXED = [0.4, 1.0, 3.0, 10.0]
+
+Steps = dict[str, Calls]
+
+
+@pytest.fixture(scope="session")
+def cupy_cache(stubs: Stubs, make_once: MakeOnce) -> Path:
+    """Where CuPy keeps what it compiled, for all tests."""
+    return make_once("cupy-cache", lambda _: None)
+
+
+@pytest.fixture
+def steps_of(stubs: Stubs, small: Path, cupy_cache: Path, tmp_path: Path) -> Callable[..., Steps]:
+    """What each step of a function of ``passes`` called; none of it is wrong."""
+
+    def done(what: str, memory_mb: int | None = None, **how: Any) -> Steps:
+        out = tmp_path / "steps.json"
+        arguments = [what, str(small / "model"), str(small / "bank"), str(out), json.dumps(how)]
+        program = run_python(stubs, PASSES, tmp_path, arguments, memory_mb=memory_mb, cupy_cache=cupy_cache)
+        _check(program.calls)
+        return {name: Calls.from_json(calls) for name, calls in json.loads(out.read_text())}
+
+    return done
+
+
+def _check(calls: Calls) -> None:
+    assert calls.redirected > 0, "CuPy ran over a CUDA runtime of its own"
+    assert calls.wrong == []
+    assert calls.refused == []
+
+
+def _check_steady(calls: Calls) -> None:
+    """One wait, one copy to the device, one back, nothing allocated, nothing in the null stream."""
+    assert calls.waits == 1
+    assert (calls.copies["H2D async"], calls.copies["D2H async"], calls.host_copies) == (1, 1, 2)
+    assert (calls.mallocs, calls.frees, calls.pins) == (0, 0, 0)
+    assert calls.null_stream == 0
+    assert calls.launches > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+def test_utterances_alone_wait_once(precision: str, steps_of: Callable[..., Steps]) -> None:
+    steps = steps_of("alone", lengths=[0.1, 1, 3, 3.001, 3.002], precision=precision)
+    assert [calls.waits for name, calls in steps.items() if name != "load"] == [1] * 5
+    _check_steady(steps["3.002 s"])
+    assert steps["3.002 s"].plans == 0
+
+
+@pytest.mark.parametrize("lengths", [MIXED, [2.0, 2.0, 2.0]], ids=["mixed", "equal"])
+def test_a_steady_batch_waits_once_and_allocates_nothing(lengths: list[float], steps_of: Callable[..., Steps]) -> None:
+    steps = steps_of("batches", lengths=lengths, times=4)
+    assert [calls.waits for name, calls in steps.items() if name != "load"] == [1] * 4
+    _check_steady(steps["batch 4"])
+    if len(set(lengths)) == 1:
+        assert steps["batch 4"].plans == 0
+
+
+def test_batches_in_flight_are_not_waited_for_before_their_results(steps_of: Callable[..., Steps]) -> None:
+    steps = steps_of("in_flight", lengths=[1.0, 2.0, 0.5], count=3)
+    assert steps["submitted"].waits == 0
+    assert steps["submitted"].launches > 0
+    assert steps["collected"].waits == 3
+    assert steps["collected"].launches == 0
+
+
+def test_long_recordings_run_in_windows(steps_of: Callable[..., Steps]) -> None:
+    steps = steps_of("alone", lengths=[9, 30], max_window_s=8)
+    assert steps["9 s"].waits == steps["30 s"].waits == 1
+    assert steps["30 s"].launches > steps["9 s"].launches
+    assert steps["30 s"].null_stream == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_latency_sizes_are_recorded_once_and_then_replayed(precision: str, steps_of: Callable[..., Steps]) -> None:
+    # Each graph of each size once; of the vocoder also its window of the end.
+    lengths = [0.9, 2, 0.91, 2.01, 0.92]
+    steps = steps_of("alone", lengths=lengths, latency_buckets_s=[1, 3], precision=precision)
+    assert steps["load"].captures >= 2 * GRAPHS
+    for length in lengths:
+        calls = steps[f"{length:g} s"]
+        assert calls.captures == 0
+        assert calls.replays >= GRAPHS
+        assert (calls.gemms, calls.executions, calls.plans) == (0, 0, 0)
+    _check_steady(steps["0.92 s"])
+
+
+def test_a_size_without_a_recording_is_not_recorded(steps_of: Callable[..., Steps]) -> None:
+    steps = steps_of("alone", lengths=[5], latency_buckets_s=[1])
+    assert (steps["5 s"].captures, steps["5 s"].replays) == (0, 0)
+    assert steps["5 s"].executions > 0
+
+
+def test_a_batch_that_does_not_fit_runs_in_parts(steps_of: Callable[..., Steps]) -> None:
+    steps = steps_of("too_little_memory", lengths=[5] * 64, free_mb=22)
+    assert steps["does not fit"].short > 0
+    assert steps["does not fit"].waits > 1
+
+
+def test_a_batch_that_the_arena_is_too_small_for_runs_in_parts(steps_of: Callable[..., Steps]) -> None:
+    steps = steps_of("small_arena", lengths=[5] * 64, arena_mb=16)
+    assert steps["does not fit"].waits > 1
+    assert steps["does not fit"].short == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--num-proc", "2")], ids=["one worker", "two workers"])
+def test_infer_writes_every_file(
+    options: tuple[str, ...], stubs: Stubs, small: Path, cupy_cache: Path, tmp_path: Path
+) -> None:
+    rng, listed, out = np.random.default_rng(0), tmp_path / "wav.scp", tmp_path / "out"
+    for index, seconds in enumerate((0.5, 1, 2, 3, 45)):
+        waveform = rng.uniform(-0.1, 0.1, int(RATE * seconds)).astype(np.float32)
+        write_waveform(tmp_path / f"u{index}.wav", waveform, RATE)
+    listed.write_text("".join(f"u{index} {tmp_path}/u{index}.wav\n" for index in range(5)))
+    arguments = ["infer", "--audio-scp", str(listed), "--output-dir", str(out), "--gpus", "cuda:0", *options]
+    arguments += ["--model", str(small / "model"), "--bank", str(small / "bank")]
+    program = run_python(stubs, COMMAND, tmp_path, arguments, cupy_cache=cupy_cache)
+    assert len(list(out.rglob("*.wav"))) == 5
+    _check(program.calls)
+    assert program.calls.launches > 0
+    assert program.calls.copies["H2D pageable"] == program.calls.copies["D2H pageable"] == 0
