@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import importlib.util
 import io
+import os
 import re
+import site
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 # TensorRT's libraries; the providers of all releases since 1.18 are linked against those of TensorRT 10.
 NVINFER = "libnvinfer.so.10"
 TENSORRT_LIBRARIES = (NVINFER, "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
+# Where NVIDIA's installers put the toolkit.
+INSTALLED = Path("/usr/local")
 
 
 @dataclass(frozen=True)
@@ -96,32 +100,64 @@ def read_runtime() -> Runtime:
 
 
 def load_library(name: str) -> Library:
-    """Load a library and leave it loaded, for ONNX Runtime to find: first from pip's packages, then the system's."""
+    """Load a library and leave it loaded, for ONNX Runtime and CuPy to find.
+
+    The order is that of CuPy, which uses cuda-pathfinder: pip's packages, conda, the system's loader, then the folders
+    that environment variables name, and the usual folders of the CUDA toolkit. A file of that name that does not load
+    is passed over, and its error is the one that is told if no other loads.
+    """
     problem = ""
-    for path in [*(str(folder / name) for folder in library_folders() if (folder / name).is_file()), name]:
+    for path in (*_files(library_folders(), name), name, *_files(toolkit_folders(), name)):
         try:
             return Library(name, library_version(name, ctypes.CDLL(path)))
         except OSError as error:
-            problem = str(error)
+            problem = str(error) if path != name else problem or str(error)
     return Library(name, problem=problem)
 
 
-def library_folders() -> list[Path]:
-    """Where pip's packages of NVIDIA's libraries put them: beside ONNX Runtime, then in every folder of ``sys.path``.
+def _files(folders: list[Path], name: str) -> list[str]:
+    return [str(folder / name) for folder in folders if (folder / name).is_file()]
 
-    ONNX Runtime itself looks only beside itself. With ``pip install --target``, or in an environment that sees the
-    packages of another, the libraries lie elsewhere.
+
+def library_folders() -> list[Path]:
+    """Where pip and conda put NVIDIA's libraries: these come before the system's loader.
+
+    pip's packages are beside ONNX Runtime, in every folder of ``sys.path``, or in one of Python's own. ONNX Runtime
+    itself looks only beside itself. With ``pip install --target``, or in an environment that sees the packages of
+    another, the libraries lie elsewhere.
     """
     places: list[Path] = []
     spec = importlib.util.find_spec("onnxruntime")
     if spec is not None and spec.origin is not None:
         places.append(Path(spec.origin).parents[1])
     places += [Path(place) for place in sys.path if place]
+    places += map(Path, [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])])
     folders = []
     for place in dict.fromkeys(places):
         with contextlib.suppress(OSError):  # a folder that may not be read; archives and files have no such folders
             folders += [*sorted(place.glob("nvidia/*/lib")), place / "tensorrt_libs"]
-    return folders
+    conda = os.environ.get("CONDA_PREFIX")
+    return folders + (_of_root(Path(conda)) if conda else [])
+
+
+def toolkit_folders() -> list[Path]:
+    """Where CUDA's toolkit and cuDNN are if the system's loader does not know: these come after it.
+
+    The folders of ``CUDNN_PATH``, ``CUDA_PATH`` and ``CUDA_HOME``, then ``cuda`` and ``cuda-*`` in ``/usr/local``, the
+    newest first.
+    """
+    roots = [Path(value) for name in ("CUDNN_PATH", "CUDA_PATH", "CUDA_HOME") if (value := os.environ.get(name))]
+    with contextlib.suppress(OSError):
+        installed = sorted(INSTALLED.glob("cuda-*"), key=lambda path: version_numbers(path.name), reverse=True)
+        roots += [INSTALLED / "cuda", *installed]
+    return [folder for root in dict.fromkeys(roots) for folder in _of_root(root)]
+
+
+def _of_root(root: Path) -> list[Path]:
+    """The folders with libraries of a toolkit, or of conda's environment."""
+    with contextlib.suppress(OSError):
+        return [root / "lib64", root / "lib", *sorted(root.glob("targets/*-linux/lib"))]
+    return []
 
 
 def library_version(name: str, library: Any) -> str | None:

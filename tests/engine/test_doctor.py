@@ -6,8 +6,6 @@ import ctypes
 import dataclasses
 import json
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +29,6 @@ from mkc_fast.engine.sessions.gpu_facts import (
     Library,
     Runtime,
     gather_gpu_facts,
-    library_folders,
     library_version,
     load_library,
     needed_libraries,
@@ -553,20 +550,3 @@ def test_a_damaged_graph_is_a_fault(tmp_path: Path) -> None:
     report = examine("cpu", model, probes=machine())
     assert not report.ok
     assert "vocoder.onnx: not a usable graph" in faults(report)[0].found
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler")
-def test_a_library_in_a_package_elsewhere_on_the_path_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As after ``pip install --target``: ONNX Runtime and NVIDIA's packages lie in different folders."""
-    folder = tmp_path / "elsewhere" / "nvidia" / "cu13" / "lib"
-    folder.mkdir(parents=True)
-    source = tmp_path / "made.c"
-    source.write_text("int made_for_a_test(void) { return 7; }\n")
-    library = "libmade_for_a_test.so.1"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(folder / library), str(source)], check=True)
-    assert load_library(library).problem
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "nothing.zip"), str(tmp_path / "elsewhere")])
-    assert folder in library_folders()
-    assert load_library(library).problem is None
