@@ -102,7 +102,7 @@ def short(value: float, digits: int = 3) -> float:
 def _program() -> str:
     module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
     if module is not None and module.name.startswith("mkc_fast.benchmarks."):
-        return f"python -m {module.name}"
+        return f"python -m {module.name.removesuffix('.__main__')}"
     name = Path(sys.argv[0]).name
     return "mkc-fast" if name in {"mkc-fast", "__main__.py"} else f"python {name}"
 

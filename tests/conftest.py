@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# First, since pytest puts the clone on Python's path, whose folder mkc_fast is only a part of the package: with an
+# install that is not editable, the installed package is to be tested.
+from tests import installed  # noqa: F401  # isort: skip
 import fcntl
 import hashlib
 import json

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, Artifacts
 
 def result_of(name: str, out: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", f"mkc_fast.benchmarks.{name}", *options, "--quick", "--out", str(out)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, cwd=ROOT)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, cwd=out.parent)
     assert run.returncode == 0, run.stdout + run.stderr
     result: dict[str, Any] = json.loads(out.read_text())
     assert f"mkc_fast.benchmarks.{name}" in result["command"]

@@ -46,7 +46,7 @@ class QueuedSession:
     def __init__(self, real: onnxruntime.InferenceSession, gpu: FakeGpu, stream: Any, *, cuda_graph: bool) -> None:
         self.real, self.gpu, self.stream, self.cuda_graph = real, gpu, stream, cuda_graph
         self.recorded: dict[str, tuple[dict, dict]] = {}  # by graph id
-        self.run = real.run
+        self.run, self.get_inputs, self.get_outputs = real.run, real.get_inputs, real.get_outputs
 
     def io_binding(self) -> QueuedBinding:
         return QueuedBinding()

@@ -1,0 +1,99 @@
+"""Fifth part: memory to memory, one batch behind the other, by precision and batch; and each stage beside its floor."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mkc_fast.benchmarks.gpu.artifacts import wait_for_model
+from mkc_fast.benchmarks.gpu.bench import RATE, SEED
+from mkc_fast.benchmarks.utterances import DISTRIBUTION
+from mkc_fast.engine.options import Tuning
+from mkc_fast.names import ENCODE, RESTORE, TIMED_STAGES, VOCODE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mkc_fast import Anonymizer
+    from mkc_fast.benchmarks.gpu.bench import Bench
+    from mkc_fast.names import Precision
+
+# The passes' arithmetic for one second of audio at full size, in GFLOP (multiply-adds counted as 2): the floor of a
+# stage is this divided by what the device does in a large matrix product.
+GFLOP_PER_SECOND = {ENCODE: 14.0, RESTORE: 30.1, VOCODE: 38.6}
+
+
+def throughput(bench: Bench, found: dict[str, Any]) -> None:
+    """RTFx by precision and batch, with the vocoder's channels last too; every batch ran once before it is timed."""
+    sizes = bench.sizes
+    wait_for_model(bench, half=True)
+    waveforms = bench.corpus(sizes.corpus_s)
+    found["corpus"] = {
+        "utterances": len(waveforms), "audio_s": sum(map(len, waveforms)) / RATE, "order": "longest first",
+        "lengths": DISTRIBUTION, "speech": "recorded, repeated",
+    }  # fmt: skip
+    first, *others = sizes.precisions
+    variants = [(first, False), (first, True), *((precision, False) for precision in others)]
+    for precision, nhwc in variants:
+        of: dict[str, Any] = {}
+        found[precision + (", vocoder NHWC" if nhwc else "")] = of
+        _of_precision(bench, of, waveforms, precision, nhwc=nhwc)
+
+
+def _of_precision(
+    bench: Bench, of: dict[str, Any], waveforms: Sequence[NDArray[np.float32]], precision: Precision, *, nhwc: bool
+) -> None:
+    opened: list[Anonymizer] = []
+
+    def load() -> dict[str, Any]:
+        begin = time.perf_counter()
+        tuning = Tuning(prefer_nhwc=nhwc)
+        opened.append(bench.load(provider=bench.machine.provider, precision=precision, tuning=tuning))
+        return {"seconds": time.perf_counter() - begin, "chosen": opened[0].chosen}
+
+    bench.figure(of, "load", load, least_s=15)
+    for batch_s in bench.sizes.batches_s if opened else ():
+        work = partial(_timed, opened[0], waveforms, batch_s, precision)
+        bench.figure(of, f"batches of {batch_s:g} s", work, least_s=10)
+
+
+def _timed(
+    anonymizer: Anonymizer, waveforms: Sequence[NDArray[np.float32]], batch_s: float, precision: Precision
+) -> dict[str, Any]:
+    names = [f"u{index}" for index in range(len(waveforms))]
+    # Twice the same: shapes that the first run met are planned, and memory is there, in the second.
+    for _ in range(2):
+        begin = time.perf_counter()
+        results = anonymizer.anonymize_batch(waveforms, seed=SEED, utterance_ids=names, batch_s=batch_s)
+        seconds = time.perf_counter() - begin
+    audio_s = sum(map(len, waveforms)) / RATE
+    stages = {stage: sum(result.stage_seconds[stage] for result in results) for stage in TIMED_STAGES}
+    return {
+        "rtfx": audio_s / seconds, "seconds": seconds, "device_busy": sum(stages.values()) / seconds,
+        "stage_share": {stage: value / sum(stages.values()) for stage, value in stages.items()},
+        "stage_s_per_audio_s": {stage: value / audio_s for stage, value in stages.items()},
+        "precision": precision, "shapes": {"batch_s": batch_s, "longest_s": len(waveforms[0]) / RATE},
+    }  # fmt: skip
+
+
+def floors(bench: Bench, found: dict[str, Any]) -> None:
+    """Each stage's time beside what its arithmetic takes at the rate of large matrix products."""
+    top, runs = bench.result.get("ceilings", {}), bench.result.get("throughput", {})
+    if bench.sizes.model != "large":
+        found["note"] = "the arithmetic is known for the published size alone"
+        return
+    for precision in bench.sizes.precisions:
+        tflops = top.get(f"gemm {precision}", {}).get("tflops")
+        for batch, run in runs.get(precision, {}).items():
+            took = run.get("stage_s_per_audio_s") if tflops else None
+            if took:
+                found[f"{precision}, {batch}"] = {
+                    stage: {"seconds": took[stage], "floor": floor, "floor_of_time": floor / took[stage]}
+                    for stage, floor in ((stage, gflop / 1e3 / tflops) for stage, gflop in GFLOP_PER_SECOND.items())
+                }
+    if not found:
+        found["skipped"] = "it needs ceilings and throughput"
