@@ -177,7 +177,8 @@ def demo_speech() -> Any:
         return read_waveform(clip, RATE)
 
 
-def main() -> int:
+def options() -> argparse.ArgumentParser:
+    """The script's options."""
     parser = result_parser(__doc__, "gpu")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--work", type=Path, help="a folder for model, bank and outputs (default: a temporary one)")
@@ -190,6 +191,11 @@ def main() -> int:
     parser.add_argument("--repository", type=Path, help="the clone whose stand-ins a rehearsal runs on")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--size", default="large", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> int:
+    parser = options()
     args = parser.parse_args()
     if args.make is not None:
         make_model(args.make, args.size)
