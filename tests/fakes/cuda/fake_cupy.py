@@ -78,6 +78,8 @@ class FakeCupy(ModuleType):
             def __init__(self, device: int) -> None:
                 self.id = device
                 self.attributes = {
+                    "ComputeCapabilityMajor": 9,
+                    "ComputeCapabilityMinor": 0,
                     "MultiProcessorCount": multiprocessors,
                     "MaxSharedMemoryPerBlockOptin": shared_bytes - 1024,
                     "MaxSharedMemoryPerMultiprocessor": shared_bytes,

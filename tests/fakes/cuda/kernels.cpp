@@ -1,7 +1,9 @@
-// kernels/lookup/nearest.cu and kernels/cuda/rows.cu as a library for a CPU. KERNELS, from the command line, lists them: KERNEL(plan_all) KERNEL(...)
+// kernels/lookup/nearest.cu, kernels/cuda/rows.cu and residual.cu as a library for a CPU. KERNELS, from the command line, lists them: KERNEL(plan_all) KERNEL(...)
 #include "cuda_shim.h"
+#include "tensor_cores.h"
 
 #include "nearest.cu"
+#include "residual.cu"
 #include "rows.cu"
 
 namespace {

@@ -18,7 +18,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[2] / "kernels" / "lookup" / "nearest.cu"
-SOURCES = (SOURCE, HERE.parents[2] / "kernels" / "cuda" / "rows.cu")
+RESIDUAL = HERE.parents[2] / "kernels" / "cuda" / "residual.cu"
+SOURCES = (SOURCE, HERE.parents[2] / "kernels" / "cuda" / "rows.cu", RESIDUAL)
 # What a parameter of this C++ type takes; void pointers take any array.
 DTYPES = {"f": np.float32, "d": np.float64, "i": np.int32, "6float4": np.float32, "4int4": np.int32}
 # Around every scratch array, so that writes past its ends show.
@@ -66,7 +67,7 @@ def run(
         where = f"argument {position} of {kernel}"
         if not kind.startswith("P"):
             assert type(argument) is DTYPES[kind], f"{where} is {argument!r}, its parameter {kind}"
-            values.append(ctypes.c_int(int(argument)))
+            values.append(ctypes.c_float(argument) if kind == "f" else ctypes.c_int(int(argument)))
             continue
         if argument is None:
             values.append(ctypes.c_void_p(None))
@@ -89,6 +90,13 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, np.ndarray]
     memory = np.full(size + 2 * GUARD + 16, POISON, np.uint8)
     start = GUARD + -(memory.ctypes.data + GUARD) % 16
     return memory[start : start + size].view(dtype).reshape(shape), memory
+
+
+def placed(values: np.ndarray) -> np.ndarray:
+    """A copy at an address that 16 divides, as memory of a device has it."""
+    array, _ = aligned(values.shape, values.dtype)
+    array[:] = values
+    return array
 
 
 class ShimLauncher:

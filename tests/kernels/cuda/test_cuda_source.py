@@ -26,8 +26,12 @@ from tests.fakes.cuda.shim import ShimLauncher
 
 # Turing to Blackwell: what CUDA 13 and the wheels of CuPy 14 run on, less embedded boards.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Its tensor cores' m16n8k16 of float16 begins with Ampere.
+FIRST_ARCHITECTURES = {shim.RESIDUAL: 80}
 # A multiprocessor has 65,536 registers: for two blocks of 256 threads, or for one of 1024.
 REGISTERS, SORT_REGISTERS = 128, 64
+# One block of 256 threads, whose sums alone are 128 registers each.
+WIDE_REGISTERS = 255
 SORT_KERNELS = {"plan_all", "count_frames", "plan_entries", "sort_frames"}
 STATIC_SHARED_BYTES = 5 << 10
 H100 = Device(132, 227 << 10, 228 << 10)
@@ -103,8 +107,9 @@ def test_every_architecture_compiles_without_spills(
     if nvcc is None:
         pytest.skip("no nvcc here: the CUDA source is not compiled")
     known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-    missing = [f"sm_{number}" for number in ARCHITECTURES if f"compute_{number}" not in known]
-    wanted = [number for number in ARCHITECTURES if f"compute_{number}" in known]
+    architectures = [number for number in ARCHITECTURES if number >= FIRST_ARCHITECTURES.get(source, 0)]
+    missing = [f"sm_{number}" for number in architectures if f"compute_{number}" not in known]
+    wanted = [number for number in architectures if f"compute_{number}" in known]
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in wanted]
     command = [nvcc, "-std=c++17", "-fatbin", "--threads=2", "-Xptxas=-v", *targets, source, "-o", tmp_path / "o"]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -123,7 +128,8 @@ def test_every_architecture_compiles_without_spills(
         shared_bytes = int(shared.group(1)) if shared else 0
         table.setdefault(name, {})[int(arch)] = f"{registers} / {shared_bytes}"
         assert spills == ["0", "0", "0"], f"{name} spills on sm_{arch}: {spills}"
-        assert int(registers) <= (SORT_REGISTERS if name in SORT_KERNELS else REGISTERS), f"{name} on sm_{arch}"
+        most = {"residual_pair_wide": WIDE_REGISTERS} | dict.fromkeys(SORT_KERNELS, SORT_REGISTERS)
+        assert int(registers) <= most.get(name, REGISTERS), f"{name} on sm_{arch}"
         assert shared_bytes <= STATIC_SHARED_BYTES, f"{name} on sm_{arch}"
     with capsys.disabled():
         print("\nregisters / static shared bytes" + "".join(f"{f'sm_{number}':>12}" for number in wanted))
