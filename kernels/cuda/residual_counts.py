@@ -98,11 +98,11 @@ def table() -> str:
     counts = count_v1()
     names = [str(stage.width) for stage in counts]
     columns = [[getattr(stage, name) for stage in counts] for name in list(StageCounts.__dataclass_fields__)[1:]]
-    lines = [
-        "| width | GFLOP needed | GFLOP computed | least MB | kernel MB | graph, bias fused, MB | graph, bias apart, MB |"
-        " kernel, from cache, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    titles = (
+        "width", "GFLOP needed", "GFLOP computed", "least MB", "kernel MB", "graph, bias fused, MB",
+        "graph, bias apart, MB", "kernel, from cache, MB",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for place, name in enumerate([*names, "all"]):
         values = [sum(column) if name == "all" else column[place] for column in columns]
         cells = [f"{value / 1e9:.1f}" for value in values[:2]] + [f"{value / 1e6:.0f}" for value in values[2:]]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mkc_fast import DeviceError
-from mkc_fast.kernels.cuda import residual_plans
+from mkc_fast.kernels.cuda import residual_counts, residual_plans
 from mkc_fast.kernels.cuda.residual import DeviceResidual
 from mkc_fast.kernels.cuda.residual_plans import PairShape, ResidualPlan, make_plan, pack_weights, plans
+from tests.conftest import ROOT
 from tests.fakes.cuda import shim
 from tests.fakes.cuda.fake_cupy import FakeCupy
 
@@ -170,6 +171,28 @@ def test_packed_weights_hold_every_weight_once() -> None:
         np.testing.assert_array_equal(np.sort(packed[packed > 0]), np.sort(numbers.reshape(-1)))
     with pytest.raises(ValueError, match="not"):
         pack_weights(plan, numbers[0, :16], numbers[1])
+
+
+# ---- Counts ----
+
+
+def test_the_docs_show_the_counts() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    shown = page.split("<!-- counted:begin residual -->\n")[1].split("\n<!-- counted:end -->")[0]
+    assert shown == residual_counts.table()
+
+
+def test_counts_are_those_of_a_sum_by_hand() -> None:
+    # One pair of 1000 frames of 32 channels and 3 taps: two products of 96 × 32 a frame; an array is 64 kB.
+    counts = residual_counts.count_stage(32, 1000, (3,), (1,))
+    assert counts.needed == 1000 * 2 * 2 * 96 * 32
+    assert counts.computed == pytest.approx(counts.needed * 512 / 510)
+    assert (counts.least_bytes, counts.kernel_bytes) == (2 * 64_000, 2 * 64_000)
+    assert (counts.graph_bytes, counts.unfused_bytes) == (11 * 64_000, 15 * 64_000)
+    # 514 rows are read for 510, then 510 again; of both convolutions two stages of 4 steps of 1 kB.
+    assert counts.cached_bytes == pytest.approx(1000 / 510 * (514 * 64 + 2 * 2 * 4 * 2 * 512))
+    with pytest.raises(ValueError, match="no plan"):
+        residual_counts.count_stage(40, 1000)
 
 
 # ---- Run on a CPU ----
