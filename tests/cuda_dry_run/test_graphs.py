@@ -37,7 +37,9 @@ def test_nothing_is_copied_to_the_host_and_back_within_a_graph(case: Case, repor
 
 @every_case
 def test_a_steady_run_neither_waits_nor_allocates_nor_plans_nor_copies(case: Case, report_of: ReportOf) -> None:
-    steady = report_of(case).runs[-1]
+    report = report_of(case)
+    assert report.error == ""
+    steady = report.runs[-1]
     assert steady.launches > 0
     assert (steady.waits, steady.mallocs, steady.frees, steady.pins, steady.plans) == (0, 0, 0, 0, 0)
     assert steady.host_copies == 0
@@ -72,7 +74,9 @@ def test_every_change_of_shape_plans_all_convolutions_anew(case: Case, stubs: St
 
 @pytest.mark.parametrize("case", FIXED, ids=str)
 def test_a_recorded_run_is_replayed_as_one_launch(case: Case, stubs: Stubs, small: Path) -> None:
-    recorded, *replayed = measure(stubs, job(case, small / "model", runs=3, cuda_graph=True)).runs
+    report = measure(stubs, job(case, small / "model", runs=3, cuda_graph=True))
+    assert report.error == ""
+    recorded, *replayed = report.runs
     assert recorded.captures == 1
     assert recorded.recorded_calls > 0
     assert recorded.refused == []

@@ -61,12 +61,15 @@ class Report:
         operators: Of the graph as it was optimized, also the copies between providers (``MemcpyToHost``).
         opened: What opening the session called.
         runs: What each run called.
+        error: With which the last of these failed; empty if none did. A size that is computed on the device and read
+            back is garbage, so that a run with such a size fails.
     """
 
     nodes: dict[str, Counter[str]]
     operators: Counter[str]
     opened: Calls
     runs: list[Calls]
+    error: str = ""
 
     @property
     def memcpy_nodes(self) -> int:
@@ -82,7 +85,7 @@ def measure(stubs: Stubs, job: Job) -> Report:
     """Open and run a graph in a process of its own.
 
     Raises:
-        DryRunError: The graph does not open, or a run fails.
+        DryRunError: The graph does not open.
     """
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | stubs.environment(Path(folder, "calls"), job.memory_mb)
@@ -97,6 +100,7 @@ def measure(stubs: Stubs, job: Job) -> Report:
         Counter(said["operators"]),
         Calls.from_json(said["opened"]),
         [Calls.from_json(run) for run in said["runs"]],
+        said["error"],
     )
 
 
@@ -169,7 +173,7 @@ def main(folder: Path) -> None:
     log, device = CallLog(Path(os.environ["CUDA_DRY_RUN_LOG"])), DeviceMemory()
     log.take()
     session, nodes, operators = _opened(job, device.stream, ort)
-    opened, runs = log.take(), []
+    opened, runs, error = log.take(), [], ""
     bindings: dict[str, Any] = {}
     for sizes in job.sizes:
         key = json.dumps(sizes, sort_keys=True)
@@ -190,9 +194,14 @@ def main(folder: Path) -> None:
         if job.record:
             options.add_run_config_entry("gpu_graph_id", str(list(bindings).index(key) + 1))
         log.take()
-        session.run_with_iobinding(bindings[key], options)
+        try:
+            session.run_with_iobinding(bindings[key], options)
+        except Exception as failure:  # ONNX Runtime's share no base but Exception
+            error = str(failure)
         runs.append(log.take().to_json())
-    report = {"nodes": nodes, "operators": operators, "opened": opened.to_json(), "runs": runs}
+        if error:
+            break
+    report = {"nodes": nodes, "operators": operators, "opened": opened.to_json(), "runs": runs, "error": error}
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
 
