@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,3 +83,20 @@ def test_a_recorded_run_is_replayed_as_one_launch(case: Case, stubs: Stubs, smal
     assert recorded.refused == []
     for run in replayed:
         assert (run.replays, run.launches, run.waits, run.mallocs, run.copies.total()) == (1, 0, 0, 0, 0)
+
+
+# The folder of an exported model of full size. It takes as much of the host's memory as its weights on a GPU.
+FULL_SIZE = "MKC_FAST_FULL_SIZE_MODEL"
+
+
+@pytest.mark.skipif(FULL_SIZE not in os.environ, reason=f"{FULL_SIZE} names no model")
+@every_case
+def test_at_full_size_a_steady_run_stays_on_the_device(case: Case, stubs: Stubs) -> None:
+    model = Path(os.environ[FULL_SIZE])
+    if not (model / case.file).is_file():
+        pytest.skip(f"the model has no {case.file}")
+    report = measure(stubs, job(case, model, runs=3))
+    steady = report.runs[-1]
+    assert (report.error, report.memcpy_nodes, report.opened.wrong, steady.wrong) == ("", 0, [], [])
+    assert (steady.waits, steady.mallocs, steady.plans, steady.host_copies, steady.null_stream) == (0, 0, 0, 0, 0)
+    assert steady.launches > 0

@@ -124,9 +124,10 @@ class DeviceMemory:
         return address.value
 
     @staticmethod
-    def fill(address: int, count: int, value: int) -> None:
-        """Write so many int64 numbers; it is the host's memory."""
-        ctypes.memmove(address, (ctypes.c_int64 * count)(*[value] * count), 8 * count)
+    def fill(address: int, values: list[int], size: int) -> None:
+        """Write integers of so many bytes each; it is the host's memory."""
+        data = b"".join(value.to_bytes(size, "little") for value in values)
+        ctypes.memmove(address, data, len(data))
 
 
 def _shape(axes: list[int | str], sizes: Mapping[str, int]) -> list[int]:
@@ -186,8 +187,8 @@ def main(folder: Path) -> None:
             ):
                 shape = _shape(value.shape, sizes)
                 address = device.allocate(_bytes(shape, value.type))
-                if value.type == "tensor(int64)":  # lengths: all of them are as long as they can be
-                    device.fill(address, shape[0], longest)
+                if "int" in value.type:  # lengths: all of them are as long as they can be
+                    device.fill(address, [longest] * shape[0], _TYPES[value.type][0])
                 bind(value.name, "cuda", 0, _TYPES[value.type][1], shape, address)
         options = ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
