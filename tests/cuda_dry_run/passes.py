@@ -116,8 +116,31 @@ def small_arena(model: str, bank: str, lengths: Sequence[float], arena_mb: int) 
     return steps.done
 
 
+def lookup(model: str, bank: str, dim: int, clusters: int, frames: Sequence[int], memory_fraction: float) -> list[Step]:
+    """Calls of the look-up alone, over a bank of any size, twice for each number of frames."""
+    import cupy
+
+    from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
+
+    entries, log, done = 24, CallLog(Path(os.environ["CUDA_DRY_RUN_LOG"])), []
+    centroids = np.zeros((entries, clusters, dim), np.float32)
+    half_norms = np.zeros((entries, clusters))
+    made = CupyLookup(centroids, half_norms, [clusters] * entries, memory_fraction=memory_fraction)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    done.append((f"resident: {made.resident}", log.take()))
+    for count in frames:
+        ids = np.arange(count, dtype=np.int32) % entries
+        with stream:
+            features, out = cupy.empty((count, dim), np.float32), cupy.empty((count, dim), np.float32)
+        for name in ("first", "again"):
+            log.take()
+            made.assign_device(features, ids, out=out, stream=stream)
+            done.append((f"{count} frames, {name}", log.take()))
+    return done
+
+
 KNOWN: dict[str, Callable[..., list[Step]]] = {
-    function.__name__: function for function in (alone, batches, in_flight, too_little_memory, small_arena)
+    function.__name__: function for function in (alone, batches, in_flight, too_little_memory, small_arena, lookup)
 }
 
 

@@ -130,6 +130,30 @@ def test_a_batch_that_the_arena_is_too_small_for_runs_in_parts(steps_of: Callabl
     assert steps["does not fit"].short == 0
 
 
+@pytest.mark.parametrize(("dim", "clusters"), [(64, 32), (768, 1024), (1024, 1024)])
+def test_the_lookup_launches_what_cuda_takes_at_any_size(
+    dim: int, clusters: int, steps_of: Callable[..., Steps]
+) -> None:
+    frames = [1, 50, 1499, 20000]
+    steps = steps_of("lookup", dim=dim, clusters=clusters, frames=frames, memory_fraction=0.5)
+    assert "resident: True" in steps
+    for count in frames:
+        again = steps[f"{count} frames, again"]
+        assert (again.waits, again.mallocs, again.null_stream) == (0, 0, 0)
+        assert again.kernels
+
+
+def test_a_bank_that_does_not_fit_is_copied_in_through_page_locked_memory(steps_of: Callable[..., Steps]) -> None:
+    entry_bytes, memory_mb = 1024 * 256 * 4, 1000
+    fraction = 8 * entry_bytes / (memory_mb << 20)
+    how = {"dim": 256, "clusters": 1024, "frames": [240], "memory_fraction": fraction}
+    steps = steps_of("lookup", memory_mb=memory_mb, **how)
+    assert "resident: False" in steps
+    again = steps["240 frames, again"]
+    assert again.copied_bytes["H2D"] >= 16 * entry_bytes
+    assert again.copies["H2D pageable"] == again.copies["H2D sync"] == again.null_stream == 0
+
+
 @pytest.mark.parametrize("options", [(), ("--num-proc", "2")], ids=["one worker", "two workers"])
 def test_infer_writes_every_file(
     options: tuple[str, ...], stubs: Stubs, small: Path, cupy_cache: Path, tmp_path: Path
