@@ -143,7 +143,7 @@ def _include_folder() -> Path:
         command = ["gcc", f"-I{folder}", "-fsyntax-only", "-x", "c", "-"]
         if subprocess.run(command, input=check, text=True, capture_output=True, check=False).returncode == 0:
             return folder
-    raise CannotBuildError("no headers of CUDA 13's runtime: install nvcc, or pip's nvidia-cuda-runtime and -crt")
+    raise CannotBuildError("no headers of CUDA 13: put nvcc on PATH, or pip install 'cuda-toolkit[cudart,crt]==13.*'")
 
 
 def _include_candidates() -> Iterator[Path]:
