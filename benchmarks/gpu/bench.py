@@ -12,6 +12,7 @@ import numpy as np
 
 from mkc_fast import Anonymizer
 from mkc_fast.benchmarks.records import write_record
+from mkc_fast.kernels.cuda.residual_counts import V1_STAGES
 from mkc_fast.names import FP16, FP32, PRECISIONS, TF32
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Sizes:
         gemm: Rows, columns and depth of the matrix products.
         copy_bytes: Of the copies.
         vocoder: Windows and frames of the vocoder's one shape.
+        residual: Widths of residual blocks, and frames of each a feature of the vocoder's.
         corpus_s: Audio of a throughput run.
         batches_s: Padded seconds that run at once.
         latencies_s: Lengths of single utterances, and sizes that are recorded for them.
@@ -66,6 +68,7 @@ class Sizes:
     gemm: int = 8192
     copy_bytes: int = 2 << 30
     vocoder: tuple[int, int] = (24, 500)
+    residual: tuple[tuple[int, int], ...] = V1_STAGES
     corpus_s: float = 1800.0
     batches_s: tuple[float, ...] = (240.0, 480.0, 120.0)
     latencies_s: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
@@ -76,8 +79,8 @@ class Sizes:
 
 _SMALL: dict[str, Any] = {
     "model": "small", "entries": 12, "clusters": 32, "check_s": (0.4, 1.0, 9.0), "lookup_frames": 60, "few_entries": 2,
-    "gemm": 64, "copy_bytes": 1 << 16, "vocoder": (2, 70), "corpus_s": 13.0, "batches_s": (4.0,),
-    "latencies_s": (1.0,), "latency_runs": 2, "files_s": 13.0, "repeats": 2,
+    "gemm": 64, "copy_bytes": 1 << 16, "vocoder": (2, 70), "residual": ((48, 2), (32, 4)), "corpus_s": 13.0,
+    "batches_s": (4.0,), "latencies_s": (1.0,), "latency_runs": 2, "files_s": 13.0, "repeats": 2,
 }  # fmt: skip
 SMALL = Sizes(**_SMALL)
 REHEARSAL = Sizes(**{**_SMALL, "precisions": (FP32,)})

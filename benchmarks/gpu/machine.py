@@ -13,10 +13,12 @@ import numpy as np
 
 from mkc_fast.benchmarks.common import repository
 from mkc_fast.engine import devices
+from mkc_fast.engine.options import Tuning
 from mkc_fast.engine.sessions.opening import open_sessions
+from mkc_fast.engine.sessions.providers import ORT_NAMES, Plan, cuda_options
 from mkc_fast.errors import DeviceError
 from mkc_fast.kernels.cuda.device import import_cupy, open_device
-from mkc_fast.names import AUTO, CPU, CUDA, FP16, FP32, TF32
+from mkc_fast.names import AUTO, CPU, CUDA, FP16, FP32, TF32, VOCODER_FILE
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.options import EngineOptions
     from mkc_fast.engine.sessions.opening import Sessions
-    from mkc_fast.names import Provider
+    from mkc_fast.names import Precision, Provider
 
 # Runs before those that are timed, of exactly the same work: they allocate memory and plan convolutions.
 WARM_UPS = 3
@@ -113,6 +115,12 @@ class Machine:
         """The graphs of a model on ``stream``, without the rest of the pass."""
         return open_sessions(model, self.device, options, stream=self.stream.ptr)
 
+    def open_graph(self, path: Path, precision: Precision, *, prefer_nhwc: bool) -> Any:
+        """A graph on ``stream`` alone, with the options that the vocoder has; an ``InferenceSession``."""
+        tuning = Tuning(prefer_nhwc=prefer_nhwc)
+        options = cuda_options(Plan(CUDA, precision, self.index, stream=self.stream.ptr, tuning=tuning), VOCODER_FILE)
+        return ort.InferenceSession(str(path), providers=[(ORT_NAMES[CUDA], options)], enable_fallback=0)
+
     def free_bytes(self) -> int:
         """Of the device's memory."""
         return int(self.cupy.cuda.runtime.memGetInfo()[0])
@@ -165,6 +173,11 @@ class Rehearsal(Machine):
     def open_sessions(self, model: Path, options: EngineOptions) -> Sessions:
         opened: Sessions = self.gpu.open_sessions(model, self.device, options, stream=self.stream.ptr)
         return opened
+
+    def open_graph(self, path: Path, precision: Precision, *, prefer_nhwc: bool) -> Any:  # noqa: ARG002
+        fake_gpu = importlib.import_module("tests.fakes.cuda.fake_gpu")
+        real = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return fake_gpu.QueuedSession(real, self.gpu, self.stream, cuda_graph=False)
 
     def free_bytes(self) -> int:
         return 0

@@ -4,7 +4,8 @@ python -m mkc_fast.benchmarks.gpu [--device cuda:0] [--out FILE] [--work DIR] [-
 
 The parts, in their order: libraries (they load and compute), making (a model of the published size and a bank of 1,165
 entries, of random weights), lookup (ids equal to the CPU's, and times), ceilings (copies and matrix products),
-correctness (every stage beside the CPU, on recorded speech), vocoder (one shape, NCHW beside NHWC), throughput, floors,
+correctness (every stage beside the CPU, on recorded speech), vocoder (one shape, NCHW beside NHWC), residual
+(its residual blocks by their kernel, beside a graph of them), throughput, floors,
 latency, scaling (worker processes), memory, latency_searched.
 
 FILE (in a clone by default benchmarks/results/gpu.json) is written after every figure. A part that fails is recorded
@@ -52,6 +53,7 @@ from mkc_fast.benchmarks.gpu.latency import latency, latency_searched
 from mkc_fast.benchmarks.gpu.libraries import libraries
 from mkc_fast.benchmarks.gpu.lookup import ceilings, lookup
 from mkc_fast.benchmarks.gpu.machine import Machine, Rehearsal
+from mkc_fast.benchmarks.gpu.residual import residual
 from mkc_fast.benchmarks.gpu.scaling import memory, scaling
 from mkc_fast.benchmarks.gpu.throughput import floors, throughput
 from mkc_fast.benchmarks.gpu.vocoder import vocoder
@@ -89,6 +91,7 @@ PARTS = {
     "ceilings": Part(ceilings, 5, 30),
     "correctness": Part(correctness, 30, 220),
     "vocoder": Part(vocoder, 15, 50),
+    "residual": Part(residual, 10, 60),
     "throughput": Part(throughput, 30, 120),
     "floors": Part(floors, 0, 5),
     "latency": Part(latency, 20, 90),

@@ -36,7 +36,7 @@ class Bound:
 
     machine: Machine
     session: Any
-    values: NDArray[np.float32]
+    values: NDArray[np.floating[Any]]
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:

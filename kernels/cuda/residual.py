@@ -46,6 +46,9 @@ class DeviceResidual:
         cupy: The module.
         device: The device of CuPy; it is the current one in all calls.
 
+    Attributes:
+        shared_bytes: Shared memory of a block, and of a multiprocessor.
+
     Raises:
         DeviceError: The device has a compute capability below 8.0.
     """
@@ -59,24 +62,33 @@ class DeviceResidual:
             raise DeviceError(
                 f"device cuda:{device.id}: compute capability {found}; the residual kernel needs {least} or later"
             )
-        self._shared = (attributes["MaxSharedMemoryPerBlockOptin"], attributes["MaxSharedMemoryPerMultiprocessor"])
+        self.shared_bytes = (
+            int(attributes["MaxSharedMemoryPerBlockOptin"]),
+            int(attributes["MaxSharedMemoryPerMultiprocessor"]),
+        )
         self._launcher = CupyLauncher(cupy, "mkc_fast.kernels.cuda", "residual.cu", "residual_pair_wide")
 
     def place(
-        self, weights: Sequence[NDArray[np.floating]], biases: Sequence[NDArray[np.floating]], dilation: int
+        self,
+        weights: NDArray[np.floating[Any]],
+        biases: NDArray[np.floating[Any]],
+        dilation: int,
+        *,
+        plan: ResidualPlan | None = None,
     ) -> PlacedPair | None:
         """Pack and copy a pair; None if no plan fits this device.
 
         Args:
-            weights: Of both convolutions, (width, width, kernel size) each: channels out, channels in, taps.
-            biases: Of both, (width,) each.
+            weights: (2, width, width, kernel size), of both convolutions: channels out, channels in, taps.
+            biases: (2, width).
             dilation: Of the first.
+            plan: One of ``plans`` for this device. Default: that of ``make_plan``.
         """
-        plan = make_plan(PairShape(weights[0].shape[0], weights[0].shape[2], dilation), *self._shared)
+        plan = plan or make_plan(PairShape(weights[0].shape[0], weights[0].shape[2], dilation), *self.shared_bytes)
         if plan is None:
             return None
         packed = pack_weights(plan, weights[0], weights[1])
-        return PlacedPair(plan, self._cupy.asarray(packed), self._cupy.asarray(np.stack(biases).astype(np.float32)))
+        return PlacedPair(plan, self._cupy.asarray(packed), self._cupy.asarray(biases.astype(np.float32)))
 
     def run(self, pair: PlacedPair, x: Any, out: Any, *, add: bool = False, scale: float = 1.0) -> None:
         """Write ``scale * (x + conv2(lrelu(conv1(lrelu(x)))))`` to ``out``, or add it to what is there.

@@ -53,6 +53,12 @@ def test_the_gpu_benchmark_can_be_rehearsed(artifacts: Artifacts, tmp_path: Path
     assert set(result["latency"]) >= {"fp32, launches", "fp32, CUDA graphs"}
     assert result["scaling"]["2 processes"]["written"] > 0
     assert result["throughput"]["fp32"]["batches of 4 s"]["rtfx"] > 0
+    assert (
+        result["residual"]["width 48, correct"]["passes"] is result["residual"]["width 32, correct"]["passes"] is True
+    )
+    assert result["residual"]["width 32, kernel"]["seconds"] > 0
+    assert result["residual"]["width 32, graph, NHWC"]["shapes"] == {"x": [2, 32, 280]}
+    assert len(result["residual"]["width 32, plans"]) > 3
     for name in ("fp32, NCHW", "fp32, NHWC"):
         figure = result["vocoder"][name]
         assert figure["against_the_cpu"]["relative_rms_error"] < 1e-4
