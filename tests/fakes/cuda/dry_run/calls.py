@@ -1,7 +1,12 @@
-"""Reads the log of a dry run: what was called, counted."""
+"""Reads the log of a dry run: what was called, counted.
+
+``python -m tests.fakes.cuda.dry_run.calls LOG`` prints the counts.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -165,3 +170,7 @@ def short_name(mangled: str) -> str:
             return name or mangled
         length = int(rest[:digits])
         name, rest = rest[digits : digits + length], rest[digits + length :]
+
+
+if __name__ == "__main__":
+    print(json.dumps(CallLog(Path(sys.argv[1])).take().to_json(), indent=2))
