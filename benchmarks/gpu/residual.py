@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast.benchmarks.gpu.bench import SEED
+from mkc_fast.benchmarks.gpu.artifacts import wait_for_model
+from mkc_fast.benchmarks.gpu.bench import RATE, SEED
 from mkc_fast.benchmarks.gpu.correctness import errors
 from mkc_fast.benchmarks.gpu.vocoder import Bound
+from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.passes.residual_vocoder import ResidualVocoder
 from mkc_fast.kernels.cuda.residual import DeviceResidual
 from mkc_fast.kernels.cuda.residual_counts import FEATURES_PER_S, V1_DILATIONS, V1_KERNEL_SIZES, count_stage
 from mkc_fast.kernels.cuda.residual_plans import PairShape, plans
-from mkc_fast.names import FP16
+from mkc_fast.kernels.cuda.residual_stages import StagedBlocks, stage_file
+from mkc_fast.names import FP16, VOCODER_FILE
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -30,6 +35,8 @@ _CHECKED = (2, 1100)
 _SMALL_CHECKED = (2, 300)
 # Eight roundings to float16 on the way, of 2e-4 each.
 _LIMIT = 3e-3
+# What export lets half precision have: 30 dB below the signal.
+_HALF_LIMIT = 3e-2
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class RandomBlocks:
 
 
 def residual(bench: Bench, found: dict[str, Any]) -> None:
-    """By width: errors against the CPU, seconds of the kernel and of the graph, and of each plan of the kernel."""
+    """By width: errors against the CPU, seconds of kernel, graph and each plan; then those of whole vocoders."""
     machine = bench.machine
     with machine.stream:
         device = DeviceResidual(machine.cupy, machine.cupy.cuda.Device(machine.index))
@@ -130,6 +137,9 @@ def residual(bench: Bench, found: dict[str, Any]) -> None:
             work = partial(_graph, bench, blocks, shape, nhwc=nhwc)
             bench.figure(found, f"{name}, graph, {layout}", work, least_s=4)
         bench.figure(found, f"{name}, plans", partial(_plans, bench, device, blocks, shape), least_s=2)
+    wait_for_model(bench)
+    bench.figure(found, "whole vocoder, in stages", partial(_vocoder, bench, staged=True), least_s=8)
+    bench.figure(found, "whole vocoder, one graph", partial(_vocoder, bench, staged=False), least_s=8)
 
 
 def _checked(bench: Bench, device: DeviceResidual, blocks: RandomBlocks, shape: tuple[int, int]) -> dict[str, Any]:
@@ -190,6 +200,50 @@ def _plans(bench: Bench, device: DeviceResidual, blocks: RandomBlocks, shape: tu
                 "blocks_of_a_multiprocessor": plan.resident,
             }
     return found
+
+
+def _vocoder(bench: Bench, *, staged: bool) -> dict[str, Any]:
+    """The model's vocoder in half precision: with the kernel between its stages, or as one graph, NHWC."""
+    import onnx
+
+    from mkc_fast.export.graphs.residual_stages import cut_vocoder
+    from mkc_fast.export.precision.half import POLICIES, to_half
+
+    machine, info = bench.machine, read_model_info(bench.model)
+    machine.release()
+    model = to_half(onnx.load(bench.model / VOCODER_FILE), POLICIES[VOCODER_FILE]).model
+    if staged:
+        cut = cut_vocoder(model)
+        cut.write(bench.work)
+        paths = [bench.work / stage_file(number) for number in range(len(cut.graphs))]
+        sessions = [machine.open_graph(path, FP16, prefer_nhwc=True) for path in paths]
+        vocoder = ResidualVocoder(machine.cupy, machine.index, sessions, StagedBlocks.read(bench.work), info.hop)
+        widths = [stage.width for stage in cut.stages.stages]
+    else:
+        path = bench.work / "vocoder_whole.fp16.onnx"
+        onnx.save(model, path)
+        session, widths = machine.open_graph(path, FP16, prefer_nhwc=True), []
+    windows, frames = bench.sizes.vocoder
+    features = np.random.default_rng(SEED).standard_normal((windows, frames, info.dim), np.float32)
+    if staged:
+        given = machine.put(features)
+        run: Callable[[], object] = partial(vocoder.run, given)
+        with machine.stream:
+            found = machine.get(vocoder.run(given))
+    else:
+        bound = Bound(machine, session, features, (windows, frames * info.hop))
+        run = bound.run
+        run()
+        found = machine.get(bound.output)
+    cpu = ort.InferenceSession(str(bench.model / VOCODER_FILE), providers=["CPUExecutionProvider"])
+    (expected,) = cpu.run(None, {"features": features[:1]})
+    error = errors([(found[:1], expected)])
+    seconds = machine.timed(run, bench.sizes.repeats)
+    return {
+        "against_the_cpu": error, "passes": error["relative_rms_error"] < _HALF_LIMIT, "widths_by_the_kernel": widths,
+        "seconds": seconds, "s_per_audio_s": seconds * RATE / (windows * frames * info.hop), "precision": FP16,
+        "shapes": {"features": list(features.shape)},
+    }  # fmt: skip
 
 
 def _values(shape: tuple[int, ...]) -> NDArray[np.float16]:

@@ -59,6 +59,9 @@ def test_the_gpu_benchmark_can_be_rehearsed(artifacts: Artifacts, tmp_path: Path
     assert result["residual"]["width 32, kernel"]["seconds"] > 0
     assert result["residual"]["width 32, graph, NHWC"]["shapes"] == {"x": [2, 32, 280]}
     assert len(result["residual"]["width 32, plans"]) > 3
+    whole = result["residual"]["whole vocoder, in stages"]
+    assert whole["passes"] is result["residual"]["whole vocoder, one graph"]["passes"] is True
+    assert whole["widths_by_the_kernel"] == [16]
     for name in ("fp32, NCHW", "fp32, NHWC"):
         figure = result["vocoder"][name]
         assert figure["against_the_cpu"]["relative_rms_error"] < 1e-4
