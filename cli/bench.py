@@ -268,6 +268,41 @@ def load(
 
 
 @bench.command()
+def tensorrt(
+    model: ModelOption = None,
+    bank: BankOption = None,
+    size: SizeOption = "large",
+    entries: EntriesOption = 100,
+    device: DeviceOption = "cuda:0",
+    precision: PrecisionOption = Precision.auto,
+    speech: SpeechOption = None,
+    budget_s: BudgetOption = 1800.0,
+    out: OutOption = None,
+    json_: JsonOption = False,
+    cache_dir: CacheOption = None,
+) -> None:
+    """TensorRT's engines built anew, compared with the CPU, and measured beside the CUDA provider."""
+    from mkc_fast.benchmarks.records import write_record
+    from mkc_fast.benchmarks.setup import Artifacts
+    from mkc_fast.benchmarks.tensorrt import bench_tensorrt
+    from mkc_fast.engine.sessions.tensorrt import check_warm
+
+    options = _options(Provider.tensorrt, precision, None)
+    check_warm(device, options)  # before random weights are made
+    artifacts = Artifacts(model, bank, size, entries, cache=cache_dir)
+    with steps() as show:
+        setup = artifacts.set_up(device, options, show)
+        record = bench_tensorrt(
+            setup.target,
+            setup.speech(speech),
+            budget_s=budget_s,
+            progress=show,
+            save=lambda found: write_record(out, found) if out is not None else None,
+        )
+    _finish(record, out, json_)
+
+
+@bench.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of results written with --out.")],
     out: Annotated[

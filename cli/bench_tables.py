@@ -163,8 +163,38 @@ def load_table(record: dict[str, Any]) -> None:
         console.print(f"start-up to the first output of 10 s, {who}: {run['ready_s']:g} s{peak}", soft_wrap=True)
 
 
+def tensorrt_table(record: dict[str, Any]) -> None:
+    """What each part found, in one line."""
+    heading(record)
+    table = _table("part", "seconds", "found", left=3)
+    for name, part in record["parts"].items():
+        table.add_row(name, f"{part['part_s']:g}", _found(part))
+    _show(table)
+
+
+def _found(part: dict[str, Any]) -> str:
+    """What a part of ``bench tensorrt`` comes to."""
+    if "failed" in part:
+        return f"failed: {part['failed']}"
+    if "passes" in part:
+        ties = part["near_ties"]
+        verdict = "passes" if part["passes"] else "does not pass"
+        return (
+            f"{verdict}; {ties['ids_that_differ']} of {ties['frames']} ids differ, {ties['not_explained']} by a fault"
+        )
+    if "rtfx" in part:
+        return f"RTFx {part['rtfx']:g}"
+    return f"p50 {part['p50_ms']:g} ms, p99 {part['p99_ms']:g} ms" if "p50_ms" in part else str(part.get("chosen", ""))
+
+
 # By the result's "bench".
-TABLES = {"latency": latency_table, "throughput": throughput_table, "lookup": lookup_table, "load": load_table}
+TABLES = {
+    "latency": latency_table,
+    "throughput": throughput_table,
+    "lookup": lookup_table,
+    "load": load_table,
+    "tensorrt": tensorrt_table,
+}
 
 
 def _marked(text: str, found: dict[str, Any]) -> str:

@@ -49,11 +49,7 @@ def correctness(bench: Bench, found: dict[str, Any]) -> None:
     found["waited_for_export_s"] = wait_for_model(bench)
     sizes = bench.sizes
     cpu = bench.load(CPU, max_window_s=sizes.window_s)
-    cases = []
-    for index, seconds in enumerate(sizes.check_s):
-        waveform, name = bench.piece(seconds, index), f"u{index}"
-        result = cpu.anonymize(waveform, seed=SEED, utterance_id=name)
-        cases.append(Case(name, waveform, cpu.encode(waveform), result))
+    cases = cases_of(cpu, [bench.piece(seconds, index) for index, seconds in enumerate(sizes.check_s)])
     found["speech_s"] = [len(case.waveform) / RATE for case in cases]
     found["reference"] = cpu.chosen
     # Those whose graphs are there come first, while the others are still made.
@@ -65,11 +61,22 @@ def correctness(bench: Bench, found: dict[str, Any]) -> None:
 
 def _compared(bench: Bench, cpu: Anonymizer, cases: Sequence[Case], precision: Precision) -> dict[str, Any]:
     wait_for_model(bench, half=needs_half(precision))
-    there = bench.load(
-        provider=bench.machine.provider,
-        precision=precision,
-        max_window_s=bench.sizes.window_s,
-    )
+    there = bench.load(provider=bench.machine.provider, precision=precision, max_window_s=bench.sizes.window_s)
+    return compared(there, cpu, cases, precision)
+
+
+def cases_of(cpu: Anonymizer, waveforms: Sequence[NDArray[np.float32]]) -> list[Case]:
+    """Recordings (S,), and what the CPU makes of them."""
+    cases = []
+    for index, waveform in enumerate(waveforms):
+        name = f"u{index}"
+        result = cpu.anonymize(waveform, seed=SEED, utterance_id=name)
+        cases.append(Case(name, waveform, cpu.encode(waveform), result))
+    return cases
+
+
+def compared(there: Anonymizer, cpu: Anonymizer, cases: Sequence[Case], precision: str) -> dict[str, Any]:
+    """An anonymizer on a device beside one on the CPU in float32: whether it passes, and by how much they differ."""
     stages = _stages(there, cpu, cases)
     banks = [case.result.bank_ids for case in cases]
     equal = [

@@ -57,11 +57,12 @@ def _of(bench: Bench, found: dict[str, Any], precision: Precision, how: str, sea
     bench.figure(of, "load", load, least_s=15)
     for index, seconds in enumerate(sizes.latencies_s if opened else ()):
         waveform = bench.piece(seconds, index)
-        work = partial(_timed, opened[0], waveform, sizes.latency_runs, precision)
+        work = partial(timed_single, opened[0], waveform, sizes.latency_runs, precision)
         bench.figure(of, f"{seconds:g} s", work, least_s=2)
 
 
-def _timed(anonymizer: Anonymizer, waveform: np.ndarray, runs: int, precision: Precision) -> dict[str, Any]:
+def timed_single(anonymizer: Anonymizer, waveform: np.ndarray, runs: int, precision: str) -> dict[str, Any]:
+    """Percentiles of one utterance (S,) at a time, after warm-up runs of the same."""
     took: list[float] = []
     stages: dict[str, list[float]] = {stage: [] for stage in TIMED_STAGES}
     warm_up = max(2, runs // 5)
