@@ -131,11 +131,11 @@ class _Graph:
         nodes = self._between({name} if name else set(), target or graph.output[0].name)
         inputs, outputs = list(graph.input), list(graph.output)
         if source:
-            inputs = [_cut_value("x", source[1])]
+            inputs = [_cut_value("x", "cut_frames", source[1])]
             nodes.insert(0, helper.make_node("Transpose", ["x"], [source[0]], perm=[0, 2, 1]))
         if target:
             width = self._width(target)
-            outputs = [_cut_value("y", width)]
+            outputs = [_cut_value("y", "next_frames", width)]
             nodes.append(helper.make_node("Transpose", [target], ["y"], perm=[0, 2, 1]))
         used = {value for node in nodes for value in node.input}
         weights = [weight for weight in graph.initializer if weight.name in used]
@@ -208,5 +208,6 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
     return {each.name: helper.get_attribute_value(each) for each in node.attribute}
 
 
-def _cut_value(name: str, width: int) -> Any:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["batch", "frames", width])
+def _cut_value(name: str, frames: str, width: int) -> Any:
+    # Another name of the axis on either side: there are more frames after an upsampling.
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["batch", frames, width])
