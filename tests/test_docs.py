@@ -200,3 +200,11 @@ def _shown_commands(text: str) -> list[str]:
         r"(?<!`)`(mkc-fast [^`]*)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     )
     return [line[match.start() :] for line in lines if (match := re.search(r"(?<![\w/.'-])mkc-fast (?=[a-z-])", line))]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/benchmarks.md", "docs/gpu.md"])
+def test_pages_that_speak_of_speed_say_that_no_gpu_was_measured(page: str) -> None:
+    """Until there is a result of one; then they say what it measured."""
+    if (RESULTS / "gpu.json").exists():
+        pytest.skip("a GPU was measured")
+    assert "not measured on a GPU" in " ".join((ROOT / page).read_text().split())

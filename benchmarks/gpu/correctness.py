@@ -65,6 +65,11 @@ def _compared(bench: Bench, cpu: Anonymizer, cases: Sequence[Case], precision: P
     return compared(there, cpu, cases, precision)
 
 
+def limit_of(precision: str) -> float:
+    """The largest relative RMS error of a stage that passes."""
+    return _LIMITS.get(precision, _LIMIT)
+
+
 def cases_of(cpu: Anonymizer, waveforms: Sequence[NDArray[np.float32]]) -> list[Case]:
     """Recordings (S,), and what the CPU makes of them."""
     cases = []
@@ -94,7 +99,7 @@ def compared(there: Anonymizer, cpu: Anonymizer, cases: Sequence[Case], precisio
         "in a batch": there.anonymize_batch(waveforms, seed=SEED, utterance_ids=names, batch_s=1e9),
     }
     passes = {name: _whole(cpu, cases, features, results) for name, results in runs.items()}
-    limit = _LIMITS.get(precision, _LIMIT)
+    limit = limit_of(precision)
     return {
         "passes": all(equal)
         and ties.faults == 0

@@ -141,7 +141,12 @@ def run_parts(bench: Bench, names: Sequence[str], budget_s: float) -> list[str]:
             f"{word}: {', '.join(places)}" for word, places in (("failed", wrong), ("skipped", left_out)) if places
         )
         print(f"{time.perf_counter() - begin:6.1f} s  {name}: {state or 'done'}", flush=True)
-    bench.result["failed"] = failed
+    # Also of the parts that were kept.
+    bench.result["failed"] = [
+        place
+        for name in PARTS
+        for place in (*unhappy(bench.result.get(name), "failed", name), *denied(bench.result.get(name), name))
+    ]
     bench.save()
     return failed
 

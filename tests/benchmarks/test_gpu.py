@@ -64,6 +64,7 @@ def test_the_gpu_benchmark_can_be_rehearsed(artifacts: Artifacts, tmp_path: Path
     assert whole["widths_by_the_kernel"] == [16]
     for name in ("fp32, NCHW", "fp32, NHWC"):
         figure = result["vocoder"][name]
+        assert figure["passes"] is True
         assert figure["against_the_cpu"]["relative_rms_error"] < 1e-4
         assert figure["precision"] == "fp32"
         assert figure["shapes"] == {"features": [2, 70, 64]}
@@ -73,10 +74,12 @@ def test_one_part_is_measured_again_and_the_others_are_kept(artifacts: Artifacts
     shim.library()
     shutil.copytree(artifacts.model, tmp_path / "work" / "model")
     (tmp_path / "work" / "half").touch()
-    (tmp_path / "gpu.json").write_text(json.dumps({"lookup": {"resident": True}, "vocoder": {"failed": "it was"}}))
+    kept = {"lookup": {"resident": True}, "latency": {"failed": "too"}, "vocoder": {"failed": "it was"}}
+    (tmp_path / "gpu.json").write_text(json.dumps(kept))
     run, result = rehearse(tmp_path, "--only", "vocoder")
     assert run.returncode == 0, run.stdout + run.stderr
     assert result["lookup"] == {"resident": True}
+    assert result["failed"] == ["latency"]  # which is not measured again
     assert "fp32, NCHW" in result["vocoder"]
     assert "failed" not in result["vocoder"]
     assert "throughput" not in result
@@ -184,6 +187,12 @@ def test_a_whole_run_begins_anew(tmp_path: Path) -> None:
     (tmp_path / "gpu.json").write_text(json.dumps({"lookup": {"resident": True}}))
     assert "lookup" not in begun(tmp_path / "gpu.json", list(PARTS))
     assert "lookup" in begun(tmp_path / "gpu.json", ["memory"])
+
+
+def test_the_docs_name_every_part() -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    section = text[text.index("## The GPU profile") :]
+    assert [name for name in PARTS if f"`{name}`" not in section] == ["making"]  # which measures nothing
 
 
 def test_errors_are_relative_to_what_was_expected() -> None:
