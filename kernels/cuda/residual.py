@@ -56,7 +56,8 @@ class DeviceResidual:
     def __init__(self, cupy: Any, device: Any) -> None:
         self._cupy = cupy
         attributes = device.attributes
-        capability = (attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"])
+        digits = device.compute_capability  # "90", "120"; among its attributes CuPy does not have it
+        capability = int(digits[:-1]), int(digits[-1])
         if capability < LEAST_CAPABILITY:
             found, least = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
             raise DeviceError(

@@ -78,12 +78,12 @@ class FakeCupy(ModuleType):
             def __init__(self, device: int) -> None:
                 self.id = device
                 self.attributes = {
-                    "ComputeCapabilityMajor": 9,
-                    "ComputeCapabilityMinor": 0,
                     "MultiProcessorCount": multiprocessors,
                     "MaxSharedMemoryPerBlockOptin": shared_bytes - 1024,
                     "MaxSharedMemoryPerMultiprocessor": shared_bytes,
                 }
+
+            compute_capability = "90"
 
             @property
             def mem_info(self) -> tuple[int, int]:

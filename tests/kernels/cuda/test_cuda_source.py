@@ -433,16 +433,18 @@ def test_what_is_missing_is_said_in_one_line(cupy: FakeCupy, monkeypatch: pytest
 def test_what_the_stand_in_stands_in_for_exists() -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed: its names are not compared")
     fake = FakeCupy()
+    own = {"queues", "launched", "free_bytes", "allocated_bytes", "limit_bytes", "blocks", "blocks_when_freed"}
 
     def compare(stand_in: object, real: object, where: str) -> None:
         for name, value in vars(stand_in).items():
-            if name.startswith("_") or name in {"queues", "launched", "free_bytes", "allocated_bytes", "limit_bytes"}:
+            if name.startswith("_") or name in own:
                 continue
             assert hasattr(real, name), f"{where}.{name} is not in CuPy"
             if isinstance(value, SimpleNamespace) or (isinstance(value, type) and not issubclass(value, Exception)):
                 compare(value, getattr(real, name), f"{where}.{name}")
 
     compare(fake, cupy, "cupy")
+    assert hasattr(cupy.cuda.Device, "compute_capability")
     for name in fake.cuda.Device(0).attributes:
         assert hasattr(cupy.cuda.runtime, f"cudaDevAttr{name}")
     for name in ("max_dynamic_shared_size_bytes", "preferred_shared_memory_carveout"):

@@ -332,6 +332,6 @@ def test_arrays_that_do_not_fit_are_refused(residual: tuple[FakeCupy, DeviceResi
 def test_a_gpu_without_these_tensor_cores_is_refused() -> None:
     fake = FakeCupy()
     turing = fake.cuda.Device(0)
-    turing.attributes |= {"ComputeCapabilityMajor": 7, "ComputeCapabilityMinor": 5}
+    turing.compute_capability = "75"
     with pytest.raises(DeviceError, match=r"cuda:0: compute capability 7\.5.*needs 8\.0"):
         DeviceResidual(fake, turing)
