@@ -62,6 +62,16 @@ def export(
             rich_help_panel=panels.OUTPUT,
         ),
     ] = False,
+    cuda: Annotated[
+        bool | None,
+        typer.Option(
+            "--cuda/--no-cuda",
+            help="Also write graphs in the fused operators that ONNX Runtime has for CUDA (wavlm.cuda.onnx, "
+            "wavlm.cuda.fp16.onnx). Default: where onnxruntime-gpu is installed.",
+            show_default=False,
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the directory.", rich_help_panel=panels.OUTPUT)
     ] = False,
@@ -107,6 +117,7 @@ def export(
             layer,
             half=half,
             int8=int8,
+            cuda=cuda,
             overwrite=overwrite,
             allow_inexact=allow_inexact,
         )
@@ -126,6 +137,7 @@ def _export(
     *,
     half: bool,
     int8: bool,
+    cuda: bool | None,
     overwrite: bool,
     allow_inexact: bool,
 ) -> None:
@@ -141,6 +153,7 @@ def _export(
             config=config,
             half=half,
             int8=int8,
+            cuda=cuda,
             overwrite=overwrite,
             allow_inexact=allow_inexact,
             progress=progress,

@@ -35,9 +35,12 @@ CPU_VOCODER_FILE = f"{VOCODER}.cpu.onnx"
 PIECE_REACH = "piece_reach"
 # The graphs once more, of the native operators, where those were there at export; weights lie beside each, in a .bin.
 NATIVE_SUFFIX = ".native.onnx"
+# The graphs once more, in the fused operators that ONNX Runtime has for CUDA, in float32 and in half precision; weights
+# lie beside each, in a .bin.
+CUDA_SUFFIX, CUDA_HALF_SUFFIX = ".cuda.onnx", f".cuda.{FP16}.onnx"
 # The names of a model's files: the graphs, their forms for one precision or device, and weights beside them.
 _MODEL_NAMES = re.compile(
-    rf"model\.json|({'|'.join(GRAPHS)})(\.(cpu|native|{FP16}|{INT8}))?\.(onnx(\.data)?|bin)|\..+\.\d+\.mkc-fast\.tmp"
+    rf"model\.json|({'|'.join(GRAPHS)})(\.(cpu|native|cuda|cuda\.{FP16}|{FP16}|{INT8}))?\.(onnx(\.data)?|bin)|\..+\.\d+\.mkc-fast\.tmp"
 )
 _BANK_NAMES = re.compile(r"bank\.json|centroids\.npy|half_norms\.npy|\..+\.\d+\.mkc-fast\.tmp")
 # The field of both JSON files that has the digest of all others.
@@ -95,6 +98,16 @@ class GraphCheck:
 def native_file(file: str) -> str:
     """The native form of a graph's file: ``wavlm.onnx`` → ``wavlm.native.onnx``."""
     return file.removesuffix(".onnx") + NATIVE_SUFFIX
+
+
+def cuda_file(file: str, *, half: bool) -> str:
+    """The form for CUDA of a graph's file: ``wavlm.onnx`` → ``wavlm.cuda.onnx`` or ``wavlm.cuda.fp16.onnx``."""
+    return file.removesuffix(".onnx") + (CUDA_HALF_SUFFIX if half else CUDA_SUFFIX)
+
+
+def weights_file(graph: Path) -> Path:
+    """Where the weights of a native graph, or of one for CUDA, lie."""
+    return graph.with_name(graph.name.removesuffix(".onnx") + ".bin")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from mkc_fast.engine.sessions.cpu import CPU_GRAPH_FILES
 from mkc_fast.engine.sessions.prepared import prepared_graph
 from mkc_fast.errors import ArtifactError, CheckpointError, InexactError
 from mkc_fast.export.checkpoints.published import VoiceCheckpoint, WavLMCheckpoint, load_voice, load_wavlm
+from mkc_fast.export.cuda_forms import cuda_forms, cuda_provider_is_here
 from mkc_fast.export.graphs.files import open_session
 from mkc_fast.export.graphs.native import write_conformer, write_hifigan, write_wavlm
 from mkc_fast.export.graphs.torch_export import (
@@ -73,6 +74,7 @@ class _Export:
     info: ModelInfo
     say: Callable[[str], None]
     allow_inexact: bool
+    cuda: bool
     found: dict[str, list[Reference]] = field(default_factory=dict)
     checks: dict[str, GraphCheck] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -110,6 +112,7 @@ def export_model(
     config: str | PathLike[str] | None = None,
     half: bool = False,
     int8: bool = False,
+    cuda: bool | None = None,
     overwrite: bool = False,
     allow_inexact: bool = False,
     cache: str | PathLike[str] | bool = True,
@@ -133,6 +136,8 @@ def export_model(
         config: YAML file with the conformer's sizes, for a bare state dict; without it they are the published ones.
         half: Also write each graph in half precision (``write_half_graphs``).
         int8: Also write WavLM and the conformer with linear layers in 8 bits, for CPUs (``write_int8_graphs``).
+        cuda: Also write each graph in the fused operators of ONNX Runtime's CUDA provider, in float32 and in half
+            precision (``mkc_fast.export.graphs.cuda``). Default: where the ONNX Runtime installed has that provider.
         overwrite: Replace ``out`` if it holds an exported model and nothing else, and none of the sources.
         allow_inexact: Also write graphs whose error exceeds their bound; ``model.json`` and every load warn of them.
         cache: Folder that is also written into, so that the first load is quick: digests of the files and, without the
@@ -159,7 +164,7 @@ def export_model(
         wavlm, voice = _read(wavlm_path, voice_path, hifi_path, sizes_path, layer)
         info = _model_info(wavlm_path, wavlm, voice_path, voice, layer)
         # Each network is built, written, judged and released before the next, so memory is that of the largest.
-        work = _Export(directory, info, say, allow_inexact)
+        work = _Export(directory, info, say, allow_inexact, cuda_provider_is_here() if cuda is None else cuda)
         say(f"WavLM, layers 1 to {layer} of {wavlm.config.num_layers}")
         encoder = WavLM(wavlm_path, wavlm, layer)
         del wavlm
@@ -253,11 +258,13 @@ def _write_and_judge(
     write_graph(work.directory / graph.file, graph, work.info)
     _judge(work, graph.file, graph, optional=optional)
     native = native_file(graph.file)
-    if write_native is None or native_library() is None:
-        return
-    if write_native(work.directory / native, graph.module):
+    operators = write_native is not None and native_library() is not None
+    if operators and write_native(work.directory / native, graph.module):  # type: ignore[misc]
         add_metadata(work.directory / native, work.info)
         _judge(work, native, graph, optional=True)
+    if work.cuda and graph.file in GRAPH_FILES:
+        for file, check in cuda_forms(work.directory, graph, work.info, work.say, work.found[graph.file]):
+            work.accept(file, check, optional=True)
 
 
 def _judge(work: _Export, file: str, graph: ModuleGraph, *, optional: bool) -> None:

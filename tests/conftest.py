@@ -170,6 +170,18 @@ def artifacts(checkpoints: Checkpoints, make_once: MakeOnce) -> Artifacts:
 
 
 @pytest.fixture(scope="session")
+def cuda_artifacts(checkpoints: Checkpoints, make_once: MakeOnce) -> Artifacts:
+    """The random checkpoints, exported with graphs for CUDA; the anonymizer runs on the CPU."""
+
+    def make(folder: Path) -> None:
+        export_model(checkpoints.wavlm, checkpoints.ckpt, folder / "model", cuda=True)
+        build_bank(checkpoints.kmeans_scp, folder / "bank")
+
+    folder = make_once("cuda-artifacts", make)
+    return Artifacts(folder / "model", folder / "bank", Anonymizer.load(folder / "model", folder / "bank"))
+
+
+@pytest.fixture(scope="session")
 def clip() -> np.ndarray:
     """The demo's speech clip, (S,) float32 at 16 kHz."""
     return read_waveform(ROOT / "cli" / "demo_speech.flac", 16000)

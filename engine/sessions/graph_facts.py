@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mkc_fast.engine.artifacts import MODEL_FILE, NATIVE_SUFFIX, graph_metadata
+from mkc_fast.engine.artifacts import (
+    CUDA_HALF_SUFFIX,
+    CUDA_SUFFIX,
+    MODEL_FILE,
+    NATIVE_SUFFIX,
+    graph_metadata,
+    weights_file,
+)
 from mkc_fast.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -64,8 +71,8 @@ def files_of(model: Path, info: ModelInfo, graphs: tuple[str, ...]) -> dict[str,
     found = {}
     for graph in graphs:
         beside = [f"{graph}.data"]
-        if graph.endswith(NATIVE_SUFFIX):
-            beside.append(graph.removesuffix(".onnx") + ".bin")
+        if graph.endswith((NATIVE_SUFFIX, CUDA_SUFFIX, CUDA_HALF_SUFFIX)):
+            beside.append(weights_file(model / graph).name)
         for name in (graph, *(other for other in beside if (model / other).exists())):
             if name not in info.files:
                 raise ArtifactError(f"{model / name}: not listed in {MODEL_FILE}; export the model again")

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 from torch.nn import LayerNorm
 
+from mkc_fast.export.graphs.builder import IR_VERSION, GraphBuilder, Values, domains, matrix, numpy_of, values_of
 from mkc_fast.export.graphs.packing import (
     HALF_PANEL,
     PANEL,
@@ -22,7 +23,7 @@ from mkc_fast.export.graphs.packing import (
     pack_winograd,
 )
 from mkc_fast.export.networks.hifigan import LAST_SLOPE, SLOPE
-from mkc_fast.export.networks.layers import MASKED_SCORE, Linear
+from mkc_fast.export.networks.layers import Linear
 from mkc_fast.kernels.cpu.loader import DOMAIN
 
 if TYPE_CHECKING:
@@ -35,12 +36,8 @@ if TYPE_CHECKING:
     from mkc_fast.export.networks.conformer import Conformer, ConformerLayer
     from mkc_fast.export.networks.hifigan import Conv, HifiGan, ResBlock, Stage
     from mkc_fast.export.networks.layers import SelfAttention
-    from mkc_fast.export.networks.wavlm import ConvLayer, EncoderLayer, PositionGate, TimeNorm, WavLM
+    from mkc_fast.export.networks.wavlm import ConvLayer, EncoderLayer, PositionGate, WavLM
 
-# A graph's inputs by name: their type and axes.
-_Inputs = dict[str, tuple[type[np.generic], "Sequence[str | int]"]]
-
-_OPSET, _IR_VERSION = 20, 10
 # Larger weights lie in a file beside the graph, each at the start of a page: ONNX Runtime maps them from there.
 _LEAST_EXTERNAL_BYTES, _PAGE = 1024, 4096
 # As kernels/cpu/shapes.hpp numbers them.
@@ -51,35 +48,8 @@ DIRECT, WINOGRAD = "DirectBlocks", "ResidualBlocks"
 _MOST_TAPS, _MOST_DILATION, _MOST_PAIRS_OF_A_BLOCK, _MOST_PAIRS = 31, 64, 16, 64
 
 
-class _Builder:
-    """A graph under construction: nodes by their outputs' names, weights by what they are."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[tuple[str, NDArray[np.generic]]] = []
-        self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
-
-    def add(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """The output of a new node."""
-        name = f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [name], name, domain=domain, **attributes))
-        return name
-
-    def weight(self, values: NDArray[np.generic]) -> str:
-        name = f"weight_{len(self.weights)}"
-        self.weights.append((name, np.ascontiguousarray(values)))
-        return name
-
-    def constant(self, values: object, kind: type[np.generic]) -> str:
-        """A small weight; equal ones are one."""
-        array = np.asarray(values, kind)
-        key = (array.dtype.str, array.tobytes(), array.shape)
-        if key not in self._constants:
-            self._constants[key] = self.weight(array)
-        return self._constants[key]
-
-    def axes(self, *axes: int) -> str:
-        return self.constant(axes, np.int64)
+class _Builder(GraphBuilder):
+    """A graph of the native operators under construction."""
 
     def convolution(
         self, x: str, weights: NDArray[np.float32], bias: NDArray[np.float32], residual: str = "", **told: Any
@@ -94,12 +64,8 @@ class _Builder:
         return self.add("Convolution", *inputs[: 4 if residual else 3], domain=DOMAIN, **attributes)
 
     def linear(self, x: str, linear: Linear, residual: str = "", activation: int = _NONE) -> str:
-        weight, bias = _matrix(linear)
+        weight, bias = matrix(linear)
         return self.convolution(x, pack(weight), bias, residual, activation=activation)
-
-    def layer_norm(self, x: str, norm: torch.nn.LayerNorm) -> str:
-        scale, shift = self.weight(_numpy(norm.weight)), self.weight(_numpy(norm.bias))
-        return self.add("LayerNormalization", x, scale, shift, axis=-1, epsilon=norm.eps)
 
     def attention(self, x: str, attention: SelfAttention, mask: str, residual: str, *positions: str) -> str:
         """Self-attention of ``x`` with a mask (B, T) on keys and, for WavLM, a table of positions and its gate."""
@@ -107,28 +73,12 @@ class _Builder:
         mixed = self.add("Attention", projected, mask, *positions, domain=DOMAIN, heads=attention.num_heads)
         return self.linear(mixed, attention.out, residual)
 
-    def frames(self, x: str) -> str:
-        """How many frames ``x`` has, int64 ()."""
-        return self.add("Squeeze", self.add("Shape", x, start=1, end=2))
-
-    def first_frames(self, lengths: str, frames: str) -> str:
-        """Which frames come before each length: bool (B, T)."""
-        zero, one = self.constant(0, np.int64), self.constant(1, np.int64)
-        return self.add("Less", self.add("Range", zero, frames, one), self.add("Unsqueeze", lengths, self.axes(1)))
-
-    def key_mask(self, valid: str) -> str:
-        return self.add("Where", valid, self.constant(0, np.float32), self.constant(MASKED_SCORE, np.float32))
-
-    def keep(self, valid: str) -> str:
-        """One where valid, zero elsewhere: (B, T, 1)."""
-        return self.add("Unsqueeze", self.add("Cast", valid, to=TensorProto.FLOAT), self.axes(2))
-
     def save(
-        self, path: Path, inputs: _Inputs, result: str, output: str,
+        self, path: Path, inputs: Values, result: str, output: str,
         axes: Sequence[str | int],
     ) -> None:  # fmt: skip
         """Write the graph, and its weights beside it."""
-        self.nodes.append(helper.make_node("Identity", [result], [output], output))
+        self.name_output(result, output)
         data = path.with_suffix(".bin")
         initializers = []
         with data.open("wb") as file:
@@ -147,15 +97,13 @@ class _Builder:
         graph = helper.make_graph(
             self.nodes,
             path.stem,
-            [
-                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), list(shape))
-                for name, (kind, shape) in inputs.items()
-            ],
+            values_of(inputs),
             [helper.make_tensor_value_info(output, TensorProto.FLOAT, list(axes))],
             initializers,
         )
-        domains = [helper.make_opsetid("", _OPSET), helper.make_opsetid(DOMAIN, 1)]
-        model = helper.make_model(graph, opset_imports=domains, ir_version=_IR_VERSION, producer_name="mkc-fast")
+        model = helper.make_model(
+            graph, opset_imports=domains({DOMAIN: 1}), ir_version=IR_VERSION, producer_name="mkc-fast"
+        )
         onnx.save(model, path)
 
 
@@ -181,9 +129,9 @@ def _conformer_layer(build: _Builder, layer: ConformerLayer, x: str, mask: str, 
     x = _feed_forward(build, x, layer.ffn1.norm, layer.ffn1.fc1, layer.ffn1.fc2, _SILU)
     x = build.attention(build.layer_norm(x, layer.attention_norm), layer.attention, mask, x)
     module = layer.convolution
-    expand, bias = pack_gated(*_matrix(module.expand))
+    expand, bias = pack_gated(*matrix(module.expand))
     inner = build.convolution(build.layer_norm(x, module.norm), expand, bias, activation=_GLU)
-    weights, bias = _numpy(module.weight)[:, 0].T, _numpy(module.bias)
+    weights, bias = numpy_of(module.weight)[:, 0].T, numpy_of(module.bias)
     inner = build.add("Mul", inner, keep)
     inner = build.add("Depthwise", inner, build.weight(weights), build.weight(bias), domain=DOMAIN)
     x = build.linear(inner, module.reduce, x)
@@ -202,54 +150,37 @@ def write_wavlm(path: Path, module: WavLM) -> bool:
     for conv in cast("list[ConvLayer]", list(module.convs)):
         kernel = conv.weight.shape[2]
         activation = _NONE if conv.norm or conv.time_norm else _GELU
-        bias = np.zeros(conv.weight.shape[0], np.float32) if conv.bias is None else _numpy(conv.bias)
-        weights = pack_convolution(_numpy(conv.weight))
+        bias = np.zeros(conv.weight.shape[0], np.float32) if conv.bias is None else numpy_of(conv.bias)
+        weights = pack_convolution(numpy_of(conv.weight))
         x = build.convolution(x, weights, bias, kernel=kernel, stride=conv.stride, activation=activation)
         if conv.norm is not None:
             x = build.layer_norm(x, conv.norm)
         if conv.time_norm is not None:
-            x = _time_norm(build, x, conv.time_norm, build.keep(_covered(build, x, conv.stride, kernel)))
+            x = build.time_norm(
+                x, conv.time_norm, build.keep(build.covered("lengths", build.frames(x), conv.stride, kernel))
+            )
         if activation == _NONE:
             x = build.add("Gelu", x)
     x = build.layer_norm(x, module.feature_norm)
     if isinstance(module.projection, Linear):
         x = build.linear(x, module.projection)
-    valid = _covered(build, x, module.config.hop, module.config.min_samples)
+    valid = build.covered("lengths", build.frames(x), module.config.hop, module.config.min_samples)
     mask = build.key_mask(valid)
     x = build.add("Mul", x, build.keep(valid))
     position = module.position
     left, right = position.pad
-    weights, groups = _numpy(position.weight), position.groups
+    weights, groups = numpy_of(position.weight), position.groups
     told = {"kernel": weights.shape[2], "left": left, "right": right, "groups": groups, "activation": _GELU}
     # The activation comes before the addition, so this is no residual.
-    x = build.add("Add", x, build.convolution(x, pack_convolution(weights, groups), _numpy(position.bias), **told))
+    x = build.add("Add", x, build.convolution(x, pack_convolution(weights, groups), numpy_of(position.bias), **told))
     if isinstance(module.input_norm, LayerNorm):
         x = build.layer_norm(x, module.input_norm)
-    table = "" if module.bias is None else build.weight(_numpy(module.bias.table))
+    table = "" if module.bias is None else build.weight(numpy_of(module.bias.table))
     for layer in cast("list[EncoderLayer]", list(module.layers)):
         x = _encoder_layer(build, layer, x, table, mask)
-    inputs: _Inputs = {"waveform": (np.float32, ("batch", "samples")), "lengths": (np.int64, ("batch",))}
+    inputs: Values = {"waveform": (np.float32, ("batch", "samples")), "lengths": (np.int64, ("batch",))}
     build.save(path, inputs, x, "features", ("batch", "frames", module.config.dim))
     return True
-
-
-def _covered(build: _Builder, x: str, stride: int, window: int) -> str:
-    """As ``mkc_fast.export.networks.wavlm.covered``."""
-    first, step = build.constant(window, np.int64), build.constant(stride, np.int64)
-    end = build.add("Add", build.add("Mul", build.frames(x), step), first)
-    ends = build.add("Range", first, end, step)
-    return build.add("LessOrEqual", ends, build.add("Unsqueeze", "lengths", build.axes(1)))
-
-
-def _time_norm(build: _Builder, x: str, norm: TimeNorm, keep: str) -> str:
-    count = build.add("ReduceSum", keep, build.axes(1))
-    mean = build.add("Div", build.add("ReduceSum", build.add("Mul", x, keep), build.axes(1)), count)
-    centered = build.add("Mul", build.add("Sub", x, mean), keep)
-    squares = build.add("ReduceSum", build.add("Mul", centered, centered), build.axes(1))
-    variance = build.add("Add", build.add("Div", squares, count), build.constant(1e-5, np.float32))
-    scaled = build.add("Div", centered, build.add("Sqrt", variance))
-    scale, shift = (build.weight(_numpy(part).reshape(-1)) for part in (norm.weight, norm.bias))
-    return build.add("Add", build.add("Mul", scaled, scale), shift)
 
 
 def _encoder_layer(build: _Builder, layer: EncoderLayer, x: str, table: str, mask: str) -> str:
@@ -269,7 +200,7 @@ def _encoder_layer(build: _Builder, layer: EncoderLayer, x: str, table: str, mas
 def _gate(build: _Builder, gate: PositionGate, x: str) -> str:
     """(B, H, T) of (B, T, D)."""
     shape = build.constant((0, 0, gate.num_heads, gate.head_dim), np.int64)
-    weight, bias = _matrix(gate.linear)
+    weight, bias = matrix(gate.linear)
     product = build.add("MatMul", build.add("Reshape", x, shape), build.weight(weight))
     both = build.add("Sigmoid", build.add("Add", product, build.weight(bias)))
     both = build.add("Transpose", both, perm=(0, 2, 1, 3))
@@ -277,7 +208,7 @@ def _gate(build: _Builder, gate: PositionGate, x: str) -> str:
         build.add("Squeeze", build.add("Slice", both, build.axes(k), build.axes(k + 1), build.axes(3)), build.axes(3))
         for k in (0, 1)
     )
-    scaled = build.add("Mul", second, build.weight(_numpy(gate.scale).reshape(-1, 1)))
+    scaled = build.add("Mul", second, build.weight(numpy_of(gate.scale).reshape(-1, 1)))
     reduced = build.add("Sub", scaled, build.constant(1.0, np.float32))
     return build.add("Add", build.add("Mul", first, reduced), build.constant(2.0, np.float32))
 
@@ -312,11 +243,11 @@ def write_hifigan(path: Path, module: HifiGan) -> bool:
     x = build.linear("features", module.lin_pre)
     x = _keeping_length(build, x, module.conv_pre)
     for stage in cast("list[Stage]", list(module.stages)):
-        packed, window = pack_transposed(_numpy(stage.weight), stage.rate)
+        packed, window = pack_transposed(numpy_of(stage.weight), stage.rate)
         x = build.convolution(
             x,
             packed,
-            np.tile(_numpy(stage.bias), stage.rate),
+            np.tile(numpy_of(stage.bias), stage.rate),
             kernel=window,
             left=window - 1,
             right=window - 1,
@@ -333,9 +264,9 @@ def write_hifigan(path: Path, module: HifiGan) -> bool:
 
 
 def _keeping_length(build: _Builder, x: str, conv: Conv, slope: float = 1.0) -> str:
-    weight, padding = _numpy(conv.weight), conv.padding
+    weight, padding = numpy_of(conv.weight), conv.padding
     told = {"kernel": weight.shape[2], "left": padding, "right": padding, "slope": slope}
-    return build.convolution(x, pack_convolution(weight), _numpy(conv.bias), **told)
+    return build.convolution(x, pack_convolution(weight), numpy_of(conv.bias), **told)
 
 
 def blocks_operator(width: int) -> str:
@@ -356,9 +287,9 @@ def _residual_blocks(build: _Builder, x: str, blocks: Sequence[ResBlock]) -> str
     for block in blocks:
         for index, dilated in enumerate(block.dilated):
             for conv in cast("list[Conv]", [dilated, *([block.plain[index]] if len(block.plain) else [])]):
-                weight = _numpy(conv.weight)
+                weight = numpy_of(conv.weight)
                 weights.append(pack_winograd(weight) if operator == WINOGRAD else pack_convolution(weight).reshape(-1))
-                bias = _numpy(conv.bias)
+                bias = numpy_of(conv.bias)
                 biases.append(np.pad(bias, (0, -len(bias) % PANEL)))
     return build.add(
         operator,
@@ -371,14 +302,3 @@ def _residual_blocks(build: _Builder, x: str, blocks: Sequence[ResBlock]) -> str
         plain=int(len(blocks[0].plain) > 0),
         slope=SLOPE,
     )
-
-
-def _matrix(linear: Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights (in, out) and bias (out,)."""
-    weight = _numpy(linear.weight)
-    return weight, np.zeros(weight.shape[1], np.float32) if linear.bias is None else _numpy(linear.bias)
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = tensor.detach().numpy()
-    return values

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mkc_fast.errors import MkcError
-from mkc_fast.export.graphs.files import open_session
+from mkc_fast.export.graphs.files import open_session, without_weights
 from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 
 if TYPE_CHECKING:
@@ -30,17 +30,20 @@ FLOAT, HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 LARGEST = 65504.0
 
 # Products: what float16 is for. Devices multiply float16, add the products up in float32, and round the sum once.
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "MultiHeadAttention"})
 # Value by value, or normalizing with statistics that the operator itself keeps in float32: LayerNormalization by its
 # attribute stash_type, Softmax in every implementation for half. As precise as the widest of their inputs.
 _ELEMENTWISE = frozenset(
-    {"Abs", "Add", "Clip", "Div", "Gelu", "LayerNormalization", "LeakyRelu", "Max", "Min", "Mul", "Neg", "Reciprocal",
-     "ReduceMean", "ReduceSum", "Relu", "Sigmoid", "Softmax", "Sqrt", "Sub", "Tanh", "Where"}
+    {"Abs", "Add", "BiasAdd", "BiasGelu", "Clip", "Div", "Gelu", "LayerNormalization", "LeakyRelu", "Max", "Min", "Mul",
+     "Neg", "QuickGelu", "Reciprocal", "ReduceMean", "ReduceSum", "Relu", "Sigmoid", "SkipLayerNormalization",
+     "Softmax", "Sqrt", "Sub", "Tanh", "Where"}
 )  # fmt: skip
 # Only move values.
 _LAYOUT = frozenset(
     {"Concat", "Expand", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
+# Of those, the ones that are ONNX Runtime's own (com.microsoft), of the graphs for CUDA.
+_FUSED = frozenset({"BiasAdd", "BiasGelu", "MultiHeadAttention", "QuickGelu", "SkipLayerNormalization"})
 # Their output's type does not depend on their inputs'.
 _TYPED = {
     "Equal": TensorProto.BOOL,
@@ -67,7 +70,8 @@ class Policy:
 
     Attributes:
         ops: Operator types. Sums over time (a Base model's GroupNorm counts samples past 65504 and squares values
-            below 1e-4, which float16 loses), their roots, and the vocoder's tanh, which makes the samples.
+            below 1e-4, which float16 loses), their roots, and the vocoder's tanh, which makes the samples. And CUDA's
+            fused sum and normalization, which in float16 takes its statistics in float16 (microsoft/onnxruntime#29034).
         names: Patterns (``*``) of node names, or of weights, for the nodes that read them. Weights are the better
             handle: their names come from the modules, those of nodes from the exporter.
         scores: Attention scores, from the product of queries and keys to the Softmax, with what is added to them
@@ -75,12 +79,11 @@ class Policy:
             models of WavLM's family are known for scores that outgrow float16 in training (arXiv 2112.08778).
         stream: The residual stream: sums that a LayerNormalization or the graph's output reads. WavLM's has
             dimensions with values of hundreds beside others near 1; rounding errors stay in it and add up over the
-            layers; and ONNX Runtime's fused sum and normalization for float16 takes its statistics in float16 on
-            CUDA (onnxruntime issue 29034).
+            layers; and ONNX Runtime would fuse the sum and the normalization on CUDA, as above.
         largest: What a value may reach when measured; the rest up to 65504 is for inputs not measured.
     """
 
-    ops: frozenset[str] = frozenset({"Reciprocal", "ReduceMean", "ReduceSum", "Sqrt", "Tanh"})
+    ops: frozenset[str] = frozenset({"Reciprocal", "ReduceMean", "ReduceSum", "SkipLayerNormalization", "Sqrt", "Tanh"})
     names: tuple[str, ...] = ()
     scores: bool = True
     stream: bool = True
@@ -97,6 +100,15 @@ POLICIES = {
     CONFORMER_FILE: Policy(scores=False),
     # The last convolution has one output channel, and no layer after it to average its rounding out: 3.0e-3 either way.
     VOCODER_FILE: Policy(names=("conv_post.weight",)),
+}
+
+
+# Of the graphs for CUDA (``mkc_fast.export.graphs.cuda``). No product is left in float32 there, where TF32, which their
+# convolutions need to be let, would take its place. Attention keeps its scores in float32 by itself.
+CUDA_POLICIES = {
+    WAVLM_FILE: Policy(),
+    CONFORMER_FILE: Policy(scores=False, stream=False),
+    VOCODER_FILE: Policy(),
 }
 
 
@@ -146,7 +158,10 @@ class _Conversion:
         self.weights: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
         self.outputs = [value.name for value in model.graph.output]
         self.types = value_types(model)
-        wrong = {HALF, int(TensorProto.BFLOAT16), int(TensorProto.DOUBLE)} & set(self.types.values())
+        # A value may be rounded to float16 and back.
+        rounded = {name for node in self.nodes if node.op_type == "Cast" for name in node.output}
+        kinds = {kind for name, kind in self.types.items() if kind != HALF or name not in rounded}
+        wrong = {HALF, int(TensorProto.BFLOAT16), int(TensorProto.DOUBLE)} & kinds
         if wrong:
             kind = TensorProto.DataType.Name(min(wrong)).lower()
             raise MkcError(f"half precision: the graph has values in {kind}; expected float32")
@@ -321,7 +336,7 @@ class _Conversion:
                     cast(name, FLOAT)
 
         converted = ModelProto()
-        converted.CopyFrom(_without_weights(self.model))
+        converted.CopyFrom(without_weights(self.model))
         converted.graph.node.extend(nodes)
         for tensor in self.model.graph.initializer:
             if self.types[tensor.name] != FLOAT:
@@ -343,7 +358,8 @@ def value_types(model: ModelProto) -> dict[str, int]:
         raise MkcError("half precision: the graph has functions or sparse weights")
     known = _PRODUCTS | _ELEMENTWISE | _LAYOUT | _OTHER | _TYPED.keys()
     for node in graph.node:
-        if node.domain not in {"", "ai.onnx"} or node.op_type not in known:
+        own = node.domain in {"", "ai.onnx"} or (node.domain == "com.microsoft" and node.op_type in _FUSED)
+        if not own or node.op_type not in known:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             raise MkcError(f"half precision: operator {name} (node {node.name}) is not known; how wide must it be?")
         if len(node.output) > 1 and node.op_type == "LayerNormalization":
@@ -385,21 +401,6 @@ def _free_name(name: str, taken: set[str]) -> str:
     return name
 
 
-def _without_weights(model: ModelProto) -> ModelProto:
-    """A copy of everything but nodes and weights."""
-    copy = ModelProto(
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        opset_import=model.opset_import,
-    )
-    copy.metadata_props.extend(model.metadata_props)
-    copy.graph.name = model.graph.name
-    copy.graph.input.extend(model.graph.input)
-    copy.graph.output.extend(model.graph.output)
-    return copy
-
-
 def rounding_shown(model: ModelProto) -> ModelProto:
     """The same half-precision graph with each rounding to float16 as a Cast of its own, and arithmetic in float32.
 
@@ -407,7 +408,7 @@ def rounding_shown(model: ModelProto) -> ModelProto:
     rounding in between, and so shows neither its errors nor its overflows. This form makes it compute what a device
     does that stores float16 and adds up in float32.
     """
-    shown, types = _without_weights(model), value_types(model)
+    shown, types = without_weights(model), value_types(model)
     for tensor in model.graph.initializer:
         if tensor.data_type == HALF:
             array = numpy_helper.to_array(tensor).astype(np.float32)

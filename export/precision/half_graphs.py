@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # The largest relative RMS error that passes: ten times what rounding does to random weights of full size (3e-3, see
 # benchmarks/precision.py), and 30 dB below the signal.
-_TOLERANCE = 3e-2
+TOLERANCE = 3e-2
 
 
 def write_half_graphs(
@@ -65,11 +65,11 @@ def write_half_graphs(
         for node, why in half.outgrown.items():
             say(f"{name}: {node} stays float32: {why}")
         shown = judged_rms(
-            name, runner(open_session(rounding_shown(half.model))), found[file], _TOLERANCE, lengths=lengths
+            name, runner(open_session(rounding_shown(half.model))), found[file], TOLERANCE, lengths=lengths
         )
         save_graph(half.model, out / name)
         del half
-        read = judged_rms(name, runner(open_session(out / name)), found[file], _TOLERANCE, lengths=lengths)
+        read = judged_rms(name, runner(open_session(out / name)), found[file], TOLERANCE, lengths=lengths)
         checks[name] = max(shown, read, key=nearness)
         gc.collect()
     return checks

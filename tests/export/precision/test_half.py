@@ -309,7 +309,7 @@ def test_sums_over_time_are_float32() -> None:
         (node("Erf", ["x"], "y"), "operator Erf"),
         (node("Softplus", ["x"], "y"), "operator Softplus"),
         (node("FusedMatMul", ["x", "w"], "y", domain="com.microsoft"), r"operator com\.microsoft\.FusedMatMul"),
-        (node("Cast", ["x"], "y", to=HALF), "values in float16"),
+        (node("Cast", ["x"], "y", to=TensorProto.BFLOAT16), "values in bfloat16"),
         (node("Cast", ["x"], "y", to=TensorProto.DOUBLE), "values in double"),
     ],
 )
@@ -355,7 +355,7 @@ def test_the_command_has_one_flag_for_it(
 def test_a_graph_that_is_far_from_float64_is_not_written(
     quick_export: None, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(half_graphs, "_TOLERANCE", 1e-6)
+    monkeypatch.setattr(half_graphs, "TOLERANCE", 1e-6)
     with pytest.raises(InexactError, match=r"wavlm\.fp16\.onnx: RMS error 0\.00"):
         export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "m", half=True)
     assert list(tmp_path.iterdir()) == []

@@ -386,7 +386,7 @@ def test_a_native_graph_past_the_bound_is_left_out_and_the_plain_one_serves(
 def test_graphs_of_lower_precision_past_their_tolerance_are_refused_or_warned_of(
     option: str, file: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mkc_fast.export.precision.half_graphs._TOLERANCE", 1e-9)
+    monkeypatch.setattr("mkc_fast.export.precision.half_graphs.TOLERANCE", 1e-9)
     monkeypatch.setattr("mkc_fast.export.precision.int8._TOLERANCE", 1e-9)
     with pytest.raises(InexactError, match=rf"{file}: RMS error .* against float64 on .*PyTorch's float32 has"):
         export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "m", **{option: True})
