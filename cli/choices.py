@@ -51,6 +51,7 @@ class Precision(str, Enum):
     auto = names.AUTO
     fp32 = names.FP32
     tf32 = names.TF32
+    mixed = names.MIXED
     fp16 = names.FP16
     bf16 = names.BF16
     int8 = names.INT8

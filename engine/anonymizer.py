@@ -34,12 +34,14 @@ from mkc_fast.engine.passes.host import HostPass
 from mkc_fast.engine.passes.layout import most_frames
 from mkc_fast.engine.passes.pending import PendingBatch
 from mkc_fast.engine.passes.results import Result, StreamedResult, Utterance
+from mkc_fast.engine.passes.shapes import FRAME_STEP, Shapes, ladder
 from mkc_fast.engine.passes.stages import NotFiniteError, check_finite
 from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
 from mkc_fast.errors import ArgumentError, AudioError, BankError, DeviceError, MkcError, OutputError
 from mkc_fast.kernels import Lookup, make_lookup
-from mkc_fast.names import AUTO, CPU, CUDA, FORMATS, FRAME, LOOKUP
+from mkc_fast.names import AUTO, CPU, FORMATS, FRAME, LOOKUP
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
 __all__ = ["Anonymizer", "PendingBatch", "Result", "StreamedResult"]
 
 logger = logging.getLogger("mkc_fast")
+
+# An hour: more seconds of audio at once than any GPU has memory for.
+_MOST_BATCH_S = 3600.0
 
 
 class Anonymizer:
@@ -156,10 +161,12 @@ class Anonymizer:
             threads: Threads of one operator on the CPU; default: one a core.
             max_window_s: A longer recording is encoded and restored in windows of so many seconds, cross-faded.
             provider: Of ONNX Runtime: ``"auto"``, ``"tensorrt"``, ``"cuda"`` or ``"cpu"``; never silently replaced.
-            precision: ``"auto"``, ``"fp32"``, ``"tf32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, as the provider has them.
+            precision: ``"auto"``, ``"fp32"``, ``"tf32"``, ``"mixed"``, ``"fp16"``, ``"bf16"`` or ``"int8"``, as the
+                provider has them (``EngineOptions``).
             latency_buckets_s: On a GPU, sizes in seconds, such as ``(1, 3, 10, 30)``, for which the graphs are also
                 opened with fixed shapes and recorded as CUDA graphs: a single utterance is padded to the least that it
-                fits, and runs without a launch for each operator. Each size holds another copy of the weights.
+                fits, and runs without a launch for each operator. Without graphs for CUDA, and on TensorRT, each size
+                holds another copy of the weights.
             tuning: Sizes and options of the provider, for benchmarks.
             cache: Folder of TensorRT's engines, of what a CPU prepares and of known digests; default: the user's cache
                 folder.
@@ -208,23 +215,28 @@ class Anonymizer:
         check_graphs(model_path, info, sessions)
         verification.begin(model_path, files_of(model_path, info, sessions.files))
         chosen = replace(options, provider=sessions.provider, precision=sessions.precision)
-        latency = [
-            open_sessions(
-                model_path,
-                device,
-                replace(chosen, tuning=_latency_tuning(chosen.tuning, seconds, info, recorded=chosen.provider == CUDA)),
-                stream=stream,
-            )
-            for seconds in sorted(options.latency_buckets_s)
-        ]
+        latency: list[Sessions | int] = []
+        for seconds in sorted(options.latency_buckets_s):
+            tuning = _latency_tuning(chosen.tuning, seconds, info)
+            if sessions.shaped is not None:
+                assert tuning.buckets is not None
+                latency.append(-(-most_frames(tuning.buckets, info) // FRAME_STEP) * FRAME_STEP)
+            else:
+                latency.append(open_sessions(model_path, device, replace(chosen, tuning=tuning), stream=stream))
         lookup = _device_lookup(opened, index)
         anonymizer = cls(info, opened, sessions, lookup, device, options, verification)
+        shapes = None
+        if sessions.shaped is not None and sessions.shaped.shares_weights and options.tuning.buckets is None:
+            most = -(-anonymizer._window_frames // FRAME_STEP) * FRAME_STEP
+            batch_s = default_batch_s(device) if options.batch_s is None else min(options.batch_s, _MOST_BATCH_S)
+            shapes = Shapes(ladder(most, info), int(batch_s * info.sample_rate / info.hop))
         anonymizer._device_pass = DevicePass(
             context,
             info,
             lookup,
             sessions,
             latency,
+            shapes=shapes,
             window_frames=anonymizer._window_frames,
             overlap_frames=anonymizer._overlap_frames,
         )
@@ -261,6 +273,30 @@ class Anonymizer:
             other._device_pass = self._device_pass.with_lookup(lookup)
         other._host_pass = self._host_pass.with_lookup(other._lookup)
         return other
+
+    def use_lengths(self, lengths: Sequence[int]) -> None:
+        """Pad the batches of a GPU to these lengths from now on, and run each length once.
+
+        Every length has sessions of its own, and the batches that follow plan and allocate nothing. Without this call,
+        a length's sessions are opened when it first occurs. ``mkc_fast.engine.passes.shapes.chosen_lengths`` finds the
+        lengths that suit a corpus; ``infer`` does so by itself. On a CPU, on TensorRT and with a model without graphs
+        for CUDA this does nothing.
+
+        Args:
+            lengths: In frames, ascending; the longest takes the windows of recordings longer than ``max_window_s``.
+
+        Raises:
+            ArgumentError: They do not ascend, or the longest is shorter than a window.
+            DeviceError: The device failed.
+        """
+        self._check_open()
+        if self._device_pass is None:
+            return
+        if list(lengths) != sorted(set(lengths)) or not lengths or lengths[-1] < self._window_frames:
+            raise ArgumentError(
+                f"lengths must ascend to at least {self._window_frames} frames; got {one_line(str(list(lengths)), 80)}"
+            )
+        self._device_pass.use_lengths(lengths)
 
     def encode(self, waveform: ArrayLike) -> NDArray[np.float32]:
         """WavLM features of a waveform: (S,) float in [-1, 1], or int16, at the model's rate → (T, D) float32.
@@ -587,13 +623,18 @@ class Anonymizer:
             batch_s = self.options.batch_s
         if batch_s is None:
             batch_s = default_batch_s(self.device)
-        groups = group_for_pass(
-            [len(utterance.banks) for utterance in utterances],
-            [len(utterance.waveform) / self.info.sample_rate for utterance in utterances],
-            batch_s,
-            window_frames=self._window_frames,
-            max_batch=None if self._sessions.buckets is None else self._sessions.buckets.max_batch,
-        )
+        frames = [len(utterance.banks) for utterance in utterances]
+        shapes = None if self._device_pass is None else self._device_pass.shapes
+        if shapes is not None:
+            groups = shapes.groups(frames, batch_s * self.info.sample_rate / self.info.hop)
+        else:
+            groups = group_for_pass(
+                frames,
+                [len(utterance.waveform) / self.info.sample_rate for utterance in utterances],
+                batch_s,
+                window_frames=self._window_frames,
+                max_batch=None if self._sessions.buckets is None else self._sessions.buckets.max_batch,
+            )
         with self._failing_verified():
             return PendingBatch(groups, utterances, self._pass, self._verified, pad=pad)
 
@@ -699,13 +740,13 @@ def _device_lookup(bank: Bank, index: int) -> CupyLookup:
     return lookup
 
 
-def _latency_tuning(tuning: Tuning, seconds: float, info: ModelInfo, *, recorded: bool) -> Tuning:
+def _latency_tuning(tuning: Tuning, seconds: float, info: ModelInfo) -> Tuning:
     """For single utterances of up to so many seconds, padded to that, in one window of the vocoder."""
     if not seconds * info.sample_rate >= info.min_samples + 2 * info.vocoder_reach * info.hop:
         raise DeviceError(f"a latency bucket has {seconds:g} s; utterances so short run without one")
     buckets = Buckets(max_batch=1, max_seconds=seconds, fixed=True)
     buckets = replace(buckets, window_frames=most_frames(buckets, info))
-    return replace(tuning, buckets=buckets, cuda_graph=recorded)
+    return replace(tuning, buckets=buckets)
 
 
 def _joined(pieces: Iterator[tuple[int, NDArray[np.float32]]], frames: int, dim: int) -> NDArray[np.float32]:

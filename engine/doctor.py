@@ -14,7 +14,7 @@ from mkc_fast.engine.devices import Driver, parse_device
 from mkc_fast.engine.machine import Host, installed_packages, module_version, read_host
 from mkc_fast.engine.sessions.gpu_facts import TENSORRT_LIBRARIES, GpuFacts, GpuProbes, gather_gpu_facts
 from mkc_fast.engine.sessions.probe import try_provider
-from mkc_fast.engine.sessions.providers import GPU_AUTO_PRECISION, ORT_NAMES, TITLES, graph_file, refusal
+from mkc_fast.engine.sessions.providers import ORT_NAMES, TITLES, graph_file, refusal
 from mkc_fast.engine.sessions.support import fitting_extra, obstacle
 from mkc_fast.errors import MkcError
 from mkc_fast.extras import CPU_EXTRA, install_command
@@ -151,14 +151,14 @@ def _verdicts(facts: GpuFacts, index: int | None) -> tuple[Verdict, ...]:
         elif index is not None and (why := _not_by_itself(provider, facts, index)):
             verdicts.append(Verdict(provider, False, why))
         else:
-            precision = FP32 if index is None else GPU_AUTO_PRECISION
+            precision = FP32 if index is None else "mixed where the model has graphs for it, else fp32"
             verdicts.append(Verdict(provider, True, f"it is the fastest that works here, in {precision}"))
     return tuple(verdicts)
 
 
 def _not_by_itself(provider: str, facts: GpuFacts, index: int) -> str | None:
     """Why a provider that is ready is taken only when asked for by name."""
-    reason = refusal(provider, GPU_AUTO_PRECISION, facts.driver.gpus[index])
+    reason = refusal(provider, FP32, facts.driver.gpus[index])
     return f"ready, but only taken when asked for: {reason}" if reason and provider == TENSORRT else reason
 
 

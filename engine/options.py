@@ -45,7 +45,7 @@ class Tuning:
         gpu_mem_limit_bytes: Of ONNX Runtime's arena in each session; default: what the GPU has.
         prefer_nhwc: The vocoder's convolutions with channels last, as tensor cores want them. In a dry run all 78 of
             them get it, without a transpose. In WavLM and the conformer it added copies between host and device, for
-            which every run waits, so it is never on there. Not yet measured on a GPU.
+            which every run waits, so it is never on there. Default: on for the graphs for CUDA. Not measured on a GPU.
         conv_search: How ONNX Runtime asks for cuDNN's plan of a convolution, ``HEURISTIC`` or ``EXHAUSTIVE``; with
             cuDNN 9 these are its two heuristics, A and B. Default: the second where shapes are fixed.
         cuda_graph: Record a run and replay it. Needs fixed buckets, and inputs and outputs bound to the same addresses
@@ -54,7 +54,7 @@ class Tuning:
 
     buckets: Buckets | None = None
     gpu_mem_limit_bytes: int | None = None
-    prefer_nhwc: bool = False
+    prefer_nhwc: bool | None = None
     conv_search: str | None = None
     cuda_graph: bool = False
 
@@ -71,9 +71,11 @@ class EngineOptions:
     Attributes:
         provider: Of ONNX Runtime: ``auto`` (the fastest that the device can do), ``tensorrt``, ``cuda`` or ``cpu``. One
             given by name is used or refused, never replaced. Default: ``auto``.
-        precision: ``auto`` (fp32, or tf32 where TensorRT was given by name and has no fp32), ``fp32``, ``tf32``,
-            ``fp16`` (needs graphs exported for it), ``bf16`` (TensorRT only) or ``int8`` (CPU only, and needs graphs
-            exported for it). Default: ``auto``.
+        precision: ``fp32``, ``tf32``, ``mixed`` (WavLM in float32, so that cluster ids are those of float32, the
+            conformer and the vocoder in half precision), ``fp16`` (all three in half precision), ``bf16`` (TensorRT
+            only) or ``int8`` (CPU only); the last four need graphs exported for them. ``auto``: fp32 on a CPU; on a GPU
+            mixed, if the model has the graphs for it and its export found them within their bound, else fp32 (tf32
+            where TensorRT was given by name and has no fp32). Default: ``auto``.
         threads: Threads of one operator on the CPU. Default: one per core; on a GPU, one.
         max_window_s: Seconds. A longer recording is encoded and restored in windows of this length, cross-faded; 8
             to 86,400. Default: 40.
@@ -133,7 +135,7 @@ def check_choice(index: int | None, provider: str, precision: str, stream: int |
     if index is not None and provider == CPU:
         raise DeviceError(f"{device}: provider cpu runs on the device cpu")
     if index is None and precision in {TF32, BF16}:
-        raise DeviceError(f"precision {precision} needs a GPU; the CPU computes fp32, int8, and fp16 slowly")
+        raise DeviceError(f"precision {precision} needs a GPU; the CPU computes fp32, int8, and mixed and fp16 slowly")
     if index is not None and precision == INT8:
         raise DeviceError("precision int8 is for the device cpu; a GPU has fp16, with less error")
     if stream is not None and index is None:

@@ -111,6 +111,23 @@ def padded_windows(frames: int, size: int, reach: int) -> list[Window]:
     return [Window(0, size, 0, frames - reach), Window(frames - tail, frames, frames - reach, frames)]
 
 
+def two_windows(frames: int, size: int, reach: int) -> list[Window]:
+    """Two exact windows of ``size`` frames: one begins with the sequence, the other ends with it.
+
+    A sequence shorter than a window is padded: the first at its end, the other at its beginning, so that it starts
+    before 0. Padding is not what a network sees past its input's ends, so ``reach`` frames beside it are not kept.
+
+    Args:
+        frames: Of the sequence; from ``2 * reach`` to ``2 * (size - reach)``.
+        size: Of a window.
+        reach: Frames to either side that an output depends on.
+    """
+    if not 2 * reach <= frames <= 2 * (size - reach):
+        raise ValueError(f"{frames} frames do not fit two windows of {size} with a reach of {reach}")
+    middle = min(frames, size) - reach
+    return [Window(0, size, 0, middle), Window(frames - size, frames, middle, frames)]
+
+
 @dataclass(frozen=True)
 class WindowGroup:
     """Windows of one length, which run at once: of which sequence each is."""

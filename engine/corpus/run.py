@@ -14,7 +14,7 @@ from mkc_fast.engine.audio.waveform import LOUD_PEAK
 from mkc_fast.engine.corpus.failures import write_silence
 from mkc_fast.engine.corpus.manifest import Manifest
 from mkc_fast.engine.corpus.outputs import check_foreign, check_recordings, remove_left_over
-from mkc_fast.engine.corpus.plan import planned_batches
+from mkc_fast.engine.corpus.plan import Padding, planned_batches
 from mkc_fast.engine.corpus.protocol import BankDraws, Outcome, Settings, Task, WorkerConfig
 from mkc_fast.engine.corpus.scheduler import Scheduler, worker_configs
 from mkc_fast.engine.corpus.status import FolderSummary, Status, Summary
@@ -23,6 +23,7 @@ from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
 from mkc_fast.engine.devices import cuda_index, device_kind
 from mkc_fast.engine.draws import check_draw
 from mkc_fast.engine.options import EngineOptions, check_choice, default_batch_s
+from mkc_fast.engine.passes.shapes import FRAME_STEP
 from mkc_fast.errors import ArgumentError, DeviceError, MkcError, OutputError, StoppedError, WriteError
 from mkc_fast.names import COPY_SILENCE, CPU, ON_FAILURE, STOP, UTTERANCE
 
@@ -265,7 +266,14 @@ def _work(
     planned_at: float | None = None
     started_at: float | None = None
     # Headers are read while the workers load the models.
-    with planned_batches(tasks, run.batch_s, stopped) as plan, closing(scheduler.run(plan, stopped)) as outcomes:
+    padding = None
+    if batched and CPU not in run.devices and run.options.tuning.buckets is None:
+        window = int(run.options.max_window_s * info.sample_rate / info.hop)
+        padding = Padding(info, -(-window // FRAME_STEP) * FRAME_STEP)
+    with (
+        planned_batches(tasks, run.batch_s, stopped, padding) as plan,
+        closing(scheduler.run(plan, stopped)) as outcomes,
+    ):
         for outcome in outcomes:
             if planned_at is None and plan.done():
                 planned_at, remaining_s = time.perf_counter(), sum(task.audio_s for task in tasks)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
+    from mkc_fast.engine.corpus.plan import Plan
+
 # If so many workers died while they computed one recording alone, it is the cause. Fewer deaths can be chance: a
 # machine that is short of memory kills the process that asks last.
 _DEATHS_OF_ONE = 3
@@ -132,6 +134,7 @@ class Scheduler:
         self.timeout_s = timeout_s
         self.workers: list[WorkerState] = []
         self.queue: deque[list[Task]] = deque()
+        self._lengths: tuple[int, ...] = ()
         self.suspects: set[int] = set()
         self.retrying: set[int] = set()
         self._retried: set[int] = set()
@@ -148,12 +151,12 @@ class Scheduler:
         self._clock = Clock()
 
     def run(
-        self, plan: Future[list[list[Task]]], stopped: Callable[[], bool] = lambda: False
+        self, plan: Future[Plan], stopped: Callable[[], bool] = lambda: False
     ) -> Generator[Outcome | None, None, None]:
         """Run batches, in this order as far as workers are free.
 
         Args:
-            plan: Gives the batches: lists of tasks that run together. Workers start and load meanwhile.
+            plan: Gives the batches, and the lengths that they are padded to. Workers start and load meanwhile.
             stopped: Called often; once it returns true, no batch is begun and the run ends within seconds.
 
         Yields:
@@ -169,7 +172,8 @@ class Scheduler:
             while not plan.done():
                 yield from self._receive()
                 yield None
-            self.queue.extend(plan.result())
+            self.queue.extend(plan.result().batches)
+            self._lengths = plan.result().lengths
             while (self.queue or self._outstanding()) and not stopped():
                 self._fill_workers()
                 yield from self._receive()
@@ -226,7 +230,7 @@ class Scheduler:
             return
         batch = self.queue[0]
         try:
-            worker.connection.send((self._number + 1, batch))
+            worker.connection.send((self._number + 1, batch, self._lengths))
         except OSError:
             return  # it is dead, which is handled in _receive
         self.queue.popleft()

@@ -48,6 +48,7 @@ class _Batch:
     number: int
     tasks: list[Task]
     waveforms: list[Future[tuple[NDArray[np.float32] | Recording, float]]]
+    lengths: tuple[int, ...] = ()  # that a GPU pads batches to
 
 
 @dataclass
@@ -99,6 +100,7 @@ class Worker:
         self.config = config
         self.sending = threading.Lock()
         self.incoming: queue.Queue[_Batch | None] = queue.Queue()
+        self.lengths: tuple[int, ...] = ()
         self._ended = False
         self.readers = ThreadPoolExecutor(config.host_threads, "read")
         self.writers = ThreadPoolExecutor(config.host_threads, "write")
@@ -169,8 +171,9 @@ class Worker:
             if message is None:
                 self.incoming.put(None)
                 return
-            number, tasks = message
-            self.incoming.put(_Batch(number, tasks, [self.readers.submit(self._read, task) for task in tasks]))
+            number, tasks, lengths = message
+            waveforms = [self.readers.submit(self._read, task) for task in tasks]
+            self.incoming.put(_Batch(number, tasks, waveforms, lengths))
 
     def _read(self, task: Task) -> tuple[NDArray[np.float32] | Recording, float]:
         begin = time.perf_counter()
@@ -196,6 +199,7 @@ class Worker:
                 self.send("outcome", batch.number, Outcome(task.index, error=_one_line(task, error)))
         if alone:
             self.send("start", batch.number)
+        self._use_lengths(batch.lengths)
         if not hasattr(self.anonymizer, "submit_batch") or not read:
             return InFlightBatch(batch.number, read, long, None)
         try:
@@ -204,6 +208,18 @@ class Worker:
             self._leave(error)
         except Exception:  # the utterance at fault is found when the batch is finished
             return InFlightBatch(batch.number, read, long, None)
+
+    def _use_lengths(self, lengths: tuple[int, ...]) -> None:
+        """Pad batches to these lengths, on a GPU; its sessions for them are opened now."""
+        if lengths == self.lengths or not hasattr(self.anonymizer, "use_lengths"):
+            return
+        self.lengths = lengths
+        try:
+            self.anonymizer.use_lengths(lengths)
+        except LostDeviceError as error:
+            self._leave(error)
+        except MkcError as error:  # of memory that is short: batches run in smaller parts, and say so
+            self.send("note", str(error))
 
     def _finish(self, in_flight: InFlightBatch) -> list[Future[None]]:
         """Wait for a batch's results and start to write them."""

@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 from collections import deque
 from copy import copy as shallow_copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mkc_fast.engine.passes.device_batch import FLAGS, DeviceBatch
 from mkc_fast.engine.passes.device_graphs import DeviceGraphs
-from mkc_fast.engine.passes.layout import lay_out, most_frames, window_frames
+from mkc_fast.engine.passes.layout import lay_out, lay_out_in, most_frames, window_frames
 from mkc_fast.engine.passes.pending import StartedPass
 from mkc_fast.engine.passes.results import Result, Utterance
+from mkc_fast.engine.passes.shapes import Bucket
 from mkc_fast.engine.passes.stages import NotFiniteError
 from mkc_fast.engine.windows import crossfaded, exact_pieces, exact_windows, sample_range
 from mkc_fast.errors import DeviceMemoryError
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.passes.device_context import DeviceContext
     from mkc_fast.engine.passes.layout import Layout, VocoderRun
+    from mkc_fast.engine.passes.shapes import Shapes
     from mkc_fast.engine.sessions.opening import Sessions
     from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
 
@@ -47,6 +50,19 @@ logger = logging.getLogger("mkc_fast")
 
 # Of a long recording, where no bucket says otherwise: its windows run one by one.
 _LONG_WINDOW_FRAMES = 1500
+
+
+@dataclass
+class _Limits:
+    """What batches keep to, also those of other banks over the same graphs.
+
+    Attributes:
+        shapes: The shapes of batches; None where these are free.
+        padded_s: Padded seconds of a batch, once the device had too little memory for more.
+    """
+
+    shapes: Shapes | None
+    padded_s: float = float("inf")
 
 
 class DevicePass:
@@ -58,7 +74,8 @@ class DevicePass:
         lookup: Over the bank, on this device.
         sessions: The graphs, on ``context.compute``.
         latency: The same graphs for fixed sizes, one utterance at a time, the smallest first; a single utterance takes
-            the first that it fits.
+            the first that it fits. Either sessions, or frames, for which sessions are opened.
+        shapes: The shapes of batches, where every shape has a session; None where one session takes any.
         window_frames: A longer utterance is encoded and restored in windows of so many frames.
         overlap_frames: Frames that neighbouring windows share.
     """
@@ -69,29 +86,63 @@ class DevicePass:
         info: ModelInfo,
         lookup: CupyLookup,
         sessions: Sessions,
-        latency: Sequence[Sessions] = (),
+        latency: Sequence[Sessions | int] = (),
         *,
+        shapes: Shapes | None = None,
         window_frames: int,
         overlap_frames: int,
     ) -> None:
         self._context, self._info, self._lookup = context, info, lookup
-        self._padded_s_limit = float("inf")  # of a batch, once the device had too little memory for more
+        self._limits = _Limits(shapes)
         self._window_frames, self._overlap_frames = window_frames, overlap_frames
         with context.errors():
             self._rows = DeviceRows(context.cupy)
-        self._graphs = DeviceGraphs(context, sessions)
-        self._latency = [DeviceGraphs(context, each) for each in latency]
+        self._graphs = DeviceGraphs(context, sessions, shaped=None if shapes is None else sessions.shaped)
+        # What each takes at most, in frames; its bucket, where every shape has a session.
+        self._latency: list[tuple[int, Bucket | None, DeviceGraphs]] = []
+        for each in latency:
+            if isinstance(each, int):
+                graphs = DeviceGraphs(context, sessions, shaped=sessions.shaped, recorded=True)
+                self._latency.append((each, Bucket(1, each), graphs))
+            else:
+                assert each.buckets is not None
+                self._latency.append((most_frames(each.buckets, info), None, DeviceGraphs(context, each)))
         self._busy: deque[DeviceBatch] = deque()
+
+    @property
+    def shapes(self) -> Shapes | None:
+        """The shapes of batches; None where these are free."""
+        return self._limits.shapes
 
     def warm_up(self) -> None:
         """Run each of the latency sizes once, which records it."""
-        for graphs in self._latency:
-            assert graphs.buckets is not None
-            frames = most_frames(graphs.buckets, self._info)
+        for frames, bucket, _ in self._latency:
             # One frame short of the bucket, so that a window of the end is recorded, too.
-            for count in {frames, max(1, frames - 1)}:
-                samples = np.zeros((count - 1) * self._info.hop + self._info.min_samples, np.float32)
-                self._queue([Utterance(samples, np.zeros(count, np.int64), "silence")], shrink=False).result()
+            for count in {frames} if bucket else {frames, max(1, frames - 1)}:
+                self._queue([self._silence(count)], shrink=False).result()
+
+    def use_lengths(self, lengths: Sequence[int]) -> None:
+        """Pad batches to these lengths from now on, and run each once: later batches plan and allocate nothing.
+
+        Args:
+            lengths: In frames, ascending; the longest is that of a window of a long recording.
+
+        Raises:
+            DeviceError: The device failed.
+        """
+        if self.shapes is None or (self.shapes.full and tuple(lengths) == self.shapes.lengths):
+            return
+        shapes = self._limits.shapes = replace(self.shapes, lengths=tuple(lengths), full=True)
+        for frames in reversed(shapes.lengths):
+            utterances = [self._silence(frames) for _ in range(shapes.most_rows(frames))]
+            for _ in range(2):  # a session allocates otherwise in its second run
+                self.start(utterances).result()
+        for _ in range(2):
+            self.start([self._silence(self._window_frames + 1)]).result()
+
+    def _silence(self, frames: int) -> Utterance:
+        samples = np.zeros((frames - 1) * self._info.hop + self._info.min_samples, np.float32)
+        return Utterance(samples, np.zeros(frames, np.int64), "silence")
 
     def with_lookup(self, lookup: CupyLookup) -> DevicePass:
         """The same pass over another bank; both use the same graphs and buffers, and queue on the same streams."""
@@ -102,16 +153,23 @@ class DevicePass:
     def start(self, utterances: Sequence[Utterance]) -> StartedPass:
         """Queue utterances that run at once, or one of any length; a batch that needs too much memory runs in halves.
 
+        More than run at once in a shape run in parts.
+
         Raises:
             BankError: A bank id does not fit the bank.
             DeviceMemoryError: There is not enough memory for one of them alone.
             DeviceError: The device failed.
         """
-        return self._start([replace(each, banks=self._lookup.checked_bank_ids(each.banks)) for each in utterances])
+        checked = [replace(each, banks=self._lookup.checked_bank_ids(each.banks)) for each in utterances]
+        if self.shapes is None or len(checked) == 1:
+            return self._start(checked)
+        most = self.shapes.most_rows(max(len(each.banks) for each in checked))
+        parts = [self._start(checked[first : first + most]) for first in range(0, len(checked), most)]
+        return parts[0] if len(parts) == 1 else StartedPass.joined(parts)
 
     def _start(self, utterances: list[Utterance], *, shrink: bool = False) -> StartedPass:
         padded_s = len(utterances) * max(len(each.waveform) for each in utterances) / self._info.sample_rate
-        if len(utterances) == 1 or padded_s <= self._padded_s_limit:
+        if len(utterances) == 1 or padded_s <= self._limits.padded_s:
             try:
                 return self._queue(utterances, shrink=shrink)
             except DeviceMemoryError as error:
@@ -123,7 +181,7 @@ class DevicePass:
                     raise DeviceMemoryError(short)
                 # Retried, now that no other batch is on the device.
                 return self._start(utterances, shrink=True)
-            self._padded_s_limit, shrink = padded_s / 2, True
+            self._limits.padded_s, shrink = padded_s / 2, True
             logger.warning(
                 "cuda:%d: too little memory for %d utterances (%.0f s, padded) at once, going on with halves: %s",
                 self._context.index,
@@ -160,8 +218,7 @@ class DevicePass:
                     assert len(counts) == 1, "a long recording runs alone"
                     self._run_long(batch, waveforms[0], banks[0], shrink=shrink)
                 else:
-                    graphs = self._graphs_for(counts)
-                    layout = lay_out(counts, self._info, graphs.buckets)
+                    graphs, layout = self._layout_for(counts)
                     frames = layout.frames
                     self._run_batch(batch, graphs, layout, waveforms, banks, shrink=shrink)
         except BaseException:
@@ -198,14 +255,19 @@ class DevicePass:
         gc.collect()  # frames of an error may hold each other, and arrays of the failed batch
         self._context.cupy.get_default_memory_pool().free_all_blocks()
 
-    def _graphs_for(self, counts: Sequence[int]) -> DeviceGraphs:
+    def _layout_for(self, counts: Sequence[int]) -> tuple[DeviceGraphs, Layout]:
         # What is shorter than a window of the end has no recorded shape.
         if len(counts) == 1 and counts[0] >= 2 * self._info.vocoder_reach:
-            for graphs in self._latency:
-                assert graphs.buckets is not None
-                if counts[0] <= most_frames(graphs.buckets, self._info):
-                    return graphs
-        return self._graphs
+            for frames, bucket, graphs in self._latency:
+                if counts[0] <= frames:
+                    if bucket is not None:
+                        return graphs, lay_out_in(bucket, counts, self._info)
+                    return graphs, lay_out(counts, self._info, graphs.buckets)
+        if self.shapes is None:
+            return self._graphs, lay_out(counts, self._info, self._graphs.buckets)
+        # Where memory was short, a batch is not filled up again.
+        bucket = self.shapes.bucket(len(counts), max(counts), least=self._limits.padded_s != float("inf"))
+        return self._graphs, lay_out_in(bucket, counts, self._info)
 
     def _run_batch(
         self,
@@ -307,6 +369,10 @@ class DevicePass:
         bucket = graphs.buckets if graphs.buckets is not None and graphs.buckets.fixed else None
         # In fixed buckets the window is the first of so many utterances, and padded.
         rows, padded = (bucket.max_batch, most_frames(bucket, info)) if bucket else (1, size)
+        shape = None
+        if self.shapes is not None:
+            padded = self.shapes.lengths[-1]
+            shape = Bucket(1, padded)
         samples = padded * hop + info.min_samples - 1
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
             "waveform": ((len(waveform),), np.float32),
@@ -352,20 +418,28 @@ class DevicePass:
                 features, ids[part], cluster_ids=result["cluster_ids"][part], stream=self._context.compute
             )
             batch.mark(ASSIGN)
-        length = min(frames, max(_LONG_WINDOW_FRAMES, 4 * info.vocoder_reach))
-        if graphs.buckets is not None:
+        if shape is not None:
+            count, length = shape.window(info)
+        elif graphs.buckets is not None:
             length = min(frames, window_frames(graphs.buckets, info))
-        count = rows * len(exact_windows(padded, length, info.vocoder_reach)) if bucket else 1
+            count = rows * len(exact_windows(padded, length, info.vocoder_reach)) if bucket else 1
+        else:
+            count, length = 1, min(frames, max(_LONG_WINDOW_FRAMES, 4 * info.vocoder_reach))
+        # So many windows run at once; the others of a fixed shape are padding.
+        together = count if shape is not None else 1
         windows = exact_windows(frames, length, info.vocoder_reach)
         restored = crossfaded(frames, size, self._overlap_frames, restore, self._rows)
-        for window, features in exact_pieces(windows, restored, self._rows):
+        ready = exact_pieces(windows, restored, self._rows)
+        while parts := list(itertools.islice(ready, together)):
             batch.mark(RESTORE)
             given = graphs.allocate("vocoder.features", (count, length, dim))
-            if count > 1:
+            if count > len(parts):
                 zero(given)
-            copy(given.reshape(-1, dim)[:length], features)
+            for place, (_, features) in enumerate(parts):
+                copy(given[place], features)
             made = graphs.run(VOCODER, {"features": given}, "waveform", (count, length * hop), shrink=shrink)
-            kept = slice((window.keep_start - window.start) * hop, (window.keep_stop - window.start) * hop)
-            copy(result["waveform"][window.keep_start * hop : window.keep_stop * hop], made.reshape(-1)[kept])
+            for place, (window, _) in enumerate(parts):
+                kept = slice((window.keep_start - window.start) * hop, (window.keep_stop - window.start) * hop)
+                copy(result["waveform"][window.keep_start * hop : window.keep_stop * hop], made[place][kept])
             batch.mark(VOCODE)
         batch.copy_out()

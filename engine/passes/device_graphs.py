@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.passes.device_context import DeviceContext
     from mkc_fast.engine.sessions.opening import Sessions
+    from mkc_fast.engine.sessions.shaped import ShapedSessions
     from mkc_fast.names import Graph
 
 
@@ -25,10 +26,24 @@ class DeviceGraphs:
 
     Where runs are recorded as CUDA graphs, each shape has its own buffers, which are kept: a recording reads and
     writes the addresses that it was made with.
+
+    Args:
+        context: The device.
+        sessions: The graphs.
+        shaped: A session for each shape, where there is one; else ``sessions`` run in all of them.
+        recorded: Record runs as CUDA graphs. Default: as the sessions were opened.
     """
 
-    def __init__(self, context: DeviceContext, sessions: Sessions) -> None:
-        self._context, self._recorded = context, sessions.cuda_graph
+    def __init__(
+        self,
+        context: DeviceContext,
+        sessions: Sessions,
+        *,
+        shaped: ShapedSessions | None = None,
+        recorded: bool | None = None,
+    ) -> None:
+        self._context, self._shaped = context, shaped
+        self._recorded = sessions.cuda_graph if recorded is None else recorded
         # On a GPU all are ONNX Runtime's own.
         self._sessions = {
             name: cast("ort.InferenceSession", session)
@@ -68,7 +83,12 @@ class DeviceGraphs:
         bound: bool = True,
     ) -> Any:
         """Queue a run; the output's shape is known beforehand, so it is written straight into a buffer."""
-        session, recorded = self._sessions[graph], self._recorded and bound
+        recorded = self._recorded and bound
+        first = next(iter(inputs.values()))
+        if self._shaped is None:
+            session = self._sessions[graph]
+        else:
+            session = self._shaped.get(graph, first.shape[0], first.shape[1], recorded=recorded)
         made = self.allocate(f"{graph}.{output}", shape, bound=bound)
         key = (graph, *((name, array.shape) for name, array in inputs.items()))
         if recorded and key in self._recordings:
@@ -79,8 +99,10 @@ class DeviceGraphs:
                 binding.bind_input(name, "cuda", self._context.index, array.dtype.type, array.shape, array.data.ptr)
             binding.bind_output(output, "cuda", self._context.index, np.float32, shape, made.data.ptr)
             options = self._options(shrink=shrink)
-            if self._recorded:
-                options.add_run_config_entry("gpu_graph_id", str(len(self._recordings) + 1) if recorded else "-1")
+            if recorded:
+                options.add_run_config_entry("gpu_graph_id", str(len(self._recordings) + 1))
+            elif self._recorded and self._shaped is None:
+                options.add_run_config_entry("gpu_graph_id", "-1")
             if recorded:
                 self._recordings[key] = binding, options
         session.run_with_iobinding(binding, options)

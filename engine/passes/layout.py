@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mkc_fast.engine.windows import common_window, exact_windows, padded_windows, window_groups
+from mkc_fast.engine.windows import Window, common_window, exact_windows, padded_windows, two_windows, window_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.options import Buckets
-    from mkc_fast.engine.windows import Window
+    from mkc_fast.engine.passes.shapes import Bucket
 
-# Where sizes are free, they are rounded up to multiples, so that neighbouring batches of a run, sorted by length, share
-# their shapes: ONNX Runtime plans a convolution anew when its shape changes (see providers.cuda_options). 16 frames
-# are 2.5 % of LibriSpeech's mean utterance. Not yet measured on a GPU.
+# Where sizes are free, as of graphs that are not those for CUDA, they are rounded up to multiples, so that neighbouring
+# batches of a run, sorted by length, share their shapes: ONNX Runtime plans a convolution anew when its shape changes
+# (see providers.cuda_options). 16 frames are 2.5 % of LibriSpeech's mean utterance. Not measured on a GPU.
 FRAME_STEP = 16
 WINDOW_STEP = 8  # windows in a batch, past twice as many
 # In a batch all windows have one length of at most about so many frames, so that the vocoder runs once.
@@ -108,6 +108,27 @@ def lay_out(counts: Sequence[int], info: ModelInfo, buckets: Buckets | None = No
     return Layout(rows, frames, frames * info.hop + info.min_samples - 1, tuple(runs))
 
 
+def lay_out_in(bucket: Bucket, counts: Sequence[int], info: ModelInfo) -> Layout:
+    """The layout of utterances of so many frames each in a bucket; all of the vocoder's windows have one shape.
+
+    But for an utterance of less than twice the vocoder's reach: it runs alone, in its own length.
+    """
+    reach, (count, length) = info.vocoder_reach, bucket.window(info)
+    starts = np.concatenate([[0], np.cumsum(counts)])[:-1]
+    windows = [
+        (index, window)
+        for index, frames in enumerate(counts)
+        if frames >= 2 * reach
+        for window in two_windows(frames, length, reach)
+    ]
+    runs = [_run(length, count, windows, counts, bucket.frames, starts, bound=True)] if windows else []
+    for index, frames in enumerate(counts):
+        if frames < 2 * reach:
+            alone = [(index, Window(0, frames, 0, frames))]
+            runs.append(_run(frames, 1, alone, counts, bucket.frames, starts, bound=False))
+    return Layout(bucket.rows, bucket.frames, bucket.frames * info.hop + info.min_samples - 1, tuple(runs))
+
+
 def _run(
     length: int,
     count: int,
@@ -121,8 +142,8 @@ def _run(
     origins = np.full((count, length), -1, np.int32)
     kept, places = [], []
     for position, (utterance, window) in enumerate(windows):
-        stop = min(window.stop, counts[utterance])
-        origins[position, : stop - window.start] = np.arange(window.start, stop) + utterance * frames
+        start, stop = max(0, window.start), min(window.stop, counts[utterance])
+        origins[position, start - window.start : stop - window.start] = np.arange(start, stop) + utterance * frames
         kept.append(np.arange(window.keep_start, window.keep_stop) + position * length - window.start)
         places.append(np.arange(window.keep_start, window.keep_stop) + starts[utterance])
     return VocoderRun(

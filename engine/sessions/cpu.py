@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, PIECE_REACH, native_file
 from mkc_fast.engine.devices import cores
 from mkc_fast.engine.sessions.prepared import prepared_graph
-from mkc_fast.engine.sessions.providers import ORT_NAMES, Plan, graph_file, session_settings
+from mkc_fast.engine.sessions.providers import ORT_NAMES, Plan, graph_file, session_settings, stage_precision
 from mkc_fast.engine.windows import pieces
 from mkc_fast.errors import ArtifactError
 from mkc_fast.kernels.cpu.loader import DOMAIN, instruction_set, native_library, register
-from mkc_fast.names import CONFORMER_FILE, CPU, FP32, GRAPH_FILES, INT8, VOCODER_FILE, WAVLM_FILE
+from mkc_fast.names import CONFORMER_FILE, CPU, FP32, GRAPH_FILES, INT8, MIXED, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import ort
 from mkc_fast.text import one_line
 
@@ -97,15 +97,15 @@ def cpu_graph(model: Path, name: str, precision: str) -> str:
     if uses_native(model, name, precision):
         return native_file(name)
     # A model of odd upsampling has the plain vocoder alone.
-    if name == VOCODER_FILE and precision in {FP32, INT8} and (model / CPU_VOCODER_FILE).is_file():
+    fits = name == VOCODER_FILE and stage_precision(name, precision) == FP32
+    if fits and (model / CPU_VOCODER_FILE).is_file():
         return CPU_VOCODER_FILE
     return graph_file(name, precision)
 
 
 def uses_native(model: Path, name: str, precision: str) -> bool:
     """Whether a stage runs on native operators: they are here, the model has its graph, and it is of this precision."""
-    # In 8 bits the vocoder stays float32.
-    fits = precision == FP32 or (precision == INT8 and name == VOCODER_FILE)
+    fits = stage_precision(name, precision) == FP32
     return fits and native_library() is not None and (model / native_file(name)).is_file()
 
 
@@ -118,7 +118,7 @@ def operators_used(model: Path, precision: str) -> str:
         return f"native operators ({instruction_set()}) in {', '.join(name.removesuffix('.onnx') for name in native)}"
     if native_library() is None:
         return "no native operators (not built here, see mkc-fast doctor)"
-    if precision not in {FP32, INT8}:
+    if precision not in {FP32, INT8, MIXED}:
         return "no native operators (they are float32)"
     return "no native operators (the model was exported where there were none; export it again)"
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.artifacts import read_model_info, weights_file
 from mkc_fast.engine.atomic_files import atomic_directory, discard, holds_regular_files, locked
 from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.devices import cuda_index, driver
@@ -24,17 +24,37 @@ from mkc_fast.engine.sessions.providers import (
     EngineCache,
     Plan,
     candidates,
+    cuda_graph_file,
+    cuda_options,
     free_dimensions,
     graph_file,
+    has_cuda_graphs,
     profile,
     provider_list,
     refusal,
     resolve_precision,
+    stage_precision,
     tensorrt_options,
 )
+from mkc_fast.engine.sessions.shaped import ShapedSessions, share_arena
+from mkc_fast.engine.sessions.shared_weights import SharedWeights
 from mkc_fast.engine.sessions.support import obstacle
 from mkc_fast.errors import ArtifactError, DeviceError, OutputError
-from mkc_fast.names import CPU, FP16, FP32, GRAPH_FILES, INT8, TENSORRT
+from mkc_fast.kernels.cuda.device import import_cupy, one_line_errors
+from mkc_fast.names import (
+    AUTO,
+    CPU,
+    CUDA,
+    FP16,
+    FP32,
+    GRAPH_FILES,
+    GRAPHS,
+    INT8,
+    MIXED,
+    TENSORRT,
+    WAVLM,
+    WAVLM_FILE,
+)
 from mkc_fast.onnx_runtime import ort
 from mkc_fast.text import one_line
 
@@ -45,7 +65,7 @@ if TYPE_CHECKING:
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.devices import Gpu
     from mkc_fast.engine.sessions.gpu_facts import GpuFacts
-    from mkc_fast.names import Precision, Provider
+    from mkc_fast.names import Graph, Precision, Provider
 
 # ONNX Runtime's errors that are about the file, wherever it was to run; they share no base but Exception.
 _FILE_ERRORS = {"NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel", "ModelLoaded"}
@@ -60,13 +80,14 @@ class Sessions:
         conformer: Centroids → restored features.
         vocoder: Restored features → waveforms.
         provider: ``tensorrt``, ``cuda`` or ``cpu``: what every heavy operator runs on.
-        precision: ``fp32``, ``tf32``, ``fp16``, ``bf16`` or ``int8``.
+        precision: ``fp32``, ``tf32``, ``mixed``, ``fp16``, ``bf16`` or ``int8``.
         chosen: One line: what was chosen, and why nothing faster.
         buckets: The sizes that inputs must keep to; None where any will do.
         placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
         cuda_graph: Whether runs are recorded as CUDA graphs, so that they need the same addresses every time.
         ran: What decides the last bits of what the graphs compute, for manifests.
         files: The graphs' files, in the order of the stages; empty where the sessions come from none.
+        shaped: On CUDA, further sessions of the same graphs, of fixed shapes.
     """
 
     wavlm: Session
@@ -80,6 +101,7 @@ class Sessions:
     cuda_graph: bool = False
     ran: dict[str, object] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    shaped: ShapedSessions | None = None
 
 
 def open_sessions(
@@ -119,14 +141,17 @@ def open_sessions(
         files = tuple(cpu_graph(model, graph, plan.precision) for graph in GRAPH_FILES)
         return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen, ran=ran, files=files)
     gpu = driver().gpus[index]
-    precision = resolve_precision(provider, options.precision, gpu)
-    _check_files(model, precision)
     refused: list[str] = []
     for name in candidates(index, provider):
-        plan = Plan(name, precision, index, threads, stream, options.tuning)
+        # What is mixed on CUDA is fp32 on TensorRT, where both are auto.
+        precision = resolve_precision(name if name == provider else AUTO, options.precision, gpu, info)
+        fused = name == CUDA and has_cuda_graphs(model, precision)
+        plan = Plan(name, precision, index, threads, stream, options.tuning, fused)
         reason = refusal(name, precision, gpu)
         if reason is None:
             try:
+                if not fused:
+                    _check_files(model, precision)
                 return _open_on_gpu(model, info, plan, gpu, cache, refused, progress)
             except DeviceError as error:
                 reason = str(error)
@@ -165,9 +190,25 @@ def _open_on_gpu(
     if plan.provider == TENSORRT:
         version = facts.library_version(NVINFER) or "unknown"
         engines = EngineCache(cache, gpu.name, gpu.capability, version, ort.__version__)
-    chosen = f"{TITLES[plan.provider]}, {plan.precision}, on cuda:{gpu.index} ({gpu.name})"
+    chosen = f"{TITLES[plan.provider]}, {_described(plan, info)}, on cuda:{gpu.index} ({gpu.name})"
+    if plan.provider == CUDA and not plan.fused:
+        refused = [*refused, "the model has no graphs for CUDA: a faster form comes with 'mkc-fast export --cuda'"]
     opened = _open(model, info, plan, "; ".join([chosen, *refused]), engines, progress)
     return replace(opened, ran=ran_on_gpu(plan, gpu, engines.tensorrt if engines is not None else None))
+
+
+def _described(plan: Plan, info: ModelInfo) -> str:
+    """A precision, and for half precision what it costs."""
+    halves = [graph for graph in GRAPH_FILES if stage_precision(graph, plan.precision) == FP16]
+    if not halves:
+        return plan.precision
+    file = cuda_graph_file if plan.fused else graph_file
+    checks = [info.checks[name] for graph in halves if (name := file(graph, plan.precision)) in info.checks]
+    worst = max((check.error / check.scale for check in checks if check.scale), default=None)
+    costs = "" if worst is None else f", whose error is up to {worst:.1g} of what they compute"
+    if plan.precision == MIXED:
+        return f"mixed (WavLM in float32, conformer and vocoder in half precision{costs})"
+    return f"{plan.precision} (half precision{costs})"
 
 
 def _open(
@@ -180,12 +221,19 @@ def _open(
 ) -> Sessions:
     opened: list[ort.InferenceSession] = []
     placement: dict[str, dict[str, int] | None] = {}
-    for graph in GRAPH_FILES:
-        path = model / graph_file(graph, plan.precision)
+    file = cuda_graph_file if plan.fused else graph_file
+    files = tuple(file(graph, plan.precision) for graph in GRAPH_FILES)
+    weights: dict[str, SharedWeights] = {}
+    arena = False
+    if plan.fused and plan.stream is not None:
+        weights, arena = _on_device(model, plan, files)
+    for graph, name in zip(GRAPH_FILES, files, strict=True):
+        path = model / name
         with _engines(path, graph, info, plan, cache) as (engines, timings):
             progress(f"{path.name}: {'opening' if timings is None else 'building its engine'}")
             sizes = free_dimensions(plan, graph, info)
-            session = _session(path, plan, provider_list(plan, graph, info, engines, timings), sizes)
+            providers = provider_list(plan, graph, info, engines, timings)
+            session = _session(path, plan, providers, sizes, weights.get(name), arena=arena)
             placement[graph] = _checked_placement(path, plan, session)
         opened.append(session)
     if None in placement.values():
@@ -202,26 +250,76 @@ def _open(
         buckets=(plan.tuning.buckets or Buckets()) if bound else None,
         placement={graph: nodes for graph, nodes in placement.items() if nodes is not None},
         cuda_graph=plan.tuning.cuda_graph,
-        files=tuple(graph_file(graph, plan.precision) for graph in GRAPH_FILES),
+        files=files,
+        shaped=_shaped(model, info, plan, files, weights, arena=arena) if plan.provider == CUDA else None,
     )
+
+
+def _on_device(model: Path, plan: Plan, files: tuple[str, ...]) -> tuple[dict[str, SharedWeights], bool]:
+    """The weights of the graphs on the device, by file, and whether there is an arena for all of their sessions."""
+    cupy, index = import_cupy(), plan.index
+    assert index is not None
+    with cupy.cuda.Device(index), one_line_errors(cupy, index):
+        weights = {name: SharedWeights(cupy, weights_file(model / name)) for name in files}
+        options = cuda_options(replace(plan, tuning=replace(plan.tuning, cuda_graph=False)), WAVLM_FILE)
+        return weights, share_arena(index, options, plan.tuning.gpu_mem_limit_bytes)
+
+
+def _shaped(
+    model: Path, info: ModelInfo, plan: Plan, files: tuple[str, ...], weights: dict[str, SharedWeights], *, arena: bool
+) -> ShapedSessions:
+    """Further sessions of the same graphs, each of one shape."""
+
+    def opened(graph: Graph, rows: int, length: int, recorded: bool) -> ort.InferenceSession:
+        name = GRAPH_FILES[GRAPHS.index(graph)]
+        path = model / files[GRAPHS.index(graph)]
+        own = replace(plan, tuning=replace(plan.tuning, buckets=Buckets(fixed=True), cuda_graph=recorded))
+        providers = provider_list(own, name, info)
+        sizes = {"batch": rows, "samples" if graph == WAVLM else "frames": length}
+        # A recording goes on using the memory that it was made with; no other session may have it meanwhile.
+        session = _session(path, own, providers, sizes, weights.get(path.name), arena=arena and not recorded)
+        _checked_placement(path, own, session)
+        return session
+
+    return ShapedSessions(opened, shares_weights=bool(weights))
 
 
 def _check_files(model: Path, precision: str) -> None:
     missing = [name for graph in GRAPH_FILES if not (model / (name := graph_file(graph, precision))).is_file()]
     if missing:
-        option = {FP16: "--half", INT8: "--int8"}.get(precision, "")
+        option = {FP16: "--half", MIXED: "--half", INT8: "--int8"}.get(precision, "")
         raise DeviceError(
             f"precision {precision}: {model} lacks {', '.join(missing)}; make them with 'mkc-fast export {option}'"
         )
 
 
 def _session(
-    path: Path, plan: Plan, providers: list[tuple[str, dict[str, str]]], sizes: dict[str, int]
+    path: Path,
+    plan: Plan,
+    providers: list[tuple[str, dict[str, str]]],
+    sizes: dict[str, int],
+    weights: SharedWeights | None = None,
+    *,
+    arena: bool = False,
 ) -> ort.InferenceSession:
-    """Open one graph, with the provider asked for or not at all."""
+    """Open one graph, with the provider asked for or not at all.
+
+    Args:
+        path: The graph.
+        plan: How.
+        providers: As ONNX Runtime takes them.
+        sizes: Of free axes that are fixed, by name.
+        weights: On the device already, in place of those beside the graph.
+        arena: Take memory from the arena that all sessions of the device share.
+    """
     options = configured(ort.SessionOptions(), plan)
     for axis, size in sizes.items():
         options.add_free_dimension_override_by_name(axis, size)
+    if weights is not None:
+        for name, value in weights.values.items():
+            options.add_initializer(name, value)
+    if arena:
+        options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         # Without enable_fallback=0, ONNX Runtime prints a provider's failure and uses the CPU, now or in a run.
         session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)

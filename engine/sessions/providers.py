@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mkc_fast.engine.artifacts import CHECK_PASSED, cuda_file
 from mkc_fast.engine.options import Buckets, Tuning
 from mkc_fast.engine.windows import exact_windows
 from mkc_fast.names import (
@@ -25,7 +26,9 @@ from mkc_fast.names import (
     CUDA,
     FP16,
     FP32,
+    GRAPH_FILES,
     INT8,
+    MIXED,
     TENSORRT,
     TF32,
     VOCODER_FILE,
@@ -42,9 +45,6 @@ if TYPE_CHECKING:
 ORT_NAMES = {TENSORRT: "TensorrtExecutionProvider", CUDA: "CUDAExecutionProvider", CPU: "CPUExecutionProvider"}
 TITLES = {TENSORRT: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
 
-# What `auto` computes in on a GPU: float32 graphs with TF32 off, which is what the CPU computes. Less is faster, but
-# it is not yet measured what it does to the ids and the speech of real weights.
-GPU_AUTO_PRECISION: Precision = FP32
 # The operators that hold a graph's time: one of these on the CPU makes a GPU session slow. Shapes may stay there.
 HEAVY_OPERATORS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Softmax", "LayerNormalization", "Gelu"})
 # Mean utterance of LibriSpeech train-clean-360: 363.6 h in 104,014 files.
@@ -97,11 +97,12 @@ class Plan:
 
     Attributes:
         provider: ``tensorrt``, ``cuda`` or ``cpu``.
-        precision: ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
+        precision: ``fp32``, ``tf32``, ``mixed``, ``fp16``, ``bf16`` or ``int8``.
         index: Of the CUDA device, None on the CPU.
         threads: Of one operator on the CPU, None for one a core.
         stream: Address of the CUDA stream to run on, None for one of ONNX Runtime's own.
         tuning: What a benchmark may vary.
+        fused: Whether the graphs are those in the fused operators of the CUDA provider.
     """
 
     provider: Provider
@@ -110,6 +111,7 @@ class Plan:
     threads: int | None = None
     stream: int | None = None
     tuning: Tuning = field(default_factory=Tuning)
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,15 +138,44 @@ def candidates(index: int | None, provider: Provider) -> tuple[Provider, ...]:
     return (TENSORRT, CUDA) if provider == AUTO else (provider,)
 
 
-def resolve_precision(provider: Provider, precision: Precision, gpu: Gpu | None) -> Precision:
-    """What ``auto`` means: fp32, and where TensorRT was asked for by name the nearest thing that it has."""
+def resolve_precision(
+    provider: Provider, precision: Precision, gpu: Gpu | None, info: ModelInfo | None = None
+) -> Precision:
+    """What ``auto`` means.
+
+    On a CPU fp32. On a GPU mixed, where the model has the graphs for it and its export found them within their bound;
+    else fp32, and where TensorRT was asked for by name the nearest thing that it has.
+    """
     if precision != AUTO:
         return precision
     if gpu is None:
         return FP32
-    if provider == TENSORRT and GPU_AUTO_PRECISION == FP32 and refusal(TENSORRT, FP32, gpu):
-        return TF32
-    return GPU_AUTO_PRECISION
+    if provider == TENSORRT:
+        return TF32 if refusal(TENSORRT, FP32, gpu) else FP32
+    return MIXED if info is not None and is_checked(info, MIXED) else FP32
+
+
+def is_checked(info: ModelInfo, precision: str) -> bool:
+    """Whether a model has all graphs for CUDA in a precision, each within the bound of its check at export."""
+    checks = [info.checks.get(cuda_graph_file(graph, precision)) for graph in GRAPH_FILES]
+    return all(check is not None and check.status == CHECK_PASSED for check in checks)
+
+
+def has_cuda_graphs(model: Path, precision: str) -> bool:
+    """Whether a model has all of its graphs for CUDA in a precision."""
+    return all((model / cuda_graph_file(graph, precision)).is_file() for graph in GRAPH_FILES)
+
+
+def stage_precision(file: str, precision: str) -> str:
+    """The precision of one graph: in mixed WavLM is fp32 and the others are fp16; in int8 the vocoder is fp32."""
+    if precision == MIXED:
+        return FP32 if file == WAVLM_FILE else FP16
+    return FP32 if precision == INT8 and file == VOCODER_FILE else precision
+
+
+def cuda_graph_file(file: str, precision: str) -> str:
+    """The file that holds a graph in a precision, in the fused operators of the CUDA provider."""
+    return cuda_file(file, half=stage_precision(file, precision) == FP16)
 
 
 def refusal(provider: str, precision: str, gpu: Gpu) -> str | None:
@@ -153,6 +184,8 @@ def refusal(provider: str, precision: str, gpu: Gpu) -> str | None:
         return f"{precision} needs compute capability 8.0; {gpu.name} has {gpu.capability[0]}.{gpu.capability[1]}"
     if provider == CUDA and precision == BF16:
         return "ONNX Runtime's CUDA provider computes bf16 only in graphs made so; take provider tensorrt, or fp16"
+    if provider == TENSORRT and precision == MIXED:
+        return "its options are those of one precision for all graphs; take tf32, fp16 or bf16"
     if provider == TENSORRT and precision == FP32 and gpu.capability >= _AMPERE:
         # No option of ONNX Runtime clears the builder's TF32 flag (microsoft/onnxruntime#26029).
         return "it computes float32 in TF32, and ONNX Runtime cannot turn that off; take precision tf32"
@@ -160,9 +193,9 @@ def refusal(provider: str, precision: str, gpu: Gpu) -> str | None:
 
 
 def graph_file(file: str, precision: str) -> str:
-    """The file that holds a graph in a precision; fp16 has files of its own, and int8 but for the vocoder."""
-    own = precision == FP16 or (precision == INT8 and file != VOCODER_FILE)
-    return f"{file.removesuffix('.onnx')}.{precision}.onnx" if own else file
+    """The file that holds a graph in a precision, in standard operators."""
+    own = stage_precision(file, precision)
+    return f"{file.removesuffix('.onnx')}.{own}.onnx" if own in {FP16, INT8} else file
 
 
 def session_settings(plan: Plan) -> SessionSettings:
@@ -236,6 +269,7 @@ def provider_list(
 def cuda_options(plan: Plan, graph: str) -> dict[str, str]:
     """Options of the CUDA provider for a graph."""
     tuning = plan.tuning
+    nhwc = graph == VOCODER_FILE and (plan.fused if tuning.prefer_nhwc is None else tuning.prefer_nhwc)
     options = {
         "device_id": str(plan.index),
         # Since 1.20 a convolution keeps the plan of one shape, that of its last run, and makes a new one whenever it
@@ -251,20 +285,23 @@ def cuda_options(plan: Plan, graph: str) -> dict[str, str]:
         # (N, C, T, 1). Not yet measured on a GPU; both ways round have been reported as the slower by 2 to 3 times
         # (microsoft/onnxruntime#7702, #10999).
         "cudnn_conv1d_pad_to_nc1d": "1",
-        # float32 as float32, unless TF32 was asked for. With fp16 it must be on, although nothing is then computed in
-        # TF32 but the few float32 operators left: without it a convolution of any type is kept from tensor cores. (One
-        # for which cuDNN has no other plan gets them all the same: fp32 is then TF32 there, and nothing says so.)
-        "use_tf32": "0" if plan.precision == FP32 else "1",
+        # float32 as float32, unless TF32 was asked for. For a graph in fp16 it must be on: without it a convolution of
+        # any type is kept from tensor cores. The fp16 graphs for CUDA have no product in float32 that could become one
+        # in TF32. (A convolution for which cuDNN has no other plan gets tensor cores all the same: fp32 is then TF32
+        # there, and nothing says so.)
+        "use_tf32": "0" if stage_precision(graph, plan.precision) == FP32 else "1",
         # Growth by what is needed, not to the next power of two, so that batches may fill the GPU. Lengths that vary
         # fragment the arena more (microsoft/onnxruntime#14474); not yet measured on a GPU.
         "arena_extend_strategy": "kSameAsRequested",
-        # Off until measured, and for the vocoder only: see Tuning.
-        "prefer_nhwc": "1" if tuning.prefer_nhwc and graph == VOCODER_FILE else "0",
+        # For the vocoder only: see Tuning.
+        "prefer_nhwc": "1" if nhwc else "0",
+        # A convolution with its bias, where channels are last: otherwise each bias is a pass of its own. With channels
+        # first ONNX Runtime would clear memory on the null stream for each convolution.
+        "fuse_conv_bias": "1" if nhwc and plan.fused else "0",
         # Copies in the compute stream need no event to wait for; the other way has raced (microsoft/onnxruntime#4829).
         "do_copy_in_default_stream": "1",
-        # Attention: no option. "sdpa_kernel" chooses among kernels of the fused attention operators, and the exported
-        # graphs have none: both models add a bias or a mask of the whole (T, T) to the scores, and export MatMul,
-        # Softmax, MatMul. Whether to fuse is a matter of the exporter; not yet measured on a GPU.
+        # Attention: no option. "sdpa_kernel" chooses among kernels of the fused attention operator, which the graphs
+        # for CUDA have; ONNX Runtime's own choice is cuDNN's in fp16, and the memory-efficient one in float32.
     }
     if tuning.gpu_mem_limit_bytes is not None:
         options["gpu_mem_limit"] = str(tuning.gpu_mem_limit_bytes)

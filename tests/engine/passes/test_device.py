@@ -168,9 +168,15 @@ def test_fixed_buckets_have_one_shape_each(gpu: FakeGpu, artifacts: Artifacts, c
     assert {shape[0][1] for graph, shape in shapes if graph == "vocoder"} == {90, 2 * reach}
 
 
-def test_latency_buckets_pad_and_record_single_utterances(gpu: FakeGpu, artifacts: Artifacts, clip: np.ndarray) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_latency_buckets_pad_and_record_single_utterances(
+    monkeypatch: pytest.MonkeyPatch, cuda_artifacts: Artifacts, clip: np.ndarray, fused: bool
+) -> None:
+    gpu, artifacts = fake_gpu.install(monkeypatch, fused=fused), cuda_artifacts
     anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", latency_buckets_s=[4, 1])
-    assert [tuning.cuda_graph for tuning in gpu.opened] == [False, True, True]
+    assert len(gpu.opened) == 1
+    assert len(gpu.shaped) == 6
+    assert all(recorded for *_, recorded in gpu.shaped)
     warmed = len(gpu.runs)
     assert warmed, "nothing was recorded beforehand"
     waveforms, names = utterances(clip)
@@ -181,8 +187,9 @@ def test_latency_buckets_pad_and_record_single_utterances(gpu: FakeGpu, artifact
     first = {(graph, tuple(sizes.items())) for graph, sizes, number in gpu.runs[:warmed]}
     later = {(graph, tuple(sizes.items())) for graph, sizes, number in gpu.runs[warmed:] if number}
     assert later <= first, "something is recorded while a user waits"
-    padded = {sizes["waveform"] for graph, sizes, number in gpu.runs[warmed:] if graph == "wavlm" and number}
-    assert padded == {(1, 50 * 320 + 399), (1, 200 * 320 + 399)}
+    assert len({run[0] for run in gpu.shaped if run[3]}) == 3
+    padded = {sizes["waveform"] for graph, sizes, number in gpu.runs[warmed:] if graph.startswith("wavlm") and number}
+    assert padded == {(1, 56 * 320 + 399), (1, 200 * 320 + 399)}
     with pytest.raises(DeviceError, match="latency bucket"):
         Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", latency_buckets_s=[0.1])
     with pytest.raises(DeviceError, match="the device is cpu"):

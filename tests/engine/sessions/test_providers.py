@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mkc_fast import ArtifactError, DeviceError
 from mkc_fast.engine import devices
-from mkc_fast.engine.artifacts import ModelInfo, write_info
+from mkc_fast.engine.artifacts import GraphCheck, ModelInfo, write_info
 from mkc_fast.engine.devices import Driver, Gpu, cores
 from mkc_fast.engine.options import Buckets, EngineOptions, Tuning, check_choice
 from mkc_fast.engine.sessions import opening as sessions
@@ -32,19 +32,21 @@ from mkc_fast.engine.sessions import tensorrt as warm
 from mkc_fast.engine.sessions.gpu_facts import GpuFacts, Library, Runtime
 from mkc_fast.engine.sessions.opening import open_sessions
 from mkc_fast.engine.sessions.providers import (
-    GPU_AUTO_PRECISION,
     ORT_NAMES,
     EngineCache,
     Plan,
     Profile,
     candidates,
+    cuda_graph_file,
     cuda_options,
     free_dimensions,
+    graph_file,
     profile,
     provider_list,
     refusal,
     resolve_precision,
     session_settings,
+    stage_precision,
     tensorrt_options,
 )
 from mkc_fast.engine.windows import exact_windows
@@ -106,6 +108,7 @@ def test_cuda_gets_these_options(graph: str, nhwc: str) -> None:
                 "use_tf32": "0",
                 "arena_extend_strategy": "kSameAsRequested",
                 "prefer_nhwc": nhwc,
+                "fuse_conv_bias": "0",
                 "do_copy_in_default_stream": "1",
                 "gpu_mem_limit": str(8 << 30),
             },
@@ -275,7 +278,7 @@ def test_an_engine_is_found_again_only_by_what_it_was_built_for(tmp_path: Path) 
     ("index", "provider", "precision", "stream", "words"),
     [
         (0, "rocm", "auto", None, "expected one of auto, tensorrt, cuda, cpu"),
-        (0, "auto", "int4", None, "expected one of auto, fp32, tf32, fp16, bf16, int8"),
+        (0, "auto", "int4", None, "expected one of auto, fp32, tf32, mixed, fp16, bf16, int8"),
         (None, "cuda", "auto", None, "needs a GPU"),
         (None, "tensorrt", "auto", None, "needs a GPU"),
         (0, "cpu", "auto", None, "runs on the device cpu"),
@@ -298,8 +301,40 @@ def test_auto_tries_the_fastest_first_and_a_name_stands_alone() -> None:
     assert candidates(None, "auto") == candidates(None, "cpu") == ("cpu",)
 
 
-def test_auto_is_the_precision_of_the_cpu_until_a_report_says_otherwise() -> None:
-    assert GPU_AUTO_PRECISION == "fp32"
+def test_the_vocoder_for_cuda_has_channels_last_and_its_biases_fused() -> None:
+    for graph, expected in ((WAVLM_FILE, "0"), (CONFORMER_FILE, "0"), (VOCODER_FILE, "1")):
+        options = cuda_options(Plan("cuda", "mixed", 0, fused=True), graph)
+        assert (options["prefer_nhwc"], options["fuse_conv_bias"]) == (expected, expected)
+        # WavLM is in float32, and TF32 is not asked for; a float16 graph needs it for its convolutions.
+        assert options["use_tf32"] == ("0" if graph == WAVLM_FILE else "1")
+    off = Plan("cuda", "mixed", 0, tuning=Tuning(prefer_nhwc=False), fused=True)
+    assert cuda_options(off, VOCODER_FILE)["fuse_conv_bias"] == "0"
+
+
+def checked(status: str = "passed") -> ModelInfo:
+    files = ("wavlm.cuda.onnx", "conformer.cuda.fp16.onnx", "vocoder.cuda.fp16.onnx")
+    return dataclasses.replace(INFO, checks={f: GraphCheck("rms", "speech", 1, 1, 1, 1, status) for f in files})
+
+
+def test_auto_is_mixed_on_cuda_if_the_export_found_its_graphs_within_their_bound() -> None:
+    assert resolve_precision("cuda", "auto", H100, checked()) == "mixed"
+    assert resolve_precision("auto", "auto", H100, checked()) == "mixed"
+    assert resolve_precision("cuda", "auto", H100, checked("inexact")) == "fp32"
+    assert resolve_precision("cuda", "auto", H100, INFO) == "fp32"
+    assert resolve_precision("cuda", "fp32", H100, checked()) == "fp32"
+    assert resolve_precision("tensorrt", "auto", H100, checked()) == "tf32"
+    assert resolve_precision("auto", "auto", None, checked()) == "fp32"
+
+
+def test_a_precision_is_of_each_graph() -> None:
+    assert [stage_precision(graph, "mixed") for graph in GRAPH_FILES] == ["fp32", "fp16", "fp16"]
+    assert [stage_precision(graph, "int8") for graph in GRAPH_FILES] == ["int8", "int8", "fp32"]
+    assert graph_file(CONFORMER_FILE, "mixed") == "conformer.fp16.onnx"
+    assert cuda_graph_file(WAVLM_FILE, "mixed") == "wavlm.cuda.onnx"
+    assert cuda_graph_file(VOCODER_FILE, "mixed") == "vocoder.cuda.fp16.onnx"
+
+
+def test_auto_without_graphs_for_it_is_the_precision_of_the_cpu() -> None:
     assert resolve_precision("auto", "auto", H100) == resolve_precision("cuda", "auto", H100) == "fp32"
     assert resolve_precision("tensorrt", "auto", H100) == "tf32"  # it cannot do without
     assert resolve_precision("tensorrt", "auto", T4) == "fp32"  # which has no TF32
@@ -320,6 +355,8 @@ def test_auto_is_the_precision_of_the_cpu_until_a_report_says_otherwise() -> Non
         ("tensorrt", "fp32", H100, "computes float32 in TF32"),
         ("tensorrt", "fp32", T4, None),
         ("tensorrt", "tf32", H100, None),
+        ("cuda", "mixed", H100, None),
+        ("tensorrt", "mixed", H100, "one precision for all graphs"),
     ],
 )
 def test_a_precision_is_refused_where_it_does_not_work(

@@ -15,11 +15,13 @@ import onnxruntime
 import pytest
 
 from mkc_fast.engine import anonymizer, devices
+from mkc_fast.engine.artifacts import cuda_file
 from mkc_fast.engine.devices import Driver, Gpu
 from mkc_fast.engine.options import EngineOptions, Tuning
 from mkc_fast.engine.sessions import opening as sessions
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
-from mkc_fast.names import CUDA, GRAPH_FILES
+from mkc_fast.engine.sessions.shaped import ShapedSessions
+from mkc_fast.names import CUDA, GRAPH_FILES, GRAPHS
 from tests.fakes.cuda import shim
 from tests.fakes.cuda.fake_cupy import FakeCupy
 
@@ -41,10 +43,21 @@ class QueuedBinding:
 
 
 class QueuedSession:
-    """``onnxruntime.InferenceSession`` on a stream: a bound run is put off, as a GPU does."""
+    """``onnxruntime.InferenceSession`` on a stream: a bound run is put off, as a GPU does.
 
-    def __init__(self, real: onnxruntime.InferenceSession, gpu: FakeGpu, stream: Any, *, cuda_graph: bool) -> None:
-        self.real, self.gpu, self.stream, self.cuda_graph = real, gpu, stream, cuda_graph
+    ``shape`` are the rows and samples, or frames, that it was opened for; None takes any.
+    """
+
+    def __init__(
+        self,
+        real: onnxruntime.InferenceSession,
+        gpu: FakeGpu,
+        stream: Any,
+        *,
+        cuda_graph: bool,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
+        self.real, self.gpu, self.stream, self.cuda_graph, self.shape = real, gpu, stream, cuda_graph, shape
         self.recorded: dict[str, tuple[dict, dict]] = {}  # by graph id
         self.run, self.get_inputs, self.get_outputs = real.run, real.get_inputs, real.get_outputs
 
@@ -62,6 +75,8 @@ class QueuedSession:
             graph = ""
         inputs, outputs = dict(binding.inputs), dict(binding.outputs)
         assert set(inputs) == {value.name for value in self.real.get_inputs()}
+        _, first, _ = next(iter(inputs.values()))
+        assert self.shape in {None, first[:2]}, f"a session for {self.shape} is given {first}"
         if self.cuda_graph:
             assert graph not in {"", "0"}, "of several shapes, each recording needs a number of its own"
             if graph != "-1":  # a recording is replayed with the addresses that it was made with
@@ -92,11 +107,14 @@ class FakeGpu:
         runs: Graph, shapes of its inputs, and number of its recording, of every bound run.
         failures: What the next bound runs raise instead.
         opened: Tuning of each set of sessions.
+        shaped: Graph, rows, length and whether it is recorded, of each session of one shape.
+        fused: Whether the graphs are those for CUDA.
         spoil: Is given the name of each graph that has run and its output, to change it.
     """
 
-    def __init__(self, cupy: FakeCupy) -> None:
-        self.cupy = cupy
+    def __init__(self, cupy: FakeCupy, *, fused: bool = False) -> None:
+        self.cupy, self.fused = cupy, fused
+        self.shaped: list[tuple[str, int, int, bool]] = []
         self.runs: list[tuple[str, dict[str, tuple[int, ...]], str]] = []
         self.failures: list[Exception] = []
         self.opened: list[Tuning] = []
@@ -116,19 +134,32 @@ class FakeGpu:
         tuning = options.tuning
         self.opened.append(tuning)
         (place,) = [each for each in self.cupy.queues.streams if each.ptr == stream]
-        # A GPU runs the plain graphs.
-        real = [
-            onnxruntime.InferenceSession(str(model / name), providers=["CPUExecutionProvider"]) for name in GRAPH_FILES
-        ]
-        wrapped = [QueuedSession(session, self, place, cuda_graph=tuning.cuda_graph) for session in real]
-        buckets = tuning.buckets
-        return Sessions(*wrapped, CUDA, "fp32", "CUDA, fp32, on a stand-in", buckets, cuda_graph=tuning.cuda_graph)
+        files = [cuda_file(name, half=False) for name in GRAPH_FILES] if self.fused else GRAPH_FILES
+        real = {
+            graph: onnxruntime.InferenceSession(str(model / name), providers=["CPUExecutionProvider"])
+            for graph, name in zip(GRAPHS, files, strict=True)
+        }
+
+        def of_shape(graph: str, rows: int, length: int, recorded: bool) -> QueuedSession:
+            self.shaped.append((graph, rows, length, recorded))
+            return QueuedSession(real[graph], self, place, cuda_graph=recorded, shape=(rows, length))
+
+        wrapped = [QueuedSession(session, self, place, cuda_graph=tuning.cuda_graph) for session in real.values()]
+        return Sessions(
+            *wrapped,
+            CUDA,
+            "fp32",
+            "CUDA, fp32, on a stand-in",
+            tuning.buckets,
+            cuda_graph=tuning.cuda_graph,
+            shaped=ShapedSessions(of_shape, shares_weights=self.fused),
+        )
 
 
-def install(patch: pytest.MonkeyPatch, *, schedule: int = 2, free_bytes: int = 1 << 30) -> FakeGpu:
+def install(patch: pytest.MonkeyPatch, *, schedule: int = 2, free_bytes: int = 1 << 30, fused: bool = False) -> FakeGpu:
     """Put a GPU into this machine."""
     shim.library()
-    gpu = FakeGpu(FakeCupy(schedule=schedule, free_bytes=free_bytes))
+    gpu = FakeGpu(FakeCupy(schedule=schedule, free_bytes=free_bytes), fused=fused)
     said = Driver(True, "580.65.06", (13, 0), (Gpu(0, "stand-in", (9, 0), 80 << 30),))
     patch.setitem(sys.modules, "cupy", gpu.cupy)
     for module in (devices, sessions):
