@@ -288,6 +288,8 @@ TABLES = {
         (
             _agreement("8-bit linear layers (`--precision int8`)", _INT8),
             _agreement("half precision (`--precision fp16`), on a CPU", _HALF),
+            _agreement("graphs for CUDA, `--precision mixed`, rounded as on a GPU", "precision_cuda_mixed.json"),
+            _agreement("graphs for CUDA, `--precision fp16`, rounded as on a GPU", "precision_cuda_fp16.json"),
         ),
     ),
     "int8": Table(

@@ -1,9 +1,11 @@
 """Half precision against float32, stage by stage, on recordings: errors, cluster ids, waveform SNR, file sizes.
 
-python -m mkc_fast.benchmarks.precision MODEL BANK SPEECH... [--weights random] [--seconds 30]
+python -m mkc_fast.benchmarks.precision MODEL BANK SPEECH... [--weights random] [--seconds 30] [--cuda mixed]
 
-Takes the half-precision graphs of MODEL, or makes them where it has none, and writes results/precision.json. It needs
-no GPU: each graph runs in a form that shows every rounding to float16
+Takes the half-precision graphs of MODEL, or makes them where it has none, and writes results/precision.json. With
+``--cuda mixed`` or ``--cuda fp16`` it takes the graphs that CUDA runs in that precision.
+
+It needs no GPU: each graph runs in a form that shows every rounding to float16
 (``mkc_fast.export.precision.half.rounding_shown``), since ONNX Runtime's CPU provider leaves most of them out; what
 that provider makes of the graphs is given beside it. It says nothing about speed.
 """
@@ -23,12 +25,14 @@ from rich.table import Table
 from mkc_fast import Anonymizer
 from mkc_fast.benchmarks.common import result_parser, write_result
 from mkc_fast.benchmarks.near_ties import joined, near_ties
-from mkc_fast.engine.artifacts import read_model_info, write_info
+from mkc_fast.engine.artifacts import read_model_info, weights_file, write_info
 from mkc_fast.engine.audio.read import read_waveform
+from mkc_fast.engine.sessions.providers import cuda_graph_file
+from mkc_fast.export.graphs.cuda import for_cpu
 from mkc_fast.export.graphs.files import save_graph
 from mkc_fast.export.precision.half import half_file, rounding_shown
 from mkc_fast.export.precision.half_graphs import write_half_graphs
-from mkc_fast.names import AUDIO, FRAME, GRAPH_FILES, VOCODER_FILE
+from mkc_fast.names import AUDIO, FP16, FRAME, GRAPH_FILES, MIXED, VOCODER_FILE
 
 if TYPE_CHECKING:
     import argparse
@@ -103,18 +107,21 @@ def speech_parser(description: str | None, name: str, seconds: float) -> argpars
 
 
 def main() -> None:
-    args = speech_parser(__doc__, "precision", 30.0).parse_args()
+    parser = speech_parser(__doc__, "precision", 30.0)
+    parser.add_argument("--cuda", choices=(MIXED, FP16), help="the graphs for CUDA in this precision")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         halves = args.model
-        if not (args.model / half_file(VOCODER_FILE)).is_file():
+        if args.cuda is None and not (args.model / half_file(VOCODER_FILE)).is_file():
             halves = work / "made"
             halves.mkdir()
             write_half_graphs(args.model, halves, read_model_info(args.model), print)
         full = Anonymizer.load(args.model, args.bank)
         rate = full.info.sample_rate
         waveforms = [read_waveform(path, rate)[: int(args.seconds * rate)] for path in args.speech]
-        shown = Anonymizer.load(model_of(args.model, halves, work / "shown", show=True), args.bank)
+        names = [half_file(file) if args.cuda is None else cuda_graph_file(file, args.cuda) for file in GRAPH_FILES]
+        shown = Anonymizer.load(model_of(args.model, halves, names, work / "shown", show=True), args.bank)
         result = {
             "note": f"weights: {args.weights}; every rounding to float16 made, sums in float32, on a CPU. "
             "No GPU was used: speed was not measured, nor what a GPU's kernels add in error. Where a cluster id "
@@ -125,31 +132,35 @@ def main() -> None:
             "bank": {"entries": len(full.bank), "largest_k": int(full.bank.centroids.shape[1]), "dim": full.info.dim},
             # Of export: what each graph, and what PyTorch's float32, is off float64.
             "against_float64": {file: asdict(check) for file, check in full.info.checks.items()},
-            "files": sizes(args.model, halves),
+            "precision": args.cuda or FP16,
+            "graphs": names,
+            "files": sizes(args.model, halves, names),
             **compare(full, shown, waveforms),
         }
         del shown
-        as_read = Anonymizer.load(model_of(args.model, halves, work / "read", show=False), args.bank)
-        result["as_the_cpu_provider_computes_them"] = isolated(full, as_read, waveforms)[0]
+        if args.cuda is None:  # the CPU has no such operators in float16
+            as_read = Anonymizer.load(model_of(args.model, halves, names, work / "read", show=False), args.bank)
+            result["as_the_cpu_provider_computes_them"] = isolated(full, as_read, waveforms)[0]
     show(result)
     write_result(args.out, result)
 
 
-def model_of(model: Path, halves: Path, out: Path, *, show: bool) -> Path:
-    """A model directory whose graphs are the half-precision ones, as they are or with every rounding shown."""
+def model_of(model: Path, halves: Path, names: list[str], out: Path, *, show: bool) -> Path:
+    """A model directory whose graphs are those of these names, as they are or with every rounding shown."""
     out.mkdir()
-    for file in GRAPH_FILES:
-        graph = onnx.load(halves / half_file(file))
+    for file, name in zip(GRAPH_FILES, names, strict=True):
+        graph = for_cpu(onnx.load(halves / name))
         save_graph(rounding_shown(graph) if show else graph, out / file)
     write_info(out, read_model_info(model))
     return out
 
 
-def sizes(model: Path, halves: Path) -> dict[str, dict[str, float]]:
+def sizes(model: Path, halves: Path, names: list[str]) -> dict[str, dict[str, float]]:
     result = {}
-    for file in GRAPH_FILES:
+    for file, name in zip(GRAPH_FILES, names, strict=True):
         full = sum(path.stat().st_size for path in model.glob(f"{file}*"))
-        half = sum(path.stat().st_size for path in halves.glob(f"{half_file(file)}*"))
+        beside = weights_file(halves / name)
+        half = sum(path.stat().st_size for path in (*halves.glob(f"{name}*"), beside) if path.exists())
         result[file] = {"float32_mb": round(full / 1e6, 2), "half_mb": round(half / 1e6, 2)}
     return result
 
@@ -220,10 +231,11 @@ def isolated(
 def show(result: dict[str, Any]) -> None:
     console = Console(width=120)
     table = Table("stage, given the same input", "relative RMS error", "max error", "max value", "on the CPU provider")
-    beside = result["as_the_cpu_provider_computes_them"]
+    beside = result.get("as_the_cpu_provider_computes_them")
     for stage, errors in result["stages"].items():
         cells = [errors["relative_rms_error"], errors["max_error"], errors["max_value"]]
-        table.add_row(stage, *(f"{cell:.3g}" for cell in cells), f"{beside[stage]['relative_rms_error']:.3g}")
+        provider = "" if beside is None else f"{beside[stage]['relative_rms_error']:.3g}"
+        table.add_row(stage, *(f"{cell:.3g}" for cell in cells), provider)
     console.print(table)
     table = Table("cluster ids", "agreement", "same features", "features rounded only", "median margin", "near ties")
     for mode, ids in result["cluster_ids"].items():

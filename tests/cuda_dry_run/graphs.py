@@ -15,7 +15,7 @@ from mkc_fast.names import CUDA, FP16, FP32, VOCODER_FILE
 from tests.fakes.cuda.dry_run.sessions import Job
 
 # What a test runs: so many utterances of so many frames.
-ROWS, FRAMES = 2, 150
+ROWS, FRAMES = 2, 256
 _FRAMES_PER_SECOND = 50
 
 
@@ -35,7 +35,12 @@ class Case:
         """How the product opens it."""
         precision = FP16 if ".fp16." in self.file else FP32
         buckets = Buckets(ROWS, (FRAMES + 0.5) / _FRAMES_PER_SECOND, FRAMES, fixed=True) if self.fixed else None
-        return Plan(CUDA, precision, index=0, tuning=Tuning(buckets, cuda_graph=cuda_graph))
+        return Plan(CUDA, precision, index=0, tuning=Tuning(buckets, cuda_graph=cuda_graph), fused=self.fused)
+
+    @property
+    def fused(self) -> bool:
+        """Whether it is of the fused operators that the provider has."""
+        return ".cuda." in self.file
 
     def __str__(self) -> str:
         return f"{self.file}, {'fixed' if self.fixed else 'free'} sizes"
@@ -49,6 +54,12 @@ FILES = (
     "wavlm.fp16.onnx",
     "conformer.fp16.onnx",
     "vocoder.fp16.onnx",
+    "wavlm.cuda.onnx",
+    "conformer.cuda.onnx",
+    "vocoder.cuda.onnx",
+    "wavlm.cuda.fp16.onnx",
+    "conformer.cuda.fp16.onnx",
+    "vocoder.cuda.fp16.onnx",
 )
 FREE = tuple(Case(file) for file in FILES)
 FIXED = tuple(Case(file, fixed=True) for file in FILES)
@@ -58,7 +69,7 @@ CASES = FREE + FIXED
 def write_artifacts(folder: Path) -> None:
     """Write a small ``model``, with all its forms, and a ``bank``, with random weights."""
     made = write_checkpoints(folder, num_kmeans=12)
-    export_model(made.wavlm, made.ckpt, folder / "model", half=True)
+    export_model(made.wavlm, made.ckpt, folder / "model", half=True, cuda=True)
     build_bank(made.kmeans_scp, folder / "bank")
 
 

@@ -31,7 +31,9 @@ class Steps:
 
         self._log = CallLog(Path(os.environ["CUDA_DRY_RUN_LOG"]))
         self.done: list[Step] = []
-        self.anonymizer = Anonymizer.load(model, bank, "cuda:0", provider="cuda", **how)
+        if "options" not in how:
+            how["provider"] = "cuda"
+        self.anonymizer = Anonymizer.load(model, bank, "cuda:0", **how)
         self.end("load")
 
     def end(self, name: str) -> None:
@@ -78,9 +80,30 @@ def batches(model: str, bank: str, lengths: Sequence[float], times: int, **how: 
     return steps.done
 
 
+def corpus(model: str, bank: str, hours: float, batch_s: float, **how: Any) -> list[Step]:
+    """Utterances of LibriSpeech's lengths, in shuffled batches, after a warm-up of all shapes."""
+    from mkc_fast.benchmarks.utterances import MEAN_S, draw_lengths
+    from mkc_fast.engine.options import EngineOptions
+    from mkc_fast.engine.passes.shapes import Shapes, chosen_lengths
+
+    steps = Steps(model, bank, options=EngineOptions(provider="cuda", batch_s=batch_s, **how))
+    seconds = draw_lengths(round(hours * 3600 / MEAN_S))
+    info = steps.anonymizer.info
+    frames = [info.frames(int(each * RATE)) for each in seconds]
+    lengths = chosen_lengths(frames, 2000, info)
+    steps.anonymizer.use_lengths(lengths)
+    steps.end("warm-up")
+    groups = Shapes(lengths, int(batch_s * RATE / HOP), full=True).groups(frames)
+    np.random.default_rng(0).shuffle(groups)
+    for number, group in enumerate(groups):
+        steps.batch(f"batch {number + 1}", [seconds[index] for index in group], batch_s=float("inf"))
+    return steps.done
+
+
 def in_flight(model: str, bank: str, lengths: Sequence[float], count: int) -> list[Step]:
-    """Several batches are submitted before the results of the first are asked for."""
+    """Several batches are submitted before the results of the first are asked for; after one that opens sessions."""
     steps = Steps(model, bank)
+    steps.batch("warm-up", lengths)
     waveforms = [_noise(length) for length in lengths]
     pending = [
         steps.anonymizer.submit_batch(waveforms, seed=index, utterance_ids=_ids(lengths)) for index in range(count)
@@ -140,7 +163,8 @@ def lookup(model: str, bank: str, dim: int, clusters: int, frames: Sequence[int]
 
 
 KNOWN: dict[str, Callable[..., list[Step]]] = {
-    function.__name__: function for function in (alone, batches, in_flight, too_little_memory, small_arena, lookup)
+    function.__name__: function
+    for function in (alone, batches, corpus, in_flight, too_little_memory, small_arena, lookup)
 }
 
 

@@ -63,6 +63,13 @@ def test_the_table_has_no_other_rows() -> None:
     assert set(read_table()) == {str(case) for case in CASES}, f"run {COMMAND}"
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.fused], ids=str)
+def test_graphs_for_cuda_are_fused(case: Case, report_of: ReportOf) -> None:
+    calls = report_of(case).runs[-1]
+    assert not any("softmax" in name.lower() for name in calls.kernels), "attention is not one kernel"
+    assert calls.library_calls == {}, "a bias is added by a call of its own"
+
+
 @pytest.mark.parametrize("case", [case for case in FREE if case.stage == "vocoder.onnx"], ids=str)
 def test_every_change_of_shape_plans_all_convolutions_anew(case: Case, stubs: Stubs, small: Path) -> None:
     # Why a batch should have few shapes.
