@@ -107,3 +107,11 @@ def test_at_full_size_a_steady_run_stays_on_the_device(case: Case, stubs: Stubs)
     assert (report.error, report.memcpy_nodes, report.opened.wrong, steady.wrong) == ("", 0, [], [])
     assert (steady.waits, steady.mallocs, steady.plans, steady.host_copies, steady.null_stream) == (0, 0, 0, 0, 0)
     assert steady.launches > 0
+
+
+def test_the_docs_have_the_launches_of_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    for graph, shown in (("wavlm", "WavLM"), ("conformer", "conformer"), ("vocoder", "vocoder")):
+        forms = [f"{graph}{form}.onnx, fixed sizes" for form in ("", ".cuda", ".fp16", ".cuda.fp16")]
+        cells = " | ".join(str(read_table()[form]["launches"]) for form in forms)
+        assert f"| {shown} | {cells} |" in page
