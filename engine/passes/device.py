@@ -280,16 +280,19 @@ class DevicePass:
         shrink: bool,
     ) -> None:
         rows, frames, dim = layout.rows, layout.frames, self._info.dim
-        total = sum(len(part) for part in banks)
+        # All buffers have the sizes of the shape, not of the utterances: page-locked memory is kept by size, and new
+        # memory of another size may wait for the device.
+        capacity = rows * frames
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
             "waveform": ((rows, layout.samples), np.float32),
             "lengths": ((rows,), np.int64),
             "counts": ((rows,), np.int64),
-            "banks": ((rows * frames,), np.int32),
+            "banks": ((capacity,), np.int32),
         }
         for index, run in enumerate(layout.runs):
-            for name in ("origins", "kept", "places"):
-                shapes[f"{name} {index}"] = (getattr(run, name).shape, np.int32)
+            shapes[f"origins {index}"] = (run.origins.shape, np.int32)
+            for name in ("kept", "places"):
+                shapes[f"{name} {index}"] = ((capacity,), np.int32)
         # What is padding: no samples; no frame of any entry; lengths that a graph can take.
         with batch.inputs(shapes) as (host, there):
             host["lengths"][:], host["counts"][:] = self._info.min_samples, 1
@@ -301,9 +304,11 @@ class DevicePass:
                 host["banks"][row * frames : row * frames + len(part)] = part
             host["waveform"][len(waveforms) :] = 0
             for index, run in enumerate(layout.runs):
-                for name in ("origins", "kept", "places"):
-                    host[f"{name} {index}"][:] = getattr(run, name)
-        result = batch.allocate_outputs(rows * frames, total * self._info.hop, rows)
+                host[f"origins {index}"][:] = run.origins
+                for name, nothing in (("kept", 0), ("places", -1)):
+                    values, table = getattr(run, name), host[f"{name} {index}"]
+                    table[: len(values)], table[len(values) :] = values, nothing
+        result = batch.allocate_outputs(capacity, capacity * self._info.hop, rows)
         flags = [result["flags"][index] for index in range(len(FLAGS))]
 
         batch.mark("")
@@ -324,7 +329,7 @@ class DevicePass:
         batch.mark(RESTORE)
         for index, run in enumerate(layout.runs):
             tables = {name: there[f"{name} {index}"] for name in ("origins", "kept", "places")}
-            self._vocode(graphs, run, tables, restored, result["waveform"].reshape(total, -1), shrink=shrink)
+            self._vocode(graphs, run, tables, restored, result["waveform"].reshape(capacity, -1), shrink=shrink)
         batch.mark(VOCODE)
         batch.copy_out()
 
