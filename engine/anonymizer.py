@@ -31,13 +31,13 @@ from mkc_fast.engine.draws import (
 from mkc_fast.engine.options import DEFAULT_WINDOW_S, OVERLAP_S, Buckets, EngineOptions, Tuning, default_batch_s
 from mkc_fast.engine.passes.clock import StageClock
 from mkc_fast.engine.passes.host import HostPass
-from mkc_fast.engine.passes.layout import most_frames
 from mkc_fast.engine.passes.pending import PendingBatch
 from mkc_fast.engine.passes.results import Result, StreamedResult, Utterance
-from mkc_fast.engine.passes.shapes import FRAME_STEP, Shapes, ladder
+from mkc_fast.engine.passes.shapes import Shapes, budget_of, ladder, whole_steps
 from mkc_fast.engine.passes.stages import NotFiniteError, check_finite
 from mkc_fast.engine.sessions.graph_facts import check_graphs, files_of
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
+from mkc_fast.engine.sessions.providers import most_frames
 from mkc_fast.errors import ArgumentError, AudioError, BankError, DeviceError, MkcError, OutputError
 from mkc_fast.kernels import Lookup, make_lookup
 from mkc_fast.names import AUTO, CPU, FORMATS, FRAME, LOOKUP
@@ -58,9 +58,6 @@ if TYPE_CHECKING:
 __all__ = ["Anonymizer", "PendingBatch", "Result", "StreamedResult"]
 
 logger = logging.getLogger("mkc_fast")
-
-# An hour: more seconds of audio at once than any GPU has memory for.
-_MOST_BATCH_S = 3600.0
 
 
 class Anonymizer:
@@ -220,16 +217,15 @@ class Anonymizer:
             tuning = _latency_tuning(chosen.tuning, seconds, info)
             if sessions.shaped is not None:
                 assert tuning.buckets is not None
-                latency.append(-(-most_frames(tuning.buckets, info) // FRAME_STEP) * FRAME_STEP)
+                latency.append(whole_steps(most_frames(tuning.buckets, info)))
             else:
                 latency.append(open_sessions(model_path, device, replace(chosen, tuning=tuning), stream=stream))
         lookup = _device_lookup(opened, index)
         anonymizer = cls(info, opened, sessions, lookup, device, options, verification)
         shapes = None
         if sessions.shaped is not None and sessions.shaped.shares_weights and options.tuning.buckets is None:
-            most = -(-anonymizer._window_frames // FRAME_STEP) * FRAME_STEP
-            batch_s = default_batch_s(device) if options.batch_s is None else min(options.batch_s, _MOST_BATCH_S)
-            shapes = Shapes(ladder(most, info), int(batch_s * info.sample_rate / info.hop))
+            batch_s = default_batch_s(device) if options.batch_s is None else options.batch_s
+            shapes = Shapes(ladder(whole_steps(anonymizer._window_frames), info), budget_of(batch_s, info))
         anonymizer._device_pass = DevicePass(
             context,
             info,

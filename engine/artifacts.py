@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -147,6 +148,10 @@ class ModelInfo:
     def frames(self, samples: int) -> int:
         """Frames that so many samples give (0 when they are too few)."""
         return max(0, (samples - self.min_samples) // self.hop + 1)
+
+    def whole_frames(self, seconds: float) -> int:
+        """Whole frames of so many seconds, as buckets and batches are counted."""
+        return math.floor(seconds * self.sample_rate / self.hop)
 
 
 @dataclass(frozen=True)

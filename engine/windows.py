@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _Rows = TypeVar("_Rows")
+_Number = TypeVar("_Number", int, "NDArray[np.int64]")
 
 
 class Rows(Protocol[_Rows]):
@@ -96,6 +97,11 @@ def pieces(frames: int, count: int, reach: int) -> tuple[NDArray[np.int64], NDAr
         for index, window in enumerate(windows)
     ]
     return taken, np.concatenate(kept)
+
+
+def round_up(number: _Number, step: int) -> _Number:
+    """To the next multiple of ``step``; an integer, or an array of them."""
+    return -(-number // step) * step
 
 
 def padded_windows(frames: int, size: int, reach: int) -> list[Window]:

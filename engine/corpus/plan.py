@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mkc_fast.engine.audio.read import duration_s
 from mkc_fast.engine.batching import group_by_length
 from mkc_fast.engine.corpus.protocol import Task
-from mkc_fast.engine.passes.shapes import Shapes, chosen_lengths
+from mkc_fast.engine.passes.shapes import Shapes, budget_of, chosen_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _HEADERS_AT_ONCE = 64
 # More than cores: on a network file system, reading a header is mostly waiting.
 _HEADER_THREADS = 8
+_Length = TypeVar("_Length", int, float)
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,13 @@ class Padding:
     info: ModelInfo
     most: int
 
-    def groups(self, lengths_s: Sequence[float], lengths: tuple[int, ...], budget_s: float) -> list[list[int]]:
-        """Groups of recordings of so many seconds, the longest first."""
-        budget = int(budget_s * self.info.sample_rate / self.info.hop)
-        return Shapes(lengths, budget).groups([self.frames(seconds) for seconds in lengths_s])
+    def shapes(self, frames: Sequence[int], batch_s: float) -> Shapes:
+        """The shapes that suit recordings of so many frames, in batches of ``batch_s`` padded seconds."""
+        return Shapes(chosen_lengths(frames, self.most, self.info), budget_of(batch_s, self.info))
 
-    def lengths(self, lengths_s: Sequence[float]) -> tuple[int, ...]:
-        """The lengths that suit recordings of so many seconds."""
-        return chosen_lengths([self.frames(seconds) for seconds in lengths_s], self.most, self.info)
-
-    def frames(self, seconds: float) -> int:
-        """At most so many; resampling may round up."""
-        if not seconds or math.isinf(seconds):
-            return sys.maxsize
-        return int(seconds * self.info.sample_rate / self.info.hop) + 1
+    def frames(self, lengths_s: Sequence[float]) -> list[int]:
+        """At most so many frames of each recording; resampling may round up, and an unknown length may be any."""
+        return [sys.maxsize if math.isinf(seconds) else self.info.whole_frames(seconds) + 1 for seconds in lengths_s]
 
 
 @contextmanager
@@ -94,8 +88,13 @@ def planned_batches(
         ]
         # A recording of unknown length runs alone.
         lengths = [task.audio_s or math.inf for task in tasks]
-        padded = () if padding is None else padding.lengths(lengths)
-        groups = _grouped(tasks, lengths, budget, padding, padded)
+        if padding is None:
+            padded: tuple[int, ...] = ()
+            groups = _grouped(tasks, lengths, lambda some: group_by_length(some, budget))
+        else:
+            frames = padding.frames(lengths)
+            shapes = padding.shapes(frames, budget)
+            padded, groups = shapes.lengths, _grouped(tasks, frames, shapes.groups)
         groups.reverse()  # each is freed once its batch is made: of a million recordings both are large
         return Plan([[tasks[index] for index in groups.pop()] for _ in range(len(groups))], padded)
 
@@ -126,18 +125,14 @@ def _lengths_s(
 
 
 def _grouped(
-    tasks: Sequence[Task], lengths: Sequence[float], budget: float, padding: Padding | None, padded: tuple[int, ...]
+    tasks: Sequence[Task], lengths: Sequence[_Length], group: Callable[[Sequence[_Length]], list[list[int]]]
 ) -> list[list[int]]:
-    """Groups of tasks that run together: of similar length and of one bank, the longest first."""
+    """Groups of tasks that run together: as ``group`` makes them, and of one bank, the longest first."""
     banks: dict[int, list[int]] = {}
     for position, task in enumerate(tasks):
         banks.setdefault(task.bank, []).append(position)
     groups: list[list[int]] = []
     for positions in banks.values():
-        of_positions = [lengths[position] for position in positions]
-        if padding is None:
-            of_bank = group_by_length(of_positions, budget)
-        else:
-            of_bank = padding.groups(of_positions, padded, budget)
+        of_bank = group([lengths[position] for position in positions])
         groups += [[positions[number] for number in group] for group in of_bank]
     return sorted(groups, key=lambda group: -lengths[group[0]])

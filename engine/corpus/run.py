@@ -23,7 +23,7 @@ from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
 from mkc_fast.engine.devices import cuda_index, device_kind
 from mkc_fast.engine.draws import check_draw
 from mkc_fast.engine.options import EngineOptions, check_choice, default_batch_s
-from mkc_fast.engine.passes.shapes import FRAME_STEP
+from mkc_fast.engine.passes.shapes import whole_steps
 from mkc_fast.errors import ArgumentError, DeviceError, MkcError, OutputError, StoppedError, WriteError
 from mkc_fast.names import COPY_SILENCE, CPU, ON_FAILURE, STOP, UTTERANCE
 
@@ -265,11 +265,10 @@ def _work(
     remaining_s = 0.0
     planned_at: float | None = None
     started_at: float | None = None
-    # Headers are read while the workers load the models.
     padding = None
     if batched and CPU not in run.devices and run.options.tuning.buckets is None:
-        window = int(run.options.max_window_s * info.sample_rate / info.hop)
-        padding = Padding(info, -(-window // FRAME_STEP) * FRAME_STEP)
+        padding = Padding(info, whole_steps(info.whole_frames(run.options.max_window_s)))
+    # Headers are read while the workers load the models.
     with (
         planned_batches(tasks, run.batch_s, stopped, padding) as plan,
         closing(scheduler.run(plan, stopped)) as outcomes,

@@ -24,11 +24,12 @@ import numpy as np
 
 from mkc_fast.engine.passes.device_batch import FLAGS, DeviceBatch
 from mkc_fast.engine.passes.device_graphs import DeviceGraphs
-from mkc_fast.engine.passes.layout import lay_out, lay_out_in, most_frames, window_frames
+from mkc_fast.engine.passes.layout import lay_out, lay_out_in, window_frames
 from mkc_fast.engine.passes.pending import StartedPass
 from mkc_fast.engine.passes.results import Result, Utterance
 from mkc_fast.engine.passes.shapes import Bucket
 from mkc_fast.engine.passes.stages import NotFiniteError
+from mkc_fast.engine.sessions.providers import most_frames
 from mkc_fast.engine.windows import crossfaded, exact_pieces, exact_windows, sample_range
 from mkc_fast.errors import DeviceMemoryError
 from mkc_fast.kernels.cuda.rows import DeviceRows, copy, zero
@@ -100,10 +101,10 @@ class DevicePass:
         self._graphs = DeviceGraphs(context, sessions, shaped=None if shapes is None else sessions.shaped)
         # What each takes at most, in frames; its bucket, where every shape has a session.
         self._latency: list[tuple[int, Bucket | None, DeviceGraphs]] = []
+        recorded = DeviceGraphs(context, sessions, shaped=sessions.shaped, recorded=True)
         for each in latency:
             if isinstance(each, int):
-                graphs = DeviceGraphs(context, sessions, shaped=sessions.shaped, recorded=True)
-                self._latency.append((each, Bucket(1, each), graphs))
+                self._latency.append((each, Bucket(1, each), recorded))
             else:
                 assert each.buckets is not None
                 self._latency.append((most_frames(each.buckets, info), None, DeviceGraphs(context, each)))
@@ -374,10 +375,9 @@ class DevicePass:
         bucket = graphs.buckets if graphs.buckets is not None and graphs.buckets.fixed else None
         # In fixed buckets the window is the first of so many utterances, and padded.
         rows, padded = (bucket.max_batch, most_frames(bucket, info)) if bucket else (1, size)
-        shape = None
-        if self.shapes is not None:
-            padded = self.shapes.lengths[-1]
-            shape = Bucket(1, padded)
+        shape = None if self.shapes is None else Bucket(1, self.shapes.lengths[-1])
+        if shape is not None:
+            padded = shape.frames
         samples = padded * hop + info.min_samples - 1
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
             "waveform": ((len(waveform),), np.float32),
@@ -430,12 +430,10 @@ class DevicePass:
             count = rows * len(exact_windows(padded, length, info.vocoder_reach)) if bucket else 1
         else:
             count, length = 1, min(frames, max(_LONG_WINDOW_FRAMES, 4 * info.vocoder_reach))
-        # So many windows run at once; the others of a fixed shape are padding.
-        together = count if shape is not None else 1
         windows = exact_windows(frames, length, info.vocoder_reach)
         restored = crossfaded(frames, size, self._overlap_frames, restore, self._rows)
         ready = exact_pieces(windows, restored, self._rows)
-        while parts := list(itertools.islice(ready, together)):
+        while parts := list(itertools.islice(ready, count)):
             batch.mark(RESTORE)
             given = graphs.allocate("vocoder.features", (count, length, dim))
             if count > len(parts):

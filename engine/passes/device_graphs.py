@@ -84,11 +84,11 @@ class DeviceGraphs:
     ) -> Any:
         """Queue a run; the output's shape is known beforehand, so it is written straight into a buffer."""
         recorded = self._recorded and bound
-        first = next(iter(inputs.values()))
         if self._shaped is None:
             session = self._sessions[graph]
         else:
-            session = self._shaped.get(graph, first.shape[0], first.shape[1], recorded=recorded)
+            rows, length, *_ = next(iter(inputs.values())).shape
+            session = self._shaped.get(graph, rows, length, recorded=recorded)
         made = self.allocate(f"{graph}.{output}", shape, bound=bound)
         key = (graph, *((name, array.shape) for name, array in inputs.items()))
         if recorded and key in self._recordings:
@@ -101,10 +101,9 @@ class DeviceGraphs:
             options = self._options(shrink=shrink)
             if recorded:
                 options.add_run_config_entry("gpu_graph_id", str(len(self._recordings) + 1))
+                self._recordings[key] = binding, options
             elif self._recorded and self._shaped is None:
                 options.add_run_config_entry("gpu_graph_id", "-1")
-            if recorded:
-                self._recordings[key] = binding, options
         session.run_with_iobinding(binding, options)
         return made
 

@@ -5,13 +5,21 @@ All of it follows from the utterances' lengths and the sessions' buckets; no dev
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mkc_fast.engine.windows import Window, common_window, exact_windows, padded_windows, two_windows, window_groups
+from mkc_fast.engine.sessions.providers import most_frames
+from mkc_fast.engine.windows import (
+    Window,
+    common_window,
+    exact_windows,
+    padded_windows,
+    round_up,
+    two_windows,
+    window_groups,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,11 +77,6 @@ class Layout:
     runs: tuple[VocoderRun, ...]
 
 
-def most_frames(buckets: Buckets, info: ModelInfo) -> int:
-    """Frames of the longest utterance, or window of one, that these buckets take."""
-    return max(1, math.floor(buckets.max_seconds * info.sample_rate / info.hop))
-
-
 def window_frames(buckets: Buckets | None, info: ModelInfo) -> int:
     """The most frames of a window of the vocoder."""
     frames = max(BATCH_WINDOW_FRAMES if buckets is None else buckets.window_frames, 4 * info.vocoder_reach)
@@ -84,9 +87,9 @@ def lay_out(counts: Sequence[int], info: ModelInfo, buckets: Buckets | None = No
     """The layout of utterances of so many frames each, within the buckets."""
     reach, most = info.vocoder_reach, window_frames(buckets, info)
     if buckets is None:
-        frames = _up(max(counts), FRAME_STEP)
+        frames = round_up(max(counts), FRAME_STEP)
         alone = len(counts) == 1 and counts[0] <= most
-        size = counts[0] if alone else min(most, _up(common_window(counts, most, reach), FRAME_STEP))
+        size = counts[0] if alone else min(most, round_up(common_window(counts, most, reach), FRAME_STEP))
     else:
         frames, size = (most_frames(buckets, info) if buckets.fixed else max(counts)), most
     fixed = buckets is not None and buckets.fixed
@@ -103,7 +106,7 @@ def lay_out(counts: Sequence[int], info: ModelInfo, buckets: Buckets | None = No
         elif fixed:
             bound = False
         elif buckets is None and count > 2 * WINDOW_STEP:
-            count = _up(count, WINDOW_STEP)
+            count = round_up(count, WINDOW_STEP)
         runs.append(_run(group.length, count, group.windows, counts, frames, starts, bound=bound))
     return Layout(rows, frames, frames * info.hop + info.min_samples - 1, tuple(runs))
 
@@ -154,8 +157,3 @@ def _run(
         np.concatenate(places).astype(np.int32),
         bound,
     )
-
-
-def _up(number: int, step: int) -> int:
-    """To the next multiple."""
-    return -(-number // step) * step

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mkc_fast.engine.windows import round_up
 from mkc_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ FRAME_STEP = 8
 _RATIO = 1.2
 # Of a run's padded frames, the share that may be padding; and the most lengths, since each opens three sessions.
 _PADDING, _MOST_LENGTHS = 0.04, 16
+# An hour: more seconds of audio at once than any GPU has memory for.
+_MOST_BATCH_S = 3600.0
 # The vocoder's windows of an utterance.
 _WINDOWS = 2
 
@@ -38,7 +41,7 @@ class Bucket:
 
     def window(self, info: ModelInfo) -> tuple[int, int]:
         """How many windows the vocoder runs at once, and the frames of each: two an utterance, which meet in it."""
-        return _WINDOWS * self.rows, -(-(self.frames + 2 * info.vocoder_reach) // (2 * FRAME_STEP)) * FRAME_STEP
+        return _WINDOWS * self.rows, whole_steps(-(-(self.frames + 2 * info.vocoder_reach) // _WINDOWS))
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,16 @@ class Shapes:
         return groups
 
 
+def budget_of(batch_s: float, info: ModelInfo) -> int:
+    """Padded frames of a batch of so many seconds."""
+    return info.whole_frames(min(batch_s, _MOST_BATCH_S))
+
+
 def ladder(most: int, info: ModelInfo) -> tuple[int, ...]:
     """Lengths up to ``most`` frames for utterances of which nothing is known."""
-    lengths, length = [], float(_up(2 * info.vocoder_reach + FRAME_STEP))
+    lengths, length = [], float(whole_steps(2 * info.vocoder_reach + FRAME_STEP))
     while length < most:
-        lengths.append(_up(int(length)))
+        lengths.append(whole_steps(int(length)))
         length *= _RATIO
     return tuple(dict.fromkeys([*(each for each in lengths if each < most), most]))
 
@@ -117,11 +125,11 @@ def chosen_lengths(frames: Sequence[int], most: int, info: ModelInfo, *, padding
         info: Of the model.
         padding: The share.
     """
-    least = _up(2 * info.vocoder_reach + FRAME_STEP)
+    least = whole_steps(2 * info.vocoder_reach + FRAME_STEP)
     real = np.asarray([count for count in frames if count <= most], np.int64)
     if not len(real):
         return (most,)
-    rounded = np.minimum(np.maximum(-(-real // FRAME_STEP) * FRAME_STEP, least), most)
+    rounded = np.minimum(np.maximum(round_up(real, FRAME_STEP), least), most)
     lengths, counts = np.unique(rounded, return_counts=True)
     # cost[j] with k lengths: padded frames of all utterances up to lengths[j], which is the longest of the k.
     below = np.concatenate([[0], np.cumsum(counts)])
@@ -145,5 +153,6 @@ def chosen_lengths(frames: Sequence[int], most: int, info: ModelInfo, *, padding
     return tuple(sorted({*found, most}))
 
 
-def _up(frames: int) -> int:
-    return -(-frames // FRAME_STEP) * FRAME_STEP
+def whole_steps(frames: int) -> int:
+    """So many frames, rounded up to a length that a bucket may have."""
+    return round_up(frames, FRAME_STEP)

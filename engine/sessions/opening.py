@@ -25,7 +25,6 @@ from mkc_fast.engine.sessions.providers import (
     Plan,
     candidates,
     cuda_graph_file,
-    cuda_options,
     free_dimensions,
     graph_file,
     has_cuda_graphs,
@@ -42,7 +41,6 @@ from mkc_fast.engine.sessions.support import obstacle
 from mkc_fast.errors import ArtifactError, DeviceError, OutputError
 from mkc_fast.kernels.cuda.device import import_cupy, one_line_errors
 from mkc_fast.names import (
-    AUTO,
     CPU,
     CUDA,
     FP16,
@@ -53,7 +51,6 @@ from mkc_fast.names import (
     MIXED,
     TENSORRT,
     WAVLM,
-    WAVLM_FILE,
 )
 from mkc_fast.onnx_runtime import ort
 from mkc_fast.text import one_line
@@ -141,11 +138,10 @@ def open_sessions(
         files = tuple(cpu_graph(model, graph, plan.precision) for graph in GRAPH_FILES)
         return Sessions(wavlm, conformer, vocoder, precision=plan.precision, chosen=chosen, ran=ran, files=files)
     gpu = driver().gpus[index]
+    precision = resolve_precision(provider, options.precision, gpu, info)
     refused: list[str] = []
     for name in candidates(index, provider):
-        # What is mixed on CUDA is fp32 on TensorRT, where both are auto.
-        precision = resolve_precision(name if name == provider else AUTO, options.precision, gpu, info)
-        fused = name == CUDA and has_cuda_graphs(model, precision)
+        fused = name == CUDA and has_cuda_graphs(info, precision)
         plan = Plan(name, precision, index, threads, stream, options.tuning, fused)
         reason = refusal(name, precision, gpu)
         if reason is None:
@@ -261,23 +257,23 @@ def _on_device(model: Path, plan: Plan, files: tuple[str, ...]) -> tuple[dict[st
     assert index is not None
     with cupy.cuda.Device(index), one_line_errors(cupy, index):
         weights = {name: SharedWeights(cupy, weights_file(model / name)) for name in files}
-        options = cuda_options(replace(plan, tuning=replace(plan.tuning, cuda_graph=False)), WAVLM_FILE)
-        return weights, share_arena(index, options, plan.tuning.gpu_mem_limit_bytes)
+        return weights, share_arena(index, plan.tuning.gpu_mem_limit_bytes)
 
 
 def _shaped(
     model: Path, info: ModelInfo, plan: Plan, files: tuple[str, ...], weights: dict[str, SharedWeights], *, arena: bool
 ) -> ShapedSessions:
     """Further sessions of the same graphs, each of one shape."""
+    by_graph = dict(zip(GRAPHS, zip(GRAPH_FILES, files, strict=True), strict=True))
 
     def opened(graph: Graph, rows: int, length: int, recorded: bool) -> ort.InferenceSession:
-        name = GRAPH_FILES[GRAPHS.index(graph)]
-        path = model / files[GRAPHS.index(graph)]
+        name, file = by_graph[graph]
+        path = model / file
         own = replace(plan, tuning=replace(plan.tuning, buckets=Buckets(fixed=True), cuda_graph=recorded))
         providers = provider_list(own, name, info)
         sizes = {"batch": rows, "samples" if graph == WAVLM else "frames": length}
         # A recording goes on using the memory that it was made with; no other session may have it meanwhile.
-        session = _session(path, own, providers, sizes, weights.get(path.name), arena=arena and not recorded)
+        session = _session(path, own, providers, sizes, weights.get(file), arena=arena and not recorded)
         _checked_placement(path, own, session)
         return session
 

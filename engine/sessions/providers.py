@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,9 +160,9 @@ def is_checked(info: ModelInfo, precision: str) -> bool:
     return all(check is not None and check.status == CHECK_PASSED for check in checks)
 
 
-def has_cuda_graphs(model: Path, precision: str) -> bool:
+def has_cuda_graphs(info: ModelInfo, precision: str) -> bool:
     """Whether a model has all of its graphs for CUDA in a precision."""
-    return all((model / cuda_graph_file(graph, precision)).is_file() for graph in GRAPH_FILES)
+    return all(cuda_graph_file(graph, precision) in info.files for graph in GRAPH_FILES)
 
 
 def stage_precision(file: str, precision: str) -> str:
@@ -344,15 +343,19 @@ def tensorrt_options(plan: Plan, shapes: Profile) -> dict[str, str]:
     return options
 
 
+def most_frames(buckets: Buckets, info: ModelInfo) -> int:
+    """Frames of the longest utterance, or window of one, that these buckets take."""
+    return max(1, info.whole_frames(buckets.max_seconds))
+
+
 def profile(graph: str, buckets: Buckets, info: ModelInfo) -> Profile:
     """Shapes of a graph's inputs under these buckets.
 
     A window of T frames is cut with the samples of T frames, and the last one takes those along that make no frame:
     T * hop + min_samples - 1 at most.
     """
-    per_second = info.sample_rate / info.hop
-    most = max(1, math.floor(buckets.max_seconds * per_second))
-    typical = most if buckets.fixed else min(most, math.floor(_TYPICAL_S * per_second))
+    most = most_frames(buckets, info)
+    typical = most if buckets.fixed else min(most, info.whole_frames(_TYPICAL_S))
     least = most if buckets.fixed else 1
     batch, one = buckets.max_batch, buckets.max_batch if buckets.fixed else 1
     if graph == WAVLM_FILE:

@@ -59,14 +59,13 @@ class ShapedSessions:
         return self._sessions[key]
 
 
-def share_arena(index: int, options: dict[str, str], limit: int | None) -> bool:
+def share_arena(index: int, limit: int | None) -> bool:
     """Give this process one arena of a CUDA device, for all sessions that ask for it; returns whether it has one.
 
     It stays until the process ends; what is free in it is given back where memory is short.
 
     Args:
         index: Of the device.
-        options: Of the CUDA provider.
         limit: Of the arena, in bytes; a process that has an arena of another limit keeps that one.
 
     Raises:
@@ -77,6 +76,7 @@ def share_arena(index: int, options: dict[str, str], limit: int | None) -> bool:
         told: dict[str, int] = {"arena_extend_strategy": _SAME_AS_REQUESTED}
         if limit is not None:
             told["max_mem"] = limit
+        options = {"device_id": str(index)}
         try:
             ort.create_and_register_allocator_v2("CUDAExecutionProvider", place, options, ort.OrtArenaCfg(told))
         except Exception as error:  # ONNX Runtime's errors share no base but Exception

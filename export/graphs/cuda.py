@@ -101,24 +101,19 @@ class _Builder(GraphBuilder):
         if self.apart:
             total = self.bias_add(stream.branch, stream.bias, stream.x)
             return total, self.layer_norm(total, norm)
-        scale, shift = self.weight(numpy_of(norm.weight)), self.weight(numpy_of(norm.bias))
-        return self.skip_layer_norm(stream.branch, stream.x, scale, shift, self.weight(stream.bias), norm.eps)
+        return self.skip_layer_norm(stream.branch, stream.x, norm, stream.bias)
 
     def skip_layer_norm(
-        self, x: str, skip: str, scale: str, shift: str, bias: str, epsilon: float
-    ) -> tuple[str, str]:  # fmt: skip
+        self, x: str, skip: str, norm: nn.LayerNorm, bias: NDArray[np.float32] | None
+    ) -> tuple[str, str]:
         """``x + skip + bias``, and its LayerNorm."""
+        inputs = [x, skip, self.weight(numpy_of(norm.weight)), self.weight(numpy_of(norm.bias))]
+        if bias is not None:
+            inputs.append(self.weight(bias))
         name = f"skiplayernormalization_{len(self.nodes)}"
-        inputs = [x, skip, scale, shift, bias]
+        outputs = [name, "", "", f"{name}_sum"]
         self.nodes.append(
-            helper.make_node(
-                "SkipLayerNormalization",
-                inputs if bias else inputs[:-1],
-                [name, "", "", f"{name}_sum"],
-                name,
-                domain=MICROSOFT,
-                epsilon=epsilon,
-            )
+            helper.make_node("SkipLayerNormalization", inputs, outputs, name, domain=MICROSOFT, epsilon=norm.eps)
         )
         return f"{name}_sum", name
 
@@ -129,9 +124,7 @@ class _Builder(GraphBuilder):
         assert stream.bias is not None
         return self.bias_add(stream.branch, stream.bias, stream.x)
 
-    def attention(
-        self, x: str, attention: SelfAttention, lengths: str, bias: str
-    ) -> tuple[str, NDArray[np.float32]]:  # fmt: skip
+    def attention(self, x: str, attention: SelfAttention, lengths: str, bias: str) -> tuple[str, NDArray[np.float32]]:
         """Self-attention without its last bias, and that bias.
 
         Args:
@@ -248,8 +241,7 @@ def _extractor_layer(build: _Builder, x: str, conv: ConvLayer, name: str) -> str
             later = further
     norm = conv.norm
     if norm is not None and later and not build.half:
-        scale, shift = build.weight(numpy_of(norm.weight)), build.weight(numpy_of(norm.bias))
-        _, y = build.skip_layer_norm(y, later, scale, shift, "" if bias is None else build.weight(bias), norm.eps)
+        _, y = build.skip_layer_norm(y, later, norm, bias)
         return build.add("Gelu", y)
     if later:
         # Not an Add, which ONNX Runtime would fuse with the LayerNorm, and then take its statistics in float16.
@@ -266,9 +258,9 @@ def _extractor_layer(build: _Builder, x: str, conv: ConvLayer, name: str) -> str
 def _split_in_two(build: _Builder, x: str, weight: NDArray[np.float32]) -> tuple[str, NDArray[np.float32]]:
     """Factors of a product in float16 that is nearly as exact as in float32.
 
-    The filters of the first convolution cancel most of a smooth waveform, so that float16, or TF32, loses a hundred
-    times as much there as elsewhere. So each factor is the sum of its value in float16 and of what that leaves, and
-    three of the four products of these are added up, in float32, by one product of three times the depth.
+    The filters of the first convolution cancel most of a smooth waveform, so that float16, or TF32, loses much more
+    there than elsewhere. So each factor is split into its value in float16 and the rest. Of the four products of these,
+    three are added up in float32, by one product of three times the depth.
     """
     rounded = weight.astype(np.float16).astype(np.float32)
     left = (weight - rounded).astype(np.float16).astype(np.float32)
@@ -434,10 +426,8 @@ def _depthwise(build: _Builder, module: ConvModule, x: str) -> str:
     middle = taps // 2
     if taps % 2 == 0 or taps > _MOST_SHIFTS:
         y = build.add("Transpose", x, perm=(0, 2, 1))
-        pads = (middle, middle)
-        y = build.add(
-            "Conv", y, build.weight(weights[:, None]), build.weight(bias), group=channels, pads=pads
-        )  # fmt: skip
+        weight = build.weight(weights[:, None])
+        y = build.add("Conv", y, weight, build.weight(bias), group=channels, pads=(middle, middle))
         return build.add("Transpose", y, perm=(0, 2, 1))
     shifted = []
     for tap in range(taps):

@@ -64,13 +64,7 @@ def within(shape: tuple[int, ...], name: str, shapes: Profile) -> bool:
     )
 
 
-@pytest.mark.parametrize(
-    "buckets",
-    [
-        SHORT,
-        pytest.param(ODD, marks=pytest.mark.xfail(reason="9.7 s are 485 frames for a pass, and 484 for a profile")),
-    ],
-)
+@pytest.mark.parametrize("buckets", [SHORT, ODD])
 def test_every_run_of_a_pass_is_within_the_profiles_of_its_buckets(
     buckets: Buckets, artifacts: Artifacts, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
