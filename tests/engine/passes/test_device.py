@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mkc_fast import Anonymizer, BankError, DeviceError, DeviceMemoryError, LostDeviceError
+from mkc_fast.engine.artifacts import ModelInfo
 from mkc_fast.engine.options import Buckets, Tuning
-from mkc_fast.engine.passes.layout import lay_out
+from mkc_fast.engine.passes.layout import Layout, lay_out
 from mkc_fast.engine.windows import NUMPY_ROWS
 from mkc_fast.export import build_bank
 from mkc_fast.kernels.cuda.rows import DeviceRows
@@ -282,15 +283,9 @@ def test_a_lost_device_is_told_from_an_error(
 # ---- What lies where ----
 
 
-@pytest.mark.parametrize(
-    "buckets", [None, Buckets(8, 10, 100), Buckets(8, 10, 100, fixed=True), Buckets(8, 10, 500, fixed=True)]
-)
-@pytest.mark.parametrize("counts", [[1], [29], [30], [99], [100], [101], [500], [500, 499, 30, 12, 1], [77] * 8])
-def test_every_frame_is_vocoded_once_with_its_context(
-    artifacts: Artifacts, counts: list[int], buckets: Buckets | None
-) -> None:
-    info = artifacts.anonymizer.info
-    layout, reach = lay_out(counts, info, buckets), info.vocoder_reach
+def assert_vocoded_once_with_context(layout: Layout, counts: list[int], info: ModelInfo) -> None:
+    """Every frame is kept once, of a window in which it has the context that it has in its utterance."""
+    reach = info.vocoder_reach
     assert info.frames(layout.samples) == layout.frames
     placed = np.concatenate([run.places for run in layout.runs])
     assert sorted(placed.tolist()) == list(range(sum(counts)))
@@ -311,6 +306,17 @@ def test_every_frame_is_vocoded_once_with_its_context(
                 assert column + (last - frame) + 1 == run.length
             if frame < reach:
                 assert column == frame
+
+
+@pytest.mark.parametrize(
+    "buckets", [None, Buckets(8, 10, 100), Buckets(8, 10, 100, fixed=True), Buckets(8, 10, 500, fixed=True)]
+)
+@pytest.mark.parametrize("counts", [[1], [29], [30], [99], [100], [101], [500], [500, 499, 30, 12, 1], [77] * 8])
+def test_every_frame_is_vocoded_once_with_its_context(
+    artifacts: Artifacts, counts: list[int], buckets: Buckets | None
+) -> None:
+    info = artifacts.anonymizer.info
+    assert_vocoded_once_with_context(lay_out(counts, info, buckets), counts, info)
 
 
 def test_rows_are_moved_faded_and_checked(gpu: FakeGpu) -> None:
