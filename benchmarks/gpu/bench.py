@@ -12,8 +12,10 @@ import numpy as np
 
 from mkc_fast import Anonymizer
 from mkc_fast.benchmarks.records import write_record
+from mkc_fast.engine.options import EngineOptions
 from mkc_fast.kernels.cuda.residual_counts import V1_STAGES
-from mkc_fast.names import FP16, FP32, PRECISIONS, TF32
+from mkc_fast.names import FP16, FP32, MIXED, TF32
+from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     import subprocess
@@ -28,8 +30,7 @@ if TYPE_CHECKING:
 SEED = 7
 RATE = 16000
 # What a run may choose on a GPU with the CUDA provider, in the order in which it is worth measuring.
-_WORTH = (FP16, "mixed", TF32, FP32)
-GPU_PRECISIONS: tuple[Precision, ...] = tuple(sorted(set(PRECISIONS) & set(_WORTH), key=_WORTH.index))
+GPU_PRECISIONS: tuple[Precision, ...] = (FP16, MIXED, TF32, FP32)
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,11 @@ class Bench:
         write_record(self.out, self.result)
 
     def load(self, device: str | None = None, **how: Any) -> Anonymizer:
-        """Open the artifacts, after giving back the memory of those that were open."""
+        """Open the artifacts with fields of ``EngineOptions``, after giving back the memory of those that were open."""
         gc.collect()
         self.machine.release()
-        return Anonymizer.load(self.model, self.bank, device or self.machine.device, cache=self.work / "cache", **how)
+        options = EngineOptions(cache=self.work / "cache", **how)
+        return Anonymizer.load(self.model, self.bank, device or self.machine.device, options=options)
 
     def piece(self, seconds: float, seed: int) -> NDArray[np.float32]:
         """Recorded speech of this length, from a random place on."""
@@ -173,7 +175,7 @@ def needs_half(precision: str) -> bool:
 
 def one_line_of(error: Exception) -> str:
     """Type and text of an error, cut."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]
+    return one_line(f"{type(error).__name__}: {error}", 600)
 
 
 def rounded(value: Any) -> Any:

@@ -10,6 +10,7 @@ from mkc_fast.benchmarks.gpu.artifacts import wait_for_model
 from mkc_fast.benchmarks.gpu.bench import RATE, SEED
 from mkc_fast.benchmarks.utterances import DISTRIBUTION
 from mkc_fast.engine.options import Tuning
+from mkc_fast.engine.passes.shapes import chosen_lengths, whole_steps
 from mkc_fast.names import ENCODE, RESTORE, TIMED_STAGES, VOCODE
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ GFLOP_PER_SECOND = {ENCODE: 14.0, RESTORE: 30.1, VOCODE: 38.6}
 
 
 def throughput(bench: Bench, found: dict[str, Any]) -> None:
-    """RTFx by precision and batch, with the vocoder's channels last too; every batch ran once before it is timed."""
+    """RTFx by precision and batch, as ``infer`` runs; every batch ran once before it is timed.
+
+    In the first precision also with the vocoder's channels first, where the graphs for CUDA have them last.
+    """
     sizes = bench.sizes
     wait_for_model(bench, half=True)
     waveforms = bench.corpus(sizes.corpus_s)
@@ -37,28 +41,29 @@ def throughput(bench: Bench, found: dict[str, Any]) -> None:
         "lengths": DISTRIBUTION, "speech": "recorded, repeated",
     }  # fmt: skip
     first, *others = sizes.precisions
-    variants = [(first, False), (first, True), *((precision, False) for precision in others)]
-    for precision, nhwc in variants:
-        of: dict[str, Any] = {}
-        found[precision + (", vocoder NHWC" if nhwc else "")] = of
-        _of_precision(bench, of, waveforms, precision, nhwc=nhwc)
+    variants = [(first, Tuning()), (first, Tuning(prefer_nhwc=False)), *((each, Tuning()) for each in others)]
+    # Every variant in the first size of batches before any in the next: there may not be time for all.
+    for batch_s in sizes.batches_s:
+        for precision, tuning in variants:
+            of = found.setdefault(precision + (", vocoder NCHW" if tuning.prefer_nhwc is False else ""), {})
+            work = partial(_of_batch, bench, waveforms, precision, tuning, batch_s)
+            bench.figure(of, f"batches of {batch_s:g} s", work, least_s=25)
 
 
-def _of_precision(
-    bench: Bench, of: dict[str, Any], waveforms: Sequence[NDArray[np.float32]], precision: Precision, *, nhwc: bool
-) -> None:
-    opened: list[Anonymizer] = []
-
-    def load() -> dict[str, Any]:
-        begin = time.perf_counter()
-        tuning = Tuning(prefer_nhwc=nhwc)
-        opened.append(bench.load(provider=bench.machine.provider, precision=precision, tuning=tuning))
-        return {"seconds": time.perf_counter() - begin, "chosen": opened[0].chosen}
-
-    bench.figure(of, "load", load, least_s=15)
-    for batch_s in bench.sizes.batches_s if opened else ():
-        work = partial(timed_batches, opened[0], waveforms, batch_s, precision)
-        bench.figure(of, f"batches of {batch_s:g} s", work, least_s=10)
+def _of_batch(
+    bench: Bench, waveforms: Sequence[NDArray[np.float32]], precision: Precision, tuning: Tuning, batch_s: float
+) -> dict[str, Any]:
+    """Load for batches of this size, prepare for the corpus's lengths as ``infer`` does, and measure."""
+    begin = time.perf_counter()
+    there = bench.load(provider=bench.machine.provider, precision=precision, tuning=tuning, batch_s=batch_s)
+    loaded = time.perf_counter()
+    info, longest = there.info, whole_steps(there.info.whole_frames(there.options.max_window_s))
+    there.use_lengths(chosen_lengths([info.frames(len(waveform)) for waveform in waveforms], longest, info))
+    prepared = time.perf_counter()
+    return {
+        **timed_batches(there, waveforms, batch_s, precision),
+        "load_s": loaded - begin, "prepare_lengths_s": prepared - loaded, "chosen": there.chosen,
+    }  # fmt: skip
 
 
 def timed_batches(

@@ -13,8 +13,8 @@ from mkc_fast.benchmarks.gpu.bench import RATE, SEED, needs_half
 from mkc_fast.benchmarks.gpu.correctness import errors, limit_of
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.options import EngineOptions, Tuning
+from mkc_fast.engine.passes.device_graphs import queued_options
 from mkc_fast.names import CPU
-from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,8 +52,7 @@ class Bound:
         self.binding.bind_output(
             target.name, "cuda", machine.index, kinds[target.type], self.shape, self.output.data.ptr
         )
-        self.options = ort.RunOptions()
-        self.options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self.options = queued_options()
 
     def run(self) -> None:
         """Queue a run."""

@@ -108,9 +108,14 @@ class DeviceGraphs:
         return made
 
     def _options(self, *, shrink: bool) -> ort.RunOptions:
-        options = ort.RunOptions()
-        # Otherwise every run would wait for the stream at its end.
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        options = queued_options()
         if shrink and not self._recorded:  # buffers of a CUDA graph must not move
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._context.index}")
         return options
+
+
+def queued_options() -> ort.RunOptions:
+    """For a run that is queued: otherwise it would wait for the stream at its end."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options

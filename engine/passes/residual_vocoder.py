@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mkc_fast.engine.passes.device_graphs import queued_options
 from mkc_fast.errors import DeviceError
 from mkc_fast.kernels.cuda.residual import DeviceResidual
-from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mkc_fast.kernels.cuda.residual import PlacedPair
     from mkc_fast.kernels.cuda.residual_stages import StagedBlocks
+    from mkc_fast.onnx_runtime import ort
 
 
 class ResidualVocoder:
@@ -51,9 +52,7 @@ class ResidualVocoder:
                     )
                 placed.append([pair for pair in pairs if pair is not None])
             self._stages.append((stage.frames, stage.width, placed))
-        self._options = ort.RunOptions()
-        # Otherwise every run would wait for the stream at its end.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._options = queued_options()
 
     def run(self, features: Any) -> Any:
         """Queue (batch, T, D) float32 → (batch, T * hop) float32."""
