@@ -42,7 +42,8 @@ class Tuning:
 
     Attributes:
         buckets: The sizes that inputs are kept to; None where they have any size.
-        gpu_mem_limit_bytes: Of ONNX Runtime's arena in each session; default: what the GPU has.
+        gpu_mem_limit_bytes: Of ONNX Runtime's arena in each session, or of the one that the sessions of graphs for CUDA
+            share; default: what the GPU has.
         prefer_nhwc: The vocoder's convolutions with channels last, as tensor cores want them. In a dry run all 78 of
             them get it, without a transpose. In WavLM and the conformer it added copies between host and device, for
             which every run waits, so it is never on there. Default: on for the graphs for CUDA. Not measured on a GPU.

@@ -112,9 +112,9 @@ def lay_out(counts: Sequence[int], info: ModelInfo, buckets: Buckets | None = No
 
 
 def lay_out_in(bucket: Bucket, counts: Sequence[int], info: ModelInfo) -> Layout:
-    """The layout of utterances of so many frames each in a bucket; all of the vocoder's windows have one shape.
+    """The layout of utterances of so many frames each in a bucket; all windows of the vocoder have one shape.
 
-    But for an utterance of less than twice the vocoder's reach: it runs alone, in its own length.
+    An utterance shorter than twice the vocoder's reach is an exception: it runs alone, with its own length.
     """
     reach, (count, length) = info.vocoder_reach, bucket.window(info)
     starts = np.concatenate([[0], np.cumsum(counts)])[:-1]

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 # Lengths are multiples of so many frames: attention's kernels want rows of its bias to begin aligned.
 FRAME_STEP = 8
-# Where nothing is known of the lengths, each is by so much longer than the one before it.
+# Where the lengths of utterances are not known, each length is so many times the one before it.
 _RATIO = 1.2
-# Of a run's padded frames, the share that may be padding; and the most lengths, since each opens three sessions.
+# The share of a run's padded frames that may be padding, and the largest number of lengths: each opens three sessions.
 _PADDING, _MOST_LENGTHS = 0.04, 16
 # An hour: more seconds of audio at once than any GPU has memory for.
 _MOST_BATCH_S = 3600.0
@@ -114,10 +114,10 @@ def ladder(most: int, info: ModelInfo) -> tuple[int, ...]:
 
 
 def chosen_lengths(frames: Sequence[int], most: int, info: ModelInfo, *, padding: float = _PADDING) -> tuple[int, ...]:
-    """The fewest lengths with which at most so large a share of the padded frames of these utterances is padding.
+    """The smallest set of lengths for which at most this share of the padded frames is padding.
 
-    Found by dynamic programming over the lengths that occur, rounded up; where 16 do not suffice, the best 16. The
-    longest is ``most``, for windows of longer recordings, which are left out of account.
+    It is found by dynamic programming over the lengths that occur, rounded up. If 16 lengths are not enough, it is the
+    best set of 16. ``most`` is always one of the lengths: windows of longer recordings need it.
 
     Args:
         frames: Of each utterance.

@@ -184,7 +184,7 @@ def refusal(provider: str, precision: str, gpu: Gpu) -> str | None:
     if provider == CUDA and precision == BF16:
         return "ONNX Runtime's CUDA provider computes bf16 only in graphs made so; take provider tensorrt, or fp16"
     if provider == TENSORRT and precision == MIXED:
-        return "its options are those of one precision for all graphs; take tf32, fp16 or bf16"
+        return "it is opened with one precision for all graphs; take tf32, fp16 or bf16"
     if provider == TENSORRT and precision == FP32 and gpu.capability >= _AMPERE:
         # No option of ONNX Runtime clears the builder's TF32 flag (microsoft/onnxruntime#26029).
         return "it computes float32 in TF32, and ONNX Runtime cannot turn that off; take precision tf32"

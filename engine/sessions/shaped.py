@@ -60,9 +60,9 @@ class ShapedSessions:
 
 
 def share_arena(index: int, limit: int | None) -> bool:
-    """Give this process one arena of a CUDA device, for all sessions that ask for it; returns whether it has one.
+    """Make one arena of a CUDA device for all sessions of this process; returns whether there is one with this limit.
 
-    It stays until the process ends; what is free in it is given back where memory is short.
+    The arena stays until the process ends. When memory is short, its free parts are given back.
 
     Args:
         index: Of the device.
