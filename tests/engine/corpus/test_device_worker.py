@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,10 +55,10 @@ def config(artifacts: Artifacts) -> WorkerConfig:
     return WorkerConfig(artifacts.model, (BankDraws(artifacts.bank),), "cuda:0", EngineOptions(), 1, Settings(seed=3))
 
 
-def serve(worker: Worker, ours, batches: list[list[Task]]) -> list[tuple]:
+def serve(worker: Worker, ours, batches: list[list[Task]], lengths: tuple[int, ...] = ()) -> list[tuple]:
     """What a worker says of batches that it is given all at once."""
     for number, batch in enumerate(batches):
-        ours.send((number + 1, batch))
+        ours.send((number + 1, batch, lengths))
     ours.send(None)
 
     def run() -> None:
@@ -104,6 +105,25 @@ def test_batches_overlap_and_come_out_right(
             soundfile.read(task.utterance.path, dtype="float32")[0], seed=3, utterance_id=task.utterance.id
         )
         np.testing.assert_allclose(waveform, alone.waveform, atol=1e-4, rtol=0)
+
+
+def test_the_sessions_for_a_runs_lengths_are_opened_before_its_first_batch(
+    monkeypatch: pytest.MonkeyPatch, cuda_artifacts: Artifacts, tasks: list[Task]
+) -> None:
+    gpu = fake_gpu.install(monkeypatch, schedule=1, fused=True)
+    ours, theirs = Pipe()
+    how = replace(config(cuda_artifacts), options=EngineOptions(batch_s=6, max_window_s=8))
+    worker = Worker(theirs, how)
+    prepare, prepared = worker.anonymizer.use_lengths, []
+
+    def use_lengths(lengths: tuple[int, ...]) -> None:
+        prepare(lengths)
+        prepared.append((lengths, len(gpu.shaped)))
+
+    monkeypatch.setattr(worker.anonymizer, "use_lengths", use_lengths)
+    said = serve(worker, ours, [tasks[3:], tasks[:3]], (104, 160, 400))
+    assert prepared == [((104, 160, 400), len(gpu.shaped))], "not once, or a batch opened another session"
+    assert [content[1].error for kind, *content in said if kind == "outcome"] == [None] * 6
 
 
 def _waiting_for_all(worker: Worker, following, count: int):
