@@ -32,7 +32,8 @@ from mkc_fast.engine.corpus import run as corpus
 from mkc_fast.engine.corpus import watchdog as patience
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
 from mkc_fast.engine.corpus.outputs import plan_folder
-from mkc_fast.engine.corpus.protocol import Outcome, Settings, Task
+from mkc_fast.engine.corpus.plan import Plan
+from mkc_fast.engine.corpus.protocol import Outcome, Settings
 from mkc_fast.engine.corpus.status import Status
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.path_lists import read_audio_list
@@ -915,8 +916,8 @@ def test_recordings_of_unknown_length_run_alone(
         def __init__(self, configs: object, timeout_s: float) -> None:
             self.workers, self.replaced, self.lost = [], 0, 0
 
-        def run(self, plan: Future[list[list[Task]]], stopped: object) -> Iterator[Outcome]:
-            batches.extend([task.utterance.id for task in batch] for batch in plan.result())
+        def run(self, plan: Future[Plan], stopped: object) -> Iterator[Outcome]:
+            batches.extend([task.utterance.id for task in batch] for batch in plan.result().batches)
             yield from ()
 
     monkeypatch.setattr(corpus, "Scheduler", Recorder)
