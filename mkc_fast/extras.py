@@ -18,6 +18,7 @@ CUDA13_EXTRA: Final = "cuda13"
 EXPORT_EXTRA: Final = "export"
 BENCH_EXTRA: Final = "bench"
 DOWNLOAD_EXTRA: Final = "download"
+AV_EXTRA: Final = "av"
 # By the name that Python imports: the package's name in a message, and its extra in pyproject.toml.
 _PACKAGES = {
     "onnxruntime": ("ONNX Runtime", CPU_EXTRA),
@@ -34,6 +35,7 @@ _PACKAGES = {
     "jinja2": ("Jinja2", BENCH_EXTRA),
     "psutil": ("psutil", BENCH_EXTRA),
     "gdown": ("gdown", DOWNLOAD_EXTRA),
+    "av": ("PyAV", AV_EXTRA),
 }
 EXPORT_MODULES: Final = ("torch", "onnx", "onnxscript")
 

@@ -25,6 +25,25 @@ _SOX_UNKNOWN_SIZE = 0x7FFFF000
 _MAX_CHUNKS = 10_000
 # A page of Ogg: 27 bytes, of which the last counts its segments, then a byte for the length of each, then these.
 _OGG, _OGG_HEAD, _MOST_OGG_PAGE, _OGG_LAST = b"OggS", 27, 27 + 255 + 255 * 255, 4
+# Names of the boxes that an MP4 file, or one of its fragments, may begin or go on with.
+MP4_BOXES = frozenset(
+    {
+        b"ftyp",
+        b"styp",
+        b"moov",
+        b"moof",
+        b"mdat",
+        b"mfra",
+        b"sidx",
+        b"free",
+        b"skip",
+        b"wide",
+        b"pnot",
+        b"udta",
+        b"uuid",
+    }
+)
+MATROSKA, _MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _Order = Literal["little", "big"]
 # W64 names its chunks by GUIDs; those of libsndfile and Sound Forge begin with the four letters.
 _W64_RIFF, _W64_WAVE = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00", b"wave\xf3\xac\xd3\x11"
@@ -82,7 +101,7 @@ def length_s(head: bytes, size_bytes: int) -> float | None:
 def claimed_bytes(read: Read) -> int | None:
     """The size that a file has at least, if its header is right about its samples.
 
-    Knows WAV, RIFX, RF64, BW64, W64, AIFF, AIFF-C, 8SVX, AU, CAF and NIST SPHERE.
+    Knows WAV, RIFX, RF64, BW64, W64, AIFF, AIFF-C, 8SVX, AU, CAF, NIST SPHERE, AVI, MP4 and Matroska.
 
     Args:
         read: Up to so many bytes of the file, from an offset on.
@@ -113,6 +132,13 @@ def claimed_bytes(read: Read) -> int | None:
             return _end(chunks.walk(read), b"data", (0, 4, (1 << 64) - 1))
         if head[:8] == b"NIST_1A\n":
             return _nist_end(read)
+        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            size = _number(head, 4, 4)
+            return None if size in (0, _UNKNOWN_SIZE) else 8 + size
+        if head[4:8] in MP4_BOXES:
+            return _mp4_end(read)
+        if head[:4] == MATROSKA:
+            return _matroska_end(read)
     except (IndexError, ValueError):
         pass
     return None
@@ -181,6 +207,49 @@ def _nist_end(read: Read) -> int | None:
         return None
     count, channels, width = (int(fields.get(name, b"1")[:18]) for name in names)
     return begin + count * channels * width if count else None
+
+
+def _mp4_end(read: Read) -> int | None:
+    """Of boxes: a size of 32 bits, which includes itself, and a name; a size of 1 is followed by one of 64 bits."""
+    position = 0
+    for _ in range(_MAX_CHUNKS):
+        head = read(position, 16)
+        if len(head) < 8 or head[4:8] not in MP4_BOXES:
+            break
+        size = _number(head, 0, 4, "big")
+        if size == 1:
+            size = _number(head, 8, 8, "big")
+        if size < 8:  # 0: up to the file's end, whatever that is
+            break
+        position += size
+    return position or None
+
+
+def _matroska_end(read: Read) -> int | None:
+    """Of two elements, a header and a segment; each has an id, a size, and a content of so many bytes."""
+    begin, size = _matroska_element(read(0, 16), 4)
+    if size is None:
+        return None
+    position = begin + size
+    segment = read(position, 16)
+    if segment[:4] != _MATROSKA_SEGMENT:
+        return None
+    begin, size = _matroska_element(segment, 4)
+    return None if size is None else position + begin + size
+
+
+def _matroska_element(head: bytes, id_bytes: int) -> tuple[int, int | None]:
+    """Where an element's content begins, and its size; None is not known, as in a recording that was streamed.
+
+    The leading zeros of the size's first byte tell how many bytes follow it. All ones in the others mean that the size
+    is not known.
+    """
+    first = head[id_bytes]
+    if not first:
+        raise ValueError
+    length = 9 - first.bit_length()
+    number = _number(head, id_bytes, length, "big") & (1 << 7 * length) - 1
+    return id_bytes + length, None if number == (1 << 7 * length) - 1 else number
 
 
 def _wav_length_s(read: Read, size_bytes: int) -> float | None:

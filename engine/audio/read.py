@@ -1,4 +1,4 @@
-"""Reads recordings: whatever libsndfile decodes, as one channel of float32 at the rate asked for."""
+"""Reads recordings as one channel of float32 at the rate asked for: what libsndfile decodes, or else PyAV."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from mkc_fast.engine.audio.containers import UNKNOWN_FRAMES, ContainerFile, container_format, container_length_s
 from mkc_fast.engine.audio.headers import HEAD_BYTES, claimed_bytes, is_cut_ogg, length_s
 from mkc_fast.engine.audio.waveform import LEAST_RATE, NOT_FINITE, absolute_peak, check_peak, check_waveform
 from mkc_fast.engine.options import DEFAULT_WINDOW_S
@@ -21,7 +22,7 @@ from mkc_fast.errors import AudioError
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -37,9 +38,8 @@ _TOO_LONG = "longer than 24 h; cut it into parts (segments of a data directory)"
 _MAX_OVERSHOOT_S = 0.5
 _LARGEST_S = 1e9
 COMMAND_TIMEOUT_S = 600
-# The frame counts of these formats are estimates, so fewer decoded samples do not mean damage.
-_ESTIMATED_LENGTH = frozenset({"MP3"})
-_UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a stream that does not say
+# The frame counts of these codecs are estimates, so fewer decoded samples do not mean damage.
+_ESTIMATED_LENGTH = "MPEG_LAYER"  # in files of its own, or in WAV
 # What soundfile raises: TypeError for headerless files (.raw), OverflowError for positions past 64 bits.
 _NOT_READABLE = (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 
@@ -185,12 +185,32 @@ def duration_s(utterance: Utterance) -> float:
             return 0.0
         claimed = length_s(_head(utterance.path), known.st_size)
         if claimed is None:
-            info = soundfile.info(utterance.path)
-            claimed = info.frames / max(1, info.samplerate)
+            claimed = _decoder_length_s(utterance.path)
     except _NOT_READABLE:
         return 0.0
     # A header may claim anything: at one bit a sample, a file of so many bytes holds no more than this.
     return max(0.0, min(claimed, known.st_size * 8.0 / 1000) - utterance.begin_s)
+
+
+def _decoder_length_s(path: Path) -> float:
+    """Seconds of a file as the decoder that opens it finds them in its header."""
+    try:
+        info = soundfile.info(path)
+    except soundfile.SoundFileError:
+        with path.open("rb") as file:
+            kind = container_format(_reader(file))
+            return 0.0 if kind is None else container_length_s(file, kind)
+    return float(info.frames / max(1, info.samplerate))
+
+
+def _reader(file: BinaryIO) -> Callable[[int, int], bytes]:
+    """Reads up to so many bytes of a file, from an offset on."""
+
+    def read(offset: int, count: int) -> bytes:
+        file.seek(offset)
+        return file.read(count)
+
+    return read
 
 
 def _head(path: Path) -> bytes:
@@ -240,7 +260,7 @@ class _Encoded:
         """
         try:
             self._check_size()
-            with _Forward(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source) as file:
+            with self._decoder() as file:
                 yield from _decoded(file, self.shown, self.sample_rate, self.begin_s, self.end_s)
             self._check_size()  # a file may shrink while it is read
         except _NOT_READABLE as error:
@@ -253,12 +273,7 @@ class _Encoded:
         """Compare the size that the header claims with the file's: libsndfile reads what there is without an error."""
         try:
             with self._opened() as file:
-                size = file.seek(0, os.SEEK_END)
-
-                def read(offset: int, count: int) -> bytes:
-                    file.seek(offset)
-                    return file.read(count)
-
+                size, read = file.seek(0, os.SEEK_END), _reader(file)
                 claimed, cut = claimed_bytes(read), is_cut_ogg(read, size)
         except OSError as error:
             raise AudioError(f"{self.shown}: cannot be read ({error.strerror})") from None
@@ -266,6 +281,18 @@ class _Encoded:
             raise AudioError(f"{self.shown}: truncated: its header claims {claimed} bytes, {size} are there")
         if cut:
             raise AudioError(f"{self.shown}: truncated: its last Ogg page is cut, or is not marked as the last")
+
+    def _decoder(self) -> soundfile.SoundFile | ContainerFile:
+        """The file, opened by libsndfile, or by PyAV where libsndfile cannot."""
+        try:
+            return _Forward(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
+        except soundfile.SoundFileError:
+            file = self._opened()
+            kind = container_format(_reader(file))
+            if kind is None:
+                file.close()
+                raise
+            return ContainerFile(file, kind, self.shown)
 
     def _opened(self) -> BinaryIO:
         return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
@@ -291,7 +318,7 @@ def _read(encoded: _Encoded, min_samples: int, most_samples: int | None) -> NDAr
 
 
 def _decoded(
-    file: soundfile.SoundFile, shown: str, sample_rate: int, begin_s: float, end_s: float | None
+    file: soundfile.SoundFile | ContainerFile, shown: str, sample_rate: int, begin_s: float, end_s: float | None
 ) -> Iterator[NDArray[np.float32]]:
     """Blocks of one channel at ``sample_rate``."""
     rate = file.samplerate
@@ -303,7 +330,7 @@ def _decoded(
         if begin >= file.frames:
             raise AudioError(f"{shown}: begins at {begin_s:g} s, the recording has {file.frames / rate:g} s")
         file.seek(begin)
-    known = file.frames < _UNKNOWN_FRAMES
+    known = file.frames < UNKNOWN_FRAMES
     if known and (file.frames if end is None else min(end, file.frames)) - begin > _LONGEST_S * rate:
         raise AudioError(f"{shown}: {_TOO_LONG}")
     resample = soxr.ResampleStream(rate, sample_rate, 1) if rate != sample_rate else None
@@ -326,7 +353,9 @@ def _decoded(
     if resample:
         yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
     last = file.frames if end is None else min(end, file.frames)
-    if known and position < last and file.format not in _ESTIMATED_LENGTH:
+    # A ContainerFile compares the lengths itself: some formats have them in milliseconds.
+    exact = not isinstance(file, ContainerFile) and not file.subtype.startswith(_ESTIMATED_LENGTH)
+    if known and exact and position < last:
         raise AudioError(f"{shown}: truncated: {position} of {file.frames} samples can be read")
     if end is not None and position < end - _MAX_OVERSHOOT_S * rate:
         raise AudioError(f"{shown}: ends at {end_s:g} s, the recording has {position / rate:g} s")
