@@ -8,7 +8,8 @@ import os
 import stat
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -23,7 +24,6 @@ from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -49,6 +49,38 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
 
     def seekable(self) -> bool:
         return False
+
+
+class Span(io.RawIOBase):
+    """Reads a part of an open file as a file: a member of an archive. Closing it closes the file."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._position = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, begin + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
+        self._file.seek(self._offset + self._position)
+        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        self._position += count
+        return int(count)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @dataclass(frozen=True)
@@ -155,7 +187,8 @@ def read_utterance(
     """
     begin_s, end_s = utterance.begin_s, utterance.end_s
     if utterance.command is None:
-        return _read(_encoded_file(utterance.path, sample_rate, begin_s, end_s), min_samples, most_samples)
+        encoded = _encoded_file(utterance.path, sample_rate, begin_s, end_s, utterance.span, utterance.shown)
+        return _read(encoded, min_samples, most_samples)
     shown = f"{utterance.path} |"
     try:
         run = subprocess.run(  # noqa: S602 - a Kaldi list's own command, run only where the user allowed it
@@ -183,24 +216,26 @@ def duration_s(utterance: Utterance) -> float:
         known = utterance.path.stat()
         if not stat.S_ISREG(known.st_mode):  # opening a pipe would block until a writer opens it
             return 0.0
-        claimed = length_s(_head(utterance.path), known.st_size)
+        offset, size = utterance.span or (0, known.st_size)
+        claimed = length_s(_head(utterance.path, offset), size)
         if claimed is None:
-            claimed = _decoder_length_s(utterance.path)
+            claimed = _decoder_length_s(utterance.path, utterance.span)
     except _NOT_READABLE:
         return 0.0
     # A header may claim anything: at one bit a sample, a file of so many bytes holds no more than this.
-    return max(0.0, min(claimed, known.st_size * 8.0 / 1000) - utterance.begin_s)
+    return max(0.0, min(claimed, size * 8.0 / 1000) - utterance.begin_s)
 
 
-def _decoder_length_s(path: Path) -> float:
-    """Seconds of a file as the decoder that opens it finds them in its header."""
-    try:
-        info = soundfile.info(path)
-    except soundfile.SoundFileError:
-        with path.open("rb") as file:
+def _decoder_length_s(path: Path, span: tuple[int, int] | None) -> float:
+    """Seconds of a file, or of a member of an archive, as the decoder that opens it finds them in its header."""
+    with path.open("rb") as whole:
+        file = whole if span is None else io.BufferedReader(Span(whole, *span))
+        try:
+            info = soundfile.info(path if span is None else file)
+        except soundfile.SoundFileError:
             kind = container_format(_reader(file))
             return 0.0 if kind is None else container_length_s(file, kind)
-    return float(info.frames / max(1, info.samplerate))
+        return float(info.frames / max(1, info.samplerate))
 
 
 def _reader(file: BinaryIO) -> Callable[[int, int], bytes]:
@@ -213,16 +248,26 @@ def _reader(file: BinaryIO) -> Callable[[int, int], bytes]:
     return read
 
 
-def _head(path: Path) -> bytes:
-    """A file's first bytes; opening a file object would double the time, which matters in a corpus."""
+def _head(path: Path, offset: int) -> bytes:
+    """The first bytes of a recording, at an offset of a file.
+
+    Opening a file object would double the time, which matters in a corpus.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return os.read(descriptor, HEAD_BYTES)
+        return os.pread(descriptor, HEAD_BYTES, offset)
     finally:
         os.close(descriptor)
 
 
-def _encoded_file(path: Path, sample_rate: int, begin_s: float, end_s: float | None) -> _Encoded:
+def _encoded_file(
+    path: Path,
+    sample_rate: int,
+    begin_s: float,
+    end_s: float | None,
+    span: tuple[int, int] | None = None,
+    shown: str = "",
+) -> _Encoded:
     try:
         regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would block until a writer opens it
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
@@ -231,7 +276,7 @@ def _encoded_file(path: Path, sample_rate: int, begin_s: float, end_s: float | N
         raise AudioError(f"{path}: cannot be read ({error.strerror})") from None
     if not regular:
         raise AudioError(f"{path}: not a file")
-    return _Encoded(path, str(path), sample_rate, begin_s, end_s)
+    return _Encoded(path, shown or str(path), sample_rate, begin_s, end_s, span)
 
 
 @dataclass(frozen=True)
@@ -244,6 +289,7 @@ class _Encoded:
         sample_rate: To resample to.
         begin_s: Where the part begins, in seconds.
         end_s: Where it ends; None is the recording's end.
+        span: Offset and size of the recording in an archive, in bytes.
     """
 
     source: Path | bytes
@@ -251,6 +297,7 @@ class _Encoded:
     sample_rate: int
     begin_s: float
     end_s: float | None
+    span: tuple[int, int] | None = None
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """Decode it: blocks of one channel at the rate asked for, each finite.
@@ -285,7 +332,8 @@ class _Encoded:
     def _decoder(self) -> soundfile.SoundFile | ContainerFile:
         """The file, opened by libsndfile, or by PyAV where libsndfile cannot."""
         try:
-            return _Forward(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
+            whole = isinstance(self.source, Path) and self.span is None
+            return _Forward(self.source if whole else self._opened())
         except soundfile.SoundFileError:
             file = self._opened()
             kind = container_format(_reader(file))
@@ -295,7 +343,10 @@ class _Encoded:
             return ContainerFile(file, kind, self.shown)
 
     def _opened(self) -> BinaryIO:
-        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+        if isinstance(self.source, bytes):
+            return io.BytesIO(self.source)
+        file = self.source.open("rb")
+        return file if self.span is None else io.BufferedReader(Span(file, *self.span))
 
 
 def _read(encoded: _Encoded, min_samples: int, most_samples: int | None) -> NDArray[np.float32] | Recording:

@@ -14,7 +14,7 @@ from mkc_fast.engine.corpus.status import Status, Summary
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
 from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, DataDirectory, read_data_directory
 from mkc_fast.engine.datasets.path_lists import AudioList, read_audio_list
-from mkc_fast.engine.datasets.shards import DataDirectoryShard, Shard, shared_salt
+from mkc_fast.engine.datasets.shards import Shard, shared_salt
 from mkc_fast.engine.datasets.speakers import with_draw_ids
 from mkc_fast.engine.devices import cuda_device_names, cuda_index
 from mkc_fast.engine.options import EngineOptions
@@ -155,9 +155,12 @@ def plan_corpus(
         MkcError: The format is unknown, or two outputs have one name here.
     """
     ids = [[utterance.id for utterance in each.utterances] for each in datasets]
-    datasets = [each if shard is None else _part(each, shard) for each in datasets]
+    datasets = [each if shard is None else each.part(shard) for each in datasets]
     settings = Settings(format=audio_format)
-    folders = [plan_folder(each.utterances, each.record_dir, each.audio_dir, settings, each.out) for each in datasets]
+    folders = [
+        plan_folder(each.utterances, each.record_dir, each.audio_dir, settings, each.out, each.groups)
+        for each in datasets
+    ]
     folders = [replace(folder, level=level) for folder in folders]
     if shard is not None:
         folders = [
@@ -165,15 +168,6 @@ def plan_corpus(
             for folder, whole in zip(folders, ids, strict=True)
         ]
     return Corpus(datasets, folders, audio_format)
-
-
-def _part(dataset: Dataset, shard: Shard) -> Dataset:
-    """A shard of a dataset, with an output folder of its own."""
-    utterances = [utterance for utterance in dataset.utterances if shard.holds(utterance.id)]
-    out = shard.folder(dataset.out)
-    if isinstance(dataset, DataDirectory):
-        return DataDirectoryShard(dataset.path, out, utterances, dataset.audio_folder, dataset.relative_to)
-    return AudioList(utterances, out)
 
 
 def _utt2spk_of(audio_list: Path, given: str | PathLike[str] | None) -> Path | None:

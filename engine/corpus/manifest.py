@@ -1,8 +1,9 @@
 """The record of a run in its output folder: what was done, with which settings, so that it can be continued.
 
 ``manifest.jsonl`` has a line of JSON for the run's settings and what it ran on, then one for each utterance finished or
-failed. A line that was cut off by a kill is ignored; the last line about an utterance counts. If runs whose results
-differ in the last bit were mixed on purpose, a line says what else has run.
+failed, and one for each group of outputs that has become files of its own. A line that was cut off by a kill is
+ignored; the last line about an utterance counts. If runs whose results differ in the last bit were mixed on purpose, a
+line says what else has run.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class Manifest:
         self._settings = {**settings, "private": private}
         self._allow_mixed = allow_mixed
         self._known: dict[str, _Known] = {}
+        self._groups: dict[str, dict[str, int]] = {}
         self._ran: list[object] = []
         self._salt = salt
         self._source_salt = salt or secrets.token_hex(16)
@@ -138,6 +140,8 @@ class Manifest:
                     raise OutputError(f"{self.path}: not a manifest; {_INSTEAD}")
             elif entry.get("type") == "ran":
                 self._ran.append(entry.get("ran"))
+            elif entry.get("type") == "group":
+                self._groups[str(entry.get("group"))] = _sizes(entry)
             elif isinstance(entry.get("id"), str):
                 if not self._known:
                     self._check(first, self._settings)
@@ -235,15 +239,37 @@ class Manifest:
     def finished(self, utterance_id: str, output: Path) -> bool:
         """Whether this output was written and still exists with its size."""
         known = self._known.get(utterance_id)
-        if known is None or known.suffix is None or utterance_id + known.suffix != output.name:
+        if known is None or known.suffix is None:
+            return False
+        if (utterance_id + known.suffix).rpartition("/")[2] != output.name:
             return False
         with contextlib.suppress(OSError):
             return output.stat().st_size == known.size_bytes
         return False
 
+    def group_is_there(self, name: str, out: Path) -> bool:
+        """Whether a group of outputs became files, which still exist in ``out`` with their sizes."""
+        sizes = self._groups.get(name)
+        with contextlib.suppress(OSError):
+            return bool(sizes) and all((out / file).stat().st_size == size for file, size in (sizes or {}).items())
+        return False
+
+    def append_group(self, name: str, out: Path, files: Sequence[Path]) -> None:
+        """Record that a group of outputs has become these files in ``out``.
+
+        Raises:
+            WriteError: As ``append``; or a file is gone.
+        """
+        try:
+            sizes = {os.path.relpath(file, out): file.stat().st_size for file in files}
+        except OSError as error:
+            raise WriteError(f"{error.filename}: was written and is gone ({error.strerror})") from None
+        self._append({"type": "group", "group": name, "files": sizes})
+
     def forget(self) -> None:
         """Free what is recorded of each utterance: once the tasks are known, a run does not need it."""
         self._known = {}
+        self._groups = {}
 
     def append(self, utterance: Utterance, record: Mapping[str, object], ran: Mapping[str, object]) -> None:
         """Record the outcome of an utterance.
@@ -339,6 +365,8 @@ class Manifest:
             # Absolute: one relative path means different files in different working directories.
             path = os.path.join(self._where, utterance.file)  # noqa: PTH118 - a million of them
             source["source"] = str(Path(path)) if "//" in path or "/./" in path else path
+        if utterance.span is not None:
+            source["span"] = list(utterance.span)
         if utterance.begin_s or utterance.end_s is not None:
             source["segment"] = [utterance.begin_s, utterance.end_s]
         if utterance.draw_id is not None:
@@ -446,7 +474,15 @@ def _objects(path: Path, *, utterances: bool = True) -> Iterator[dict[str, Any]]
         raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-_SOURCE_FIELDS = ("source", "command", "segment", "draws", "source_digest")
+_SOURCE_FIELDS = ("source", "command", "span", "segment", "draws", "source_digest")
+
+
+def _sizes(entry: Mapping[str, Any]) -> dict[str, int]:
+    """The files of a group and their sizes; none if the line is damaged."""
+    files = entry.get("files")
+    if not isinstance(files, dict) or not all(isinstance(size, int) for size in files.values()):
+        return {}
+    return files
 
 
 def _known(utterance_id: str, entry: dict[str, Any]) -> _Known:
@@ -482,6 +518,8 @@ def _shown_source(source: Mapping[str, object]) -> str:
     if "source_digest" in source:
         return f"another recording (digest {_shown(source['source_digest'])})"
     text = _shown(source["command"]) + " |" if "command" in source else _shown(source.get("source"))
+    if "span" in source:
+        text += f", bytes {_shown(source['span'])}"
     segment = source.get("segment")
     if isinstance(segment, list) and len(segment) == 2:
         begin, end = segment

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.corpus.manifest import Manifest
     from mkc_fast.engine.corpus.protocol import Settings
-    from mkc_fast.engine.datasets.dataset import Utterance
+    from mkc_fast.engine.datasets.dataset import Groups, Utterance
     from mkc_fast.engine.datasets.shards import Shard
     from mkc_fast.names import Level
+
+
+# Folders of outputs whose names are kept at a time.
+_MOST_LISTED = 1 << 10
 
 
 class Outputs(Mapping[str, Path]):
@@ -50,19 +54,36 @@ class Outputs(Mapping[str, Path]):
 
     def existing(self) -> Iterator[Path]:
         """The outputs that exist, under any name that the file system takes for theirs."""
-        try:
-            # One listing instead of a look-up for each utterance.
-            names = set(os.listdir(self.folder))  # noqa: PTH208
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError:  # a folder that cannot be listed
-            yield from (output for output in self.values() if output.exists())
-            return
-        if names and _folds_case(self.folder):
-            folded = {_folded(name) for name in names}
-            yield from (self[name] for name in self if _folded(name + self.suffix) in folded)
-        elif names:
-            yield from (self[name] for name in self if name + self.suffix in names)
+        folds = _folds_case(self.folder)
+        # One listing of each folder instead of a look-up for each utterance.
+        listed: dict[str, frozenset[str] | None] = {}
+        for utterance_id in self:
+            below, _, name = utterance_id.rpartition("/")
+            if below not in listed:
+                if len(listed) >= _MOST_LISTED:
+                    listed.clear()
+                listed[below] = _listed(self.folder / below, folds)
+            names = listed[below]
+            if names is None:  # a folder that cannot be listed
+                if self[utterance_id].exists():
+                    yield self[utterance_id]
+            elif names and (_folded(name + self.suffix) if folds else name + self.suffix) in names:
+                yield self[utterance_id]
+
+    def subfolders(self) -> set[str]:
+        """The folders in ``folder`` that ids name (``spk/chapter`` of ``spk/chapter/utt``)."""
+        return {below for name in self if (below := name.rpartition("/")[0])}
+
+
+def _listed(folder: Path, folds: bool) -> frozenset[str] | None:
+    """The names in a folder, as they are compared; none if it is not there, None if it cannot be listed."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+    except OSError:
+        return None
+    return frozenset(map(_folded, names) if folds else names)
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,7 @@ class Folder:
         role: ``attacker`` or ``user`` in an experiment of VoicePrivacy.
         shard: Which part of a corpus it is, if it is a part.
         salt: Of the digests in its manifest, where it must be that of other folders.
+        groups: Which outputs become files together, if any do.
     """
 
     path: Path
@@ -90,15 +112,34 @@ class Folder:
     role: str | None = None
     shard: Shard | None = None
     salt: str | None = None
+    groups: Groups | None = None
 
     @property
     def directories(self) -> set[Path]:
         """The directories that hold the folder's files."""
-        return {self.path, self.outputs.folder, self.out or self.path}
+        below = {self.outputs.folder / name for name in self.outputs.subfolders()}
+        grouped = {path.parent for path in self.group_files()}
+        return {self.path, self.outputs.folder, self.out or self.path} | below | grouped
+
+    def group_files(self) -> Iterator[Path]:
+        """The files that groups of outputs become."""
+        for group in range(len(self.groups) if self.groups is not None else 0):
+            assert self.groups is not None
+            yield from self.groups.files(group)
+
+    def existing(self) -> Iterator[Path]:
+        """The outputs that exist, and the files of groups."""
+        yield from self.outputs.existing()
+        yield from (path for path in self.group_files() if path.exists())
 
 
 def plan_folder(
-    utterances: Sequence[Utterance], folder: Path, audio_folder: Path, settings: Settings, out: Path | None = None
+    utterances: Sequence[Utterance],
+    folder: Path,
+    audio_folder: Path,
+    settings: Settings,
+    out: Path | None = None,
+    groups: Groups | None = None,
 ) -> Folder:
     """Plan where each output goes; nothing is written.
 
@@ -108,9 +149,11 @@ def plan_folder(
         audio_folder: Where the outputs go.
         settings: Of the run.
         out: Where lists go, if that is another folder.
+        groups: Which outputs become files together, if any do.
 
     Raises:
-        ListError: Two outputs have one name where the file system does not tell upper case from lower.
+        ListError: Two outputs have one name where the file system does not tell upper case from lower, or one has the
+            name of a folder that another needs.
         OutputError: An output would replace its own recording, or the folder is a file.
         MkcError: The format is not known.
     """
@@ -128,9 +171,20 @@ def plan_folder(
         for name in outputs:
             if folded[_folded(name)] > 1:
                 raise ListError(f"{name}: another id differs only in case, and would write the same file")
-    planned = Folder(folder, utterances, outputs, out)
+    subfolders = {above for below in outputs.subfolders() for above in _with_parents(below)}
+    for name in outputs if subfolders else ():
+        if name + outputs.suffix in subfolders:
+            raise ListError(f"{name}{outputs.suffix}: is the output of one recording and the folder of another's")
+    planned = Folder(folder, utterances, outputs, out, groups=groups)
     check_recordings([planned])
     return planned
+
+
+def _with_parents(folder: str) -> Iterator[str]:
+    """``a/b`` and ``a`` of ``a/b``."""
+    while folder:
+        yield folder
+        folder = folder.rpartition("/")[0]
 
 
 def check_recordings(folders: Sequence[Folder]) -> None:
@@ -139,7 +193,7 @@ def check_recordings(folders: Sequence[Folder]) -> None:
     Raises:
         OutputError: An output is one.
     """
-    existing = (output for folder in folders for output in folder.outputs.existing())
+    existing = (output for folder in folders for output in folder.existing())
     replaced = {file: output for output in existing if (file := _file_of(output))}
     recordings = {u.path for folder in folders if replaced for u in folder.utterances if u.command is None}
     for recording in recordings:
@@ -178,7 +232,7 @@ def check_foreign(folder: Folder) -> None:
     """
     if (folder.path / MANIFEST_FILE).exists():
         return
-    for output in folder.outputs.existing():
+    for output in folder.existing():
         raise OutputError(
             f"{output}: exists, and no run recorded here has written it; choose another folder or suffix, or "
             "--overwrite"

@@ -34,7 +34,7 @@ class Plan:
     """What a run computes.
 
     Attributes:
-        batches: Tasks that run together, the longest first.
+        batches: Tasks that run together, part after part, of each the longest first.
         lengths: In frames, what a GPU pads them to; none where batches are not padded to few lengths.
     """
 
@@ -83,7 +83,7 @@ def planned_batches(
     def plan() -> Plan:
         measured = _lengths_s(readers, [task.utterance for task in tasks], is_over)
         tasks[:] = [
-            Task(task.index, task.utterance, task.folder, task.suffix, length_s, task.bank)
+            Task(task.index, task.utterance, task.folder, task.suffix, length_s, task.bank, task.part)
             for task, length_s in zip(tasks, measured, strict=True)
         ]
         # A recording of unknown length runs alone.
@@ -127,12 +127,12 @@ def _lengths_s(
 def _grouped(
     tasks: Sequence[Task], lengths: Sequence[_Length], group: Callable[[Sequence[_Length]], list[list[int]]]
 ) -> list[list[int]]:
-    """Groups of tasks that run together: as ``group`` makes them, and of one bank, the longest first."""
-    banks: dict[int, list[int]] = {}
+    """Groups of tasks that run together: as ``group`` makes them, of one part and one bank, the longest first."""
+    kinds: dict[tuple[int, int], list[int]] = {}
     for position, task in enumerate(tasks):
-        banks.setdefault(task.bank, []).append(position)
+        kinds.setdefault((task.part, task.bank), []).append(position)
     groups: list[list[int]] = []
-    for positions in banks.values():
-        of_bank = group([lengths[position] for position in positions])
-        groups += [[positions[number] for number in group] for group in of_bank]
-    return sorted(groups, key=lambda group: -lengths[group[0]])
+    for positions in kinds.values():
+        of_kind = group([lengths[position] for position in positions])
+        groups += [[positions[number] for number in group] for group in of_kind]
+    return sorted(groups, key=lambda group: (tasks[group[0]].part, -lengths[group[0]]))

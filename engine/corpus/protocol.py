@@ -75,6 +75,8 @@ class Task:
         suffix: Of the output's name, which begins with the utterance's id.
         audio_s: Seconds of it, as far as its header tells; 0 if not known.
         bank: Number of its bank in ``WorkerConfig.banks``.
+        part: Which part of the run it is in. Parts are computed one after another: outputs that become one file
+            together are in one part, so that few of them are kept apart at a time.
     """
 
     index: int
@@ -83,6 +85,7 @@ class Task:
     suffix: str = ".wav"
     audio_s: float = 0.0
     bank: int = 0
+    part: int = 0
 
     @property
     def output(self) -> Path:

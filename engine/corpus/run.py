@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, check_dimensions, identity, open_bank, read_model_info
 from mkc_fast.engine.audio.waveform import LOUD_PEAK
 from mkc_fast.engine.corpus.failures import write_silence
+from mkc_fast.engine.corpus.groups import OpenGroups
 from mkc_fast.engine.corpus.manifest import Manifest
 from mkc_fast.engine.corpus.outputs import check_foreign, check_recordings, remove_left_over
 from mkc_fast.engine.corpus.plan import Padding, planned_batches
@@ -130,6 +131,7 @@ def run_corpus(
         each = FolderSummary(str(folder.out or folder.path), len(folder.utterances))
         summary.folders[folder.outputs.folder] = each
     manifests: list[Manifest] = []
+    groups = OpenGroups()
     try:
         for folder in run.folders:
             manifest = _open_manifest(run, folder, used[run.bank_of(folder)])
@@ -139,11 +141,15 @@ def run_corpus(
             for path in folder.directories:
                 path.mkdir(parents=True, exist_ok=True)
         remove_left_over(run.folders, manifests)
-        tasks, task_manifests = _tasks(run, manifests, summary)
+        tasks, task_manifests = _tasks(run, manifests, groups, summary)
         # Closed here, whatever happens: the workers are gone before another run may write in the folders.
-        with closing(_work(run, banks, tasks, task_manifests, summary, stopped, begun)) as statuses:
+        work = _work(run, banks, tasks, task_manifests, groups, summary, stopped, begun)
+        with closing(groups), closing(work) as statuses:
+            groups.begin()
             for status in statuses:
+                groups.advance()
                 watch(status)
+            groups.advance(wait=not stopped())
         for manifest in manifests:
             manifest.check_there()
     except WriteError:
@@ -158,7 +164,7 @@ def run_corpus(
     finally:
         remove_left_over(run.folders, manifests)
         for folder, manifest in zip(run.folders, manifests, strict=False):
-            manifest.close(folder.outputs.existing())
+            manifest.close(folder.existing())
     return summary
 
 
@@ -181,7 +187,7 @@ def _open_manifest(run: Run, folder: Folder, num_used: int) -> Manifest:
                 "this run cannot continue it; --overwrite, or start with --seed"
             )
     except BaseException:
-        manifest.close(folder.outputs.existing())
+        manifest.close(folder.existing())
         raise
     return manifest
 
@@ -210,21 +216,26 @@ def _draws_of(run: Run, bank: Path, size: int, num_used: int, manifests: Sequenc
     return BankDraws(bank, random_subset(run.settings.seed, of_bank, size, num_used))
 
 
-def _tasks(run: Run, manifests: Sequence[Manifest], summary: Summary) -> tuple[list[Task], list[Manifest]]:
+def _tasks(
+    run: Run, manifests: Sequence[Manifest], groups: OpenGroups, summary: Summary
+) -> tuple[list[Task], list[Manifest]]:
     """The tasks that are still to do and the manifest of each; the others are counted as present."""
     tasks: list[Task] = []
     task_manifests: list[Manifest] = []
     banks = run.banks
     for folder, manifest in zip(run.folders, manifests, strict=True):
-        bank = banks.index(run.bank_of(folder))
-        for utterance in folder.utterances:
+        bank, outputs = banks.index(run.bank_of(folder)), folder.outputs
+        group_state = groups.add(folder, manifest)
+        for position, utterance in enumerate(folder.utterances):
             known = utterance.id in manifest
-            if known and manifest.finished(utterance.id, folder.outputs[utterance.id]):
+            grouped, part = group_state(position)
+            if grouped or (known and manifest.finished(utterance.id, outputs[utterance.id])):
                 summary.present += 1
-                summary.folders[folder.outputs.folder].present += 1
+                summary.folders[outputs.folder].present += 1
             else:
-                tasks.append(Task(len(tasks), utterance, folder.outputs.folder, folder.outputs.suffix, bank=bank))
+                tasks.append(Task(len(tasks), utterance, outputs.folder, outputs.suffix, bank=bank, part=part))
                 task_manifests.append(manifest)
+                groups.expect(folder, position, tasks[-1].index)
     for manifest in manifests:
         manifest.forget()
     return tasks, task_manifests
@@ -235,6 +246,7 @@ def _work(
     banks: Sequence[BankDraws],
     tasks: list[Task],
     task_manifests: list[Manifest],
+    groups: OpenGroups,
     summary: Summary,
     stopped: Callable[[], bool],
     begun: Callable[[Collection[Path]], None],
@@ -290,6 +302,8 @@ def _work(
                     summary.count_silence(task)
                 task_manifests[outcome.index].append(task.utterance, record, {**outcome.ran, "batched": batched})
                 failure = summary.count(task, outcome)
+                if outcome.error is None or run.on_failure == COPY_SILENCE:
+                    groups.written(task.index)
                 if outcome.peak > LOUD_PEAK and summary.loud == 1:
                     scheduler.notes.append(
                         f"{task.utterance.id}: peaks at {outcome.peak:.3g}, samples are expected in [-1, 1]; is its "
@@ -310,7 +324,7 @@ def _record(task: Task, outcome: Outcome) -> dict[str, Any]:
     if outcome.error is not None:
         return {"error": outcome.error}
     record: dict[str, Any] = {
-        "file": task.output.name,
+        "file": task.utterance.id + task.suffix,
         "bytes": outcome.size_bytes,
         "seconds": round(outcome.audio_s, 4),
         "frames": outcome.frames,

@@ -354,7 +354,7 @@ class Scheduler:
             self.queue.append(batch)
         else:
             self._any_outcome = True
-            yield Outcome(task.index, error=f"{task.utterance.path}: {_DEATHS_OF_ONE} workers died of it ({cause})")
+            yield Outcome(task.index, error=f"{task.utterance.shown}: {_DEATHS_OF_ONE} workers died of it ({cause})")
 
     def _replace(self, worker: WorkerState, cause: str) -> None:
         position = self.workers.index(worker)

@@ -255,7 +255,7 @@ class Worker:
             except ArtifactError as error:
                 self._end_run(error)
             except MkcError as error:
-                results.append(f"{task.utterance.path}: {error}")
+                results.append(f"{task.utterance.shown}: {error}")
             except Exception as error:
                 results.append(_one_line(task, error))
         return results
@@ -318,7 +318,7 @@ class Worker:
         except WriteError as error:
             self.send("fatal", type(error).__name__, str(error))
         except MkcError as error:
-            self.send("outcome", number, Outcome(task.index, error=f"{task.utterance.path}: {error}"))
+            self.send("outcome", number, Outcome(task.index, error=f"{task.utterance.shown}: {error}"))
         except Exception as error:
             self.send("outcome", number, Outcome(task.index, error=_one_line(task, error)))
         else:
@@ -371,7 +371,7 @@ def _leave() -> None:
 
 
 def _one_line(task: Task, error: Exception) -> str:
-    return f"{task.utterance.path}: {type(error).__name__}: {_short(error)}"
+    return f"{task.utterance.shown}: {type(error).__name__}: {_short(error)}"
 
 
 def _short(error: Exception) -> str:

@@ -21,6 +21,8 @@ from mkc_fast.text import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mkc_fast.engine.datasets.shards import Shard
+
 AUDIO_FOLDER = "wav"
 # wav.scp is written new. The others describe the original recordings, and segments would cut the outputs again.
 _NOT_COPIED = frozenset({"wav.scp", "segments", "manifest.jsonl"})
@@ -69,6 +71,16 @@ class DataDirectory:
         """Yes."""
         return True
 
+    @property
+    def groups(self) -> None:
+        """None: each output stays a file of its own."""
+        return None
+
+    def part(self, shard: Shard) -> DataDirectoryShard:
+        """The utterances of a shard."""
+        utterances = [utterance for utterance in self.utterances if shard.holds(utterance.id)]
+        return DataDirectoryShard(self.path, shard.folder(self.out), utterances, self.audio_folder, self.relative_to)
+
     def finish(self, outputs: Mapping[str, Path]) -> None:
         """Make ``out`` a data directory of the outputs that exist: see ``finish_data_directory``."""
         finish_data_directory(self, {name: path for name, path in outputs.items() if path.exists()})
@@ -80,6 +92,22 @@ class DataDirectory:
             scp.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"{scp}: cannot be removed ({error.strerror})") from None
+
+
+@dataclass(frozen=True)
+class DataDirectoryShard(DataDirectory):
+    """A shard of a data directory: a ``Dataset`` of recordings and their manifest, without lists."""
+
+    @property
+    def record_dir(self) -> Path:
+        """The shard's folder, so that it is whole when it is copied from another machine."""
+        return self.out
+
+    def finish(self, outputs: Mapping[str, Path]) -> None:
+        """Do nothing: ``merge`` makes the data directory."""
+
+    def unfinish(self) -> None:
+        """Do nothing: nothing says that the directory is complete."""
 
 
 def record_dir_of(out: Path) -> Path:

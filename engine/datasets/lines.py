@@ -22,6 +22,11 @@ _MAX_LINE = 1 << 13  # a path has at most 4096 bytes
 _BLANKS = " \t"  # other spaces of Unicode may be part of a file's name
 # What ends a line or moves a terminal's cursor: no path here needs it, and errors and logs quote paths.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+# 200 bytes leave room for an extension and a temporary name within the 255 that file systems allow; a path has 4096.
+_MOST_NAME_BYTES, _MOST_ID_BYTES = 200, 2048
+# In an output folder, the folder of what is no output: manifests, and outputs that are still to be put together.
+OWN_FOLDER = ".mkc-fast"
+_TEMPORARY_END = ".mkc-fast.tmp"
 _STANDARD_INPUT = Path("-")
 _MAX_REMEMBERED = 1 << 14  # directories
 
@@ -37,11 +42,40 @@ def check_name(name: str, where: str, line: int | None = None) -> None:
     Raises:
         ListError: It is empty, ``.`` or ``..``, too long, or holds a slash, a backslash or a control character.
     """
-    # 200 bytes leave room for an extension and a temporary name within the 255 that file systems allow.
     plain = name.isprintable() and "/" not in name and "\\" not in name and name not in {"", ".", ".."}
-    if not plain or (len(name) > 50 and len(name.encode()) > 200):
+    if not plain or (len(name) > 50 and len(name.encode()) > _MOST_NAME_BYTES):
         where = where if line is None else f"{where}, line {line}"
         raise ListError(f"{where}: '{printable(name)}' cannot name an output file")
+
+
+def check_id(name: str, where: str) -> None:
+    """Refuse an id that may hold folders (``spk/utt``) and cannot name a file below the output folder.
+
+    Its parts may hold whatever a file system's names hold, but no control characters and no backslashes.
+
+    Args:
+        name: The id.
+        where: What an error begins with.
+
+    Raises:
+        ListError: It is absolute, a part is empty, ``.`` or ``..`` or too long, or it holds a control character, or a
+            name that output folders have for themselves.
+    """
+    reason = ""
+    if _CONTROL.search(name) or "\\" in name:
+        reason = "holds a control character or a backslash"
+    else:
+        parts = name.split("/")
+        if not {"", ".", ".."}.isdisjoint(parts):
+            reason = "has a part that is empty, '.' or '..'"
+        elif OWN_FOLDER in parts or name.endswith(_TEMPORARY_END):
+            reason = "has a name that this program uses itself"
+        elif len(name) > 50:
+            sizes = [len(part.encode("utf-8", "surrogatepass")) for part in parts]
+            if max(sizes) > _MOST_NAME_BYTES or sum(sizes) + len(sizes) > _MOST_ID_BYTES:
+                reason = "is too long"
+    if reason:
+        raise ListError(f"{where}: '{printable(name)}' cannot name an output file: it {reason}")
 
 
 def read_lines(path: Path, *, standard_input: bool = True) -> Iterator[tuple[int, str]]:

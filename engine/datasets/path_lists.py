@@ -17,6 +17,8 @@ from mkc_fast.text import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mkc_fast.engine.datasets.shards import Shard
+
 
 @dataclass(frozen=True)
 class AudioList:
@@ -44,6 +46,15 @@ class AudioList:
     def described(self) -> bool:
         """No: the folder holds nothing but outputs and their manifest."""
         return False
+
+    @property
+    def groups(self) -> None:
+        """None: each output stays a file of its own."""
+        return None
+
+    def part(self, shard: Shard) -> AudioList:
+        """The utterances of a shard."""
+        return AudioList([each for each in self.utterances if shard.holds(each.id)], shard.folder(self.out))
 
     def finish(self, outputs: Mapping[str, Path]) -> None:
         """Do nothing: the outputs are all there is."""

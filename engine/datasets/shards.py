@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mkc_fast.engine.datasets.kaldi import DataDirectory
 from mkc_fast.errors import ArgumentError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 _FORM = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 _FOLDER = re.compile(r"(.+)\.shard-([0-9]{1,6})-of-([0-9]{1,6})", re.DOTALL)
@@ -57,6 +56,10 @@ class Shard:
         """Whether an utterance is in this shard."""
         return Shard.of(utterance_id, self.count) == self
 
+    def holds_group(self, group: int) -> bool:
+        """Whether a group of outputs is in this shard: by its number, so that few groups are divided evenly."""
+        return group % self.count == self.number - 1
+
     def folder(self, out: Path) -> Path:
         """Where this shard's outputs go, beside the folder for all."""
         named = _named(out)
@@ -98,19 +101,3 @@ def shared_salt(shard: Shard, utterance_ids: Iterable[str]) -> str:
     for utterance_id in utterance_ids:
         digest.update(b"\0" + utterance_id.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class DataDirectoryShard(DataDirectory):
-    """A shard of a data directory: a ``Dataset`` of recordings and their manifest, without lists."""
-
-    @property
-    def record_dir(self) -> Path:
-        """The shard's folder, so that it is whole when it is copied from another machine."""
-        return self.out
-
-    def finish(self, outputs: Mapping[str, Path]) -> None:
-        """Do nothing: ``merge`` makes the data directory."""
-
-    def unfinish(self) -> None:
-        """Do nothing: nothing says that the directory is complete."""
