@@ -226,6 +226,8 @@ class Anonymizer:
         if sessions.shaped is not None and sessions.shaped.shares_weights and options.tuning.buckets is None:
             batch_s = default_batch_s(device) if options.batch_s is None else options.batch_s
             shapes = Shapes(ladder(whole_steps(anonymizer._window_frames), info), budget_of(batch_s, info))
+        if options.tuning.record_batches and shapes is None:
+            raise DeviceError("record_batches needs the graphs for CUDA, and sizes that are not kept to buckets")
         anonymizer._device_pass = DevicePass(
             context,
             info,
@@ -233,6 +235,7 @@ class Anonymizer:
             sessions,
             latency,
             shapes=shapes,
+            record_batches=options.tuning.record_batches,
             window_frames=anonymizer._window_frames,
             overlap_frames=anonymizer._overlap_frames,
         )

@@ -51,6 +51,9 @@ class Tuning:
             cuDNN 9 these are its two heuristics, A and B. Default: the second where shapes are fixed.
         cuda_graph: Record a run and replay it. Needs fixed buckets, and inputs and outputs bound to the same addresses
             in every run (``io_binding``); a run's ``gpu_graph_id`` option tells recordings of several sizes apart.
+        record_batches: With the graphs for CUDA, record each shape of ``use_lengths`` as a CUDA graph, so that a batch
+            is queued with one launch a graph. Recordings share their memory. Shapes for which there is no room are not
+            recorded. Not measured on a GPU.
     """
 
     buckets: Buckets | None = None
@@ -58,6 +61,7 @@ class Tuning:
     prefer_nhwc: bool | None = None
     conv_search: str | None = None
     cuda_graph: bool = False
+    record_batches: bool = False
 
     @property
     def fixed(self) -> bool:

@@ -17,7 +17,7 @@ import itertools
 import logging
 from collections import deque
 from copy import copy as shallow_copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from mkc_fast.engine.passes.results import Result, Utterance
 from mkc_fast.engine.passes.shapes import Bucket
 from mkc_fast.engine.passes.stages import NotFiniteError
 from mkc_fast.engine.sessions.providers import most_frames
+from mkc_fast.engine.sessions.shaped import Use
 from mkc_fast.engine.windows import crossfaded, exact_pieces, exact_windows, sample_range
 from mkc_fast.errors import DeviceMemoryError
 from mkc_fast.kernels.cuda.rows import DeviceRows, copy, zero
@@ -51,6 +52,8 @@ logger = logging.getLogger("mkc_fast")
 
 # Of a long recording, where no bucket says otherwise: its windows run one by one.
 _LONG_WINDOW_FRAMES = 1500
+# The share of a device's memory that recordings leave to batches, and to shapes that are not recorded.
+_KEPT_FREE = 0.2
 
 
 @dataclass
@@ -60,10 +63,12 @@ class _Limits:
     Attributes:
         shapes: The shapes of batches; None where these are free.
         padded_s: Padded seconds of a batch, once the device had too little memory for more.
+        recorded: Shapes that are recorded as CUDA graphs.
     """
 
     shapes: Shapes | None
     padded_s: float = float("inf")
+    recorded: set[Bucket] = field(default_factory=set)
 
 
 class DevicePass:
@@ -77,6 +82,7 @@ class DevicePass:
         latency: The same graphs for fixed sizes, one utterance at a time, the smallest first; a single utterance takes
             the first that it fits. Either sessions, or frames, for which sessions are opened.
         shapes: The shapes of batches, where every shape has a session; None where one session takes any.
+        record_batches: Whether ``use_lengths`` records each shape as a CUDA graph, as far as there is memory.
         window_frames: A longer utterance is encoded and restored in windows of so many frames.
         overlap_frames: Frames that neighbouring windows share.
     """
@@ -90,6 +96,7 @@ class DevicePass:
         latency: Sequence[Sessions | int] = (),
         *,
         shapes: Shapes | None = None,
+        record_batches: bool = False,
         window_frames: int,
         overlap_frames: int,
     ) -> None:
@@ -101,10 +108,15 @@ class DevicePass:
         self._graphs = DeviceGraphs(context, sessions, shaped=None if shapes is None else sessions.shaped)
         # What each takes at most, in frames; its bucket, where every shape has a session.
         self._latency: list[tuple[int, Bucket | None, DeviceGraphs]] = []
-        recorded = DeviceGraphs(context, sessions, shaped=sessions.shaped, recorded=True)
+        latency_graphs = DeviceGraphs(context, sessions, shaped=sessions.shaped, use=Use.RECORDED)
+        # Recordings of batches; None where batches are not recorded.
+        self._recorded: DeviceGraphs | None = None
+        if record_batches:
+            assert shapes is not None
+            self._recorded = DeviceGraphs(context, sessions, shaped=sessions.shaped, use=Use.RECORDED_BATCH)
         for each in latency:
             if isinstance(each, int):
-                self._latency.append((each, Bucket(1, each), recorded))
+                self._latency.append((each, Bucket(1, each), latency_graphs))
             else:
                 assert each.buckets is not None
                 self._latency.append((most_frames(each.buckets, info), None, DeviceGraphs(context, each)))
@@ -134,12 +146,55 @@ class DevicePass:
         if self.shapes is None or (self.shapes.full and tuple(lengths) == self.shapes.lengths):
             return
         shapes = self._limits.shapes = replace(self.shapes, lengths=tuple(lengths), full=True)
-        for frames in reversed(shapes.lengths):
-            utterances = [self._silence(frames) for _ in range(shapes.most_rows(frames))]
+        # The largest come first: later ones find room in their memory. The last is for windows of long recordings.
+        warmed = [(Bucket(shapes.most_rows(frames), frames), frames) for frames in shapes.lengths]
+        warmed.sort(key=lambda each: -each[0].rows * each[0].frames)
+        warmed.append((Bucket(1, shapes.lengths[-1]), self._window_frames + 1))
+        if self._recorded is not None:
+            self._record(self._recorded, warmed)
+        for bucket, frames in warmed:
             for _ in range(2):  # a session allocates otherwise in its second run
-                self.start(utterances).result()
-        for _ in range(2):
-            self.start([self._silence(self._window_frames + 1)]).result()
+                self.start([self._silence(frames)] * bucket.rows).result()
+
+    def _record(self, graphs: DeviceGraphs, warmed: Sequence[tuple[Bucket, int]]) -> None:
+        """Record shapes as CUDA graphs, as many as there is memory for.
+
+        Recordings share the memory that ONNX Runtime takes for free between runs. So whatever stays in memory has to
+        be there before the first is recorded: each shape runs before that, unrecorded, and again.
+
+        Args:
+            graphs: That record.
+            warmed: Shapes, and frames of utterances that run in them.
+        """
+        self._limits.recorded.clear()
+        graphs.forget()
+        with graphs.rehearsed():
+            fitting = [each for each in warmed if self._fits(graphs, *each)]
+        recorded = [each for each in fitting if self._fits(graphs, *each)]
+        if len(recorded) < len(warmed):
+            logger.warning(
+                "cuda:%d: too little memory to record all shapes as CUDA graphs: %d of %d are recorded",
+                self._context.index,
+                len(recorded),
+                len(warmed),
+            )
+
+    def _fits(self, graphs: DeviceGraphs, bucket: Bucket, frames: int) -> bool:
+        """Run a shape on graphs that record, if there is memory for it; else forget it."""
+        free, total = self._context.cupy.cuda.Device(self._context.index).mem_info
+        if bucket not in self._limits.recorded and free < total * _KEPT_FREE:
+            return False
+        self._limits.recorded.add(bucket)
+        try:
+            with graphs.forgotten_on_failure():
+                for _ in range(2):
+                    self._queue([self._silence(frames)] * bucket.rows, shrink=False).result()
+        except DeviceMemoryError:
+            self._limits.recorded.remove(bucket)
+        else:
+            return True
+        self._recover()
+        return False
 
     def _silence(self, frames: int) -> Utterance:
         samples = np.zeros((frames - 1) * self._info.hop + self._info.min_samples, np.float32)
@@ -268,7 +323,13 @@ class DevicePass:
             return self._graphs, lay_out(counts, self._info, self._graphs.buckets)
         # Where memory was short, a batch is not filled up again.
         bucket = self.shapes.bucket(len(counts), max(counts), least=self._limits.padded_s != float("inf"))
-        return self._graphs, lay_out_in(bucket, counts, self._info)
+        return self._graphs_of(bucket), lay_out_in(bucket, counts, self._info)
+
+    def _graphs_of(self, bucket: Bucket) -> DeviceGraphs:
+        """Those that have this shape recorded, where it is."""
+        if self._recorded is not None and bucket in self._limits.recorded:
+            return self._recorded
+        return self._graphs
 
     def _run_batch(
         self,
@@ -377,7 +438,7 @@ class DevicePass:
         rows, padded = (bucket.max_batch, most_frames(bucket, info)) if bucket else (1, size)
         shape = None if self.shapes is None else Bucket(1, self.shapes.lengths[-1])
         if shape is not None:
-            padded = shape.frames
+            graphs, padded = self._graphs_of(shape), shape.frames
         samples = padded * hop + info.min_samples - 1
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
             "waveform": ((len(waveform),), np.float32),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from mkc_fast.engine.sessions.shaped import Use
 from mkc_fast.kernels.cuda.rows import copy
 from mkc_fast.names import CONFORMER, VOCODER, WAVLM
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import DTypeLike
 
@@ -24,14 +27,14 @@ if TYPE_CHECKING:
 class DeviceGraphs:
     """Runs three sessions on device arrays.
 
-    Where runs are recorded as CUDA graphs, each shape has its own buffers, which are kept: a recording reads and
-    writes the addresses that it was made with.
+    Where runs are recorded as CUDA graphs, buffers are kept: a recording reads and writes the addresses that it was
+    made with. Recordings of several shapes share them.
 
     Args:
         context: The device.
         sessions: The graphs.
         shaped: A session for each shape, where there is one; else ``sessions`` run in all of them.
-        recorded: Record runs as CUDA graphs. Default: as the sessions were opened.
+        use: Of the shaped sessions. Default: they are recorded if ``sessions`` are.
     """
 
     def __init__(
@@ -40,10 +43,11 @@ class DeviceGraphs:
         sessions: Sessions,
         *,
         shaped: ShapedSessions | None = None,
-        recorded: bool | None = None,
+        use: Use | None = None,
     ) -> None:
         self._context, self._shaped = context, shaped
-        self._recorded = sessions.cuda_graph if recorded is None else recorded
+        self._use = use or (Use.RECORDED if sessions.cuda_graph else Use.QUEUED)
+        self._recorded = self._use != Use.QUEUED
         # On a GPU all are ONNX Runtime's own.
         self._sessions = {
             name: cast("ort.InferenceSession", session)
@@ -52,8 +56,10 @@ class DeviceGraphs:
             )
         }  # fmt: skip
         self.buckets = sessions.buckets
+        self._memory: dict[str, Any] = {}
         self._buffers: dict[tuple[object, ...], Any] = {}
         self._recordings: dict[tuple[object, ...], tuple[Any, ort.RunOptions]] = {}
+        self._rehearsing = False
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32, *, bound: bool = True) -> Any:
         """An uninitialized array for an input of this name, ``graph.input``."""
@@ -61,7 +67,11 @@ class DeviceGraphs:
             return self._context.cupy.empty(shape, dtype)
         key = (name, shape)
         if key not in self._buffers:
-            self._buffers[key] = self._context.cupy.empty(shape, dtype)
+            size, memory = math.prod(shape), self._memory.get(name)
+            if memory is None or memory.size < size:
+                # What was recorded with the smaller one keeps it.
+                memory = self._memory[name] = self._context.cupy.empty((size,), dtype)
+            self._buffers[key] = memory[:size].reshape(shape)
         return self._buffers[key]
 
     def copy_in(self, name: str, array: Any) -> Any:
@@ -88,7 +98,7 @@ class DeviceGraphs:
             session = self._sessions[graph]
         else:
             rows, length, *_ = next(iter(inputs.values())).shape
-            session = self._shaped.get(graph, rows, length, recorded=recorded)
+            session = self._shaped.get(graph, rows, length, self._use if recorded else Use.QUEUED)
         made = self.allocate(f"{graph}.{output}", shape, bound=bound)
         key = (graph, *((name, array.shape) for name, array in inputs.items()))
         if recorded and key in self._recordings:
@@ -99,13 +109,44 @@ class DeviceGraphs:
                 binding.bind_input(name, "cuda", self._context.index, array.dtype.type, array.shape, array.data.ptr)
             binding.bind_output(output, "cuda", self._context.index, np.float32, shape, made.data.ptr)
             options = self._options(shrink=shrink)
-            if recorded:
+            if recorded and not self._rehearsing:
                 options.add_run_config_entry("gpu_graph_id", str(len(self._recordings) + 1))
                 self._recordings[key] = binding, options
-            elif self._recorded and self._shaped is None:
+            elif recorded or (self._recorded and self._shaped is None):
                 options.add_run_config_entry("gpu_graph_id", "-1")
         session.run_with_iobinding(binding, options)
         return made
+
+    @contextlib.contextmanager
+    def rehearsed(self) -> Iterator[None]:
+        """Record nothing in the block, although its runs are those of recordings."""
+        self._rehearsing = True
+        try:
+            yield
+        finally:
+            self._rehearsing = False
+
+    @contextlib.contextmanager
+    def forgotten_on_failure(self) -> Iterator[None]:
+        """Forget what is opened and recorded in the block if it fails, so that its memory is free."""
+        assert self._shaped is not None
+        kept: tuple[dict[Any, Any], ...] = self._memory, self._buffers, self._recordings
+        before = [set(each) for each in kept]
+        try:
+            with self._shaped.closed_on_failure():
+                yield
+        except BaseException:
+            for each, keys in zip(kept, before, strict=True):
+                for key in each.keys() - keys:
+                    del each[key]
+            raise
+
+    def forget(self) -> None:
+        """Forget all recordings, with their buffers and sessions."""
+        assert self._shaped is not None
+        for kept in (self._memory, self._buffers, self._recordings):
+            kept.clear()
+        self._shaped.close(self._use)
 
     def _options(self, *, shrink: bool) -> ort.RunOptions:
         options = queued_options()

@@ -35,7 +35,7 @@ from mkc_fast.engine.sessions.providers import (
     stage_precision,
     tensorrt_options,
 )
-from mkc_fast.engine.sessions.shaped import ShapedSessions, share_arena
+from mkc_fast.engine.sessions.shaped import ArenaUse, ShapedSessions, Use, share_arena
 from mkc_fast.engine.sessions.shared_weights import SharedWeights
 from mkc_fast.engine.sessions.support import obstacle
 from mkc_fast.errors import ArtifactError, DeviceError, OutputError
@@ -220,7 +220,7 @@ def _open(
     file = cuda_graph_file if plan.fused else graph_file
     files = tuple(file(graph, plan.precision) for graph in GRAPH_FILES)
     weights: dict[str, SharedWeights] = {}
-    arena = False
+    arena: ArenaUse | None = None
     if plan.fused and plan.stream is not None:
         weights, arena = _on_device(model, plan, files)
     for graph, name in zip(GRAPH_FILES, files, strict=True):
@@ -229,7 +229,8 @@ def _open(
             progress(f"{path.name}: {'opening' if timings is None else 'building its engine'}")
             sizes = free_dimensions(plan, graph, info)
             providers = provider_list(plan, graph, info, engines, timings)
-            session = _session(path, plan, providers, sizes, weights.get(name), arena=arena)
+            shared = arena is not None and not arena.alone
+            session = _session(path, plan, providers, sizes, weights.get(name), arena=shared)
             placement[graph] = _checked_placement(path, plan, session)
         opened.append(session)
     if None in placement.values():
@@ -247,33 +248,40 @@ def _open(
         placement={graph: nodes for graph, nodes in placement.items() if nodes is not None},
         cuda_graph=plan.tuning.cuda_graph,
         files=files,
-        shaped=_shaped(model, info, plan, files, weights, arena=arena) if plan.provider == CUDA else None,
+        shaped=_shaped(model, info, plan, files, weights, arena) if plan.provider == CUDA else None,
     )
 
 
-def _on_device(model: Path, plan: Plan, files: tuple[str, ...]) -> tuple[dict[str, SharedWeights], bool]:
-    """The weights of the graphs on the device, by file, and whether there is an arena for all of their sessions."""
+def _on_device(model: Path, plan: Plan, files: tuple[str, ...]) -> tuple[dict[str, SharedWeights], ArenaUse | None]:
+    """The weights of the graphs on the device, by file, and the arena for all of their sessions, if it can be had."""
     cupy, index = import_cupy(), plan.index
     assert index is not None
     with cupy.cuda.Device(index), one_line_errors(cupy, index):
         weights = {name: SharedWeights(cupy, weights_file(model / name)) for name in files}
-        return weights, share_arena(index, plan.tuning.gpu_mem_limit_bytes)
+        return weights, share_arena(index, plan.tuning.gpu_mem_limit_bytes, alone=plan.tuning.record_batches)
 
 
 def _shaped(
-    model: Path, info: ModelInfo, plan: Plan, files: tuple[str, ...], weights: dict[str, SharedWeights], *, arena: bool
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    files: tuple[str, ...],
+    weights: dict[str, SharedWeights],
+    arena: ArenaUse | None,
 ) -> ShapedSessions:
     """Further sessions of the same graphs, each of one shape."""
     by_graph = dict(zip(GRAPHS, zip(GRAPH_FILES, files, strict=True), strict=True))
 
-    def opened(graph: Graph, rows: int, length: int, recorded: bool) -> ort.InferenceSession:
+    def opened(graph: Graph, rows: int, length: int, use: Use) -> ort.InferenceSession:
         name, file = by_graph[graph]
         path = model / file
-        own = replace(plan, tuning=replace(plan.tuning, buckets=Buckets(fixed=True), cuda_graph=recorded))
+        tuning = replace(plan.tuning, buckets=Buckets(fixed=True), cuda_graph=use != Use.QUEUED)
+        own = replace(plan, tuning=tuning)
         providers = provider_list(own, name, info)
         sizes = {"batch": rows, "samples" if graph == WAVLM else "frames": length}
-        # A recording goes on using the memory that it was made with; no other session may have it meanwhile.
-        session = _session(path, own, providers, sizes, weights.get(file), arena=arena and not recorded)
+        # A recording goes on using the memory that it was made with, which the arena takes for free.
+        shared = arena is not None and use == (Use.RECORDED_BATCH if arena.alone else Use.QUEUED)
+        session = _session(path, own, providers, sizes, weights.get(file), arena=shared)
         _checked_placement(path, own, session)
         return session
 

@@ -7,7 +7,11 @@ their memory from one arena.
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from mkc_fast.errors import DeviceError
 from mkc_fast.names import CUDA
@@ -15,58 +19,113 @@ from mkc_fast.onnx_runtime import ort
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mkc_fast.names import Graph
 
-# Devices for which this process has an arena, with its limit in bytes; None: none.
-_arenas: dict[int, int | None] = {}
 # As ``arena_extend_strategy`` of an arena: growth by what is needed.
 _SAME_AS_REQUESTED = 1
+
+
+class Use(Enum):
+    """What a session is for.
+
+    Attributes:
+        QUEUED: Each kernel is launched.
+        RECORDED: Runs are recorded as a CUDA graph, which has memory of its own.
+        RECORDED_BATCH: Runs are recorded; one at a time runs of all such recordings, so they share their memory.
+    """
+
+    QUEUED = "queued"
+    RECORDED = "recorded"
+    RECORDED_BATCH = "recorded batch"
 
 
 class ShapedSessions:
     """The sessions of three graphs by shape.
 
     Args:
-        opened: Opens one: of which graph, rows, samples or frames, and whether runs are to be recorded.
+        opened: Opens one: of which graph, rows, samples or frames, and for which use.
         shares_weights: Whether one more session costs no memory for weights.
     """
 
-    def __init__(
-        self, opened: Callable[[Graph, int, int, bool], ort.InferenceSession], *, shares_weights: bool
-    ) -> None:
+    def __init__(self, opened: Callable[[Graph, int, int, Use], ort.InferenceSession], *, shares_weights: bool) -> None:
         self.shares_weights = shares_weights
         self._open = opened
-        self._sessions: dict[tuple[Graph, int, int, bool], ort.InferenceSession] = {}
+        self._sessions: dict[tuple[Graph, int, int, Use], ort.InferenceSession] = {}
 
-    def get(self, graph: Graph, rows: int, length: int, *, recorded: bool = False) -> ort.InferenceSession:
+    def get(self, graph: Graph, rows: int, length: int, use: Use = Use.QUEUED) -> ort.InferenceSession:
         """The session of a graph for so many rows of so many samples or frames.
 
         Args:
             graph: Its name.
             rows: Utterances, or windows.
             length: Samples of each for WavLM, frames for the others.
-            recorded: Runs are recorded as a CUDA graph; a session has the recording of its one shape.
+            use: What it is for; a session has the recording of its one shape.
 
         Raises:
             DeviceError: It does not open.
             ArtifactError: The graph is damaged.
         """
-        key = (graph, rows, length, recorded)
+        key = (graph, rows, length, use)
         if key not in self._sessions:
             self._sessions[key] = self._open(*key)
         return self._sessions[key]
 
+    def close(self, use: Use) -> None:
+        """Close the sessions of a use."""
+        for key in [key for key in self._sessions if key[3] == use]:
+            del self._sessions[key]
 
-def share_arena(index: int, limit: int | None) -> bool:
-    """Make one arena of a CUDA device for all sessions of this process; returns whether there is one with this limit.
+    @contextlib.contextmanager
+    def closed_on_failure(self) -> Iterator[None]:
+        """Close the sessions that are opened in the block if it fails."""
+        before = set(self._sessions)
+        try:
+            yield
+        except BaseException:
+            for key in self._sessions.keys() - before:
+                del self._sessions[key]
+            raise
+
+
+@dataclass(eq=False)
+class ArenaUse:
+    """Leave to take memory from the arena of a device, as long as this object is there.
+
+    Attributes:
+        alone: Nobody else has it meanwhile.
+    """
+
+    alone: bool = False
+
+
+@dataclass
+class _Arena:
+    """The arena of a device.
+
+    Attributes:
+        limit: In bytes; None: none.
+        uses: Who takes memory from it.
+    """
+
+    limit: int | None
+    uses: WeakSet[ArenaUse] = field(default_factory=WeakSet)
+
+
+_arenas: dict[int, _Arena] = {}
+
+
+def share_arena(index: int, limit: int | None, *, alone: bool = False) -> ArenaUse | None:
+    """Make one arena of a CUDA device for many sessions of this process; None if it cannot be had so.
 
     The arena stays until the process ends. When memory is short, its free parts are given back.
 
     Args:
         index: Of the device.
         limit: Of the arena, in bytes; a process that has an arena of another limit keeps that one.
+        alone: For sessions whose recordings write to memory that the arena takes for free. Whoever else had memory
+            from it would find it overwritten.
 
     Raises:
         DeviceError: ONNX Runtime refuses it.
@@ -81,5 +140,10 @@ def share_arena(index: int, limit: int | None) -> bool:
             ort.create_and_register_allocator_v2("CUDAExecutionProvider", place, options, ort.OrtArenaCfg(told))
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise DeviceError(f"provider {CUDA}: no memory arena ({one_line(str(error), 160)})") from None
-        _arenas[index] = limit
-    return _arenas[index] == limit
+        _arenas[index] = _Arena(limit)
+    arena = _arenas[index]
+    if arena.limit != limit or any(alone or other.alone for other in arena.uses):
+        return None
+    use = ArenaUse(alone)
+    arena.uses.add(use)
+    return use

@@ -89,6 +89,19 @@ def test_a_shuffled_corpus_neither_plans_nor_waits_nor_allocates_after_its_warm_
     assert sum(calls.plans for calls in batches) <= _ATTENTION_PLANS
 
 
+@pytest.mark.parametrize("precision", ["mixed", "fp16"])
+def test_recorded_batches_are_one_launch_a_graph(precision: str, steps_of: Callable[..., Steps]) -> None:
+    steps = steps_of("corpus", hours=0.5, batch_s=60, precision=precision, record=True)
+    assert steps["warm-up"].captures % GRAPHS == 0
+    assert steps["warm-up"].captures > 2 * GRAPHS
+    batches = [calls for name, calls in steps.items() if name.startswith("batch")]
+    assert len(batches) > 20
+    for calls in batches:
+        _check_steady(calls)
+        assert calls.replays == GRAPHS
+        assert (calls.captures, calls.plans, calls.gemms, calls.executions) == (0, 0, 0, 0)
+
+
 @pytest.mark.parametrize("lengths", [MIXED, [2.0, 2.0, 2.0]], ids=["mixed", "equal"])
 def test_a_steady_batch_waits_once_and_allocates_nothing(lengths: list[float], steps_of: Callable[..., Steps]) -> None:
     steps = steps_of("batches", lengths=lengths, times=4)

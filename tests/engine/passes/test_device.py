@@ -13,6 +13,7 @@ from mkc_fast import Anonymizer, BankError, DeviceError, DeviceMemoryError, Lost
 from mkc_fast.engine.artifacts import ModelInfo
 from mkc_fast.engine.options import Buckets, Tuning
 from mkc_fast.engine.passes.layout import Layout, lay_out
+from mkc_fast.engine.sessions.shaped import Use
 from mkc_fast.engine.windows import NUMPY_ROWS
 from mkc_fast.export import build_bank
 from mkc_fast.kernels.cuda.rows import DeviceRows
@@ -177,7 +178,7 @@ def test_latency_buckets_pad_and_record_single_utterances(
     anonymizer = Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", latency_buckets_s=[4, 1])
     assert len(gpu.opened) == 1
     assert len(gpu.shaped) == 6
-    assert all(recorded for *_, recorded in gpu.shaped)
+    assert all(use == Use.RECORDED for *_, use in gpu.shaped)
     warmed = len(gpu.runs)
     assert warmed, "nothing was recorded beforehand"
     waveforms, names = utterances(clip)
@@ -188,7 +189,7 @@ def test_latency_buckets_pad_and_record_single_utterances(
     first = {(graph, tuple(sizes.items())) for graph, sizes, number in gpu.runs[:warmed]}
     later = {(graph, tuple(sizes.items())) for graph, sizes, number in gpu.runs[warmed:] if number}
     assert later <= first, "something is recorded while a user waits"
-    assert len({run[0] for run in gpu.shaped if run[3]}) == 3
+    assert len({run[0] for run in gpu.shaped if run[3] == Use.RECORDED}) == 3
     padded = {sizes["waveform"] for graph, sizes, number in gpu.runs[warmed:] if graph.startswith("wavlm") and number}
     assert padded == {(1, 56 * 320 + 399), (1, 200 * 320 + 399)}
     with pytest.raises(DeviceError, match="latency bucket"):

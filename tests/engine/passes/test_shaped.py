@@ -8,12 +8,13 @@ import logging
 import numpy as np
 import pytest
 
-from mkc_fast import Anonymizer, ArgumentError
+from mkc_fast import Anonymizer, ArgumentError, DeviceError
 from mkc_fast.benchmarks.utterances import draw_lengths
 from mkc_fast.engine.artifacts import ModelInfo
-from mkc_fast.engine.options import EngineOptions
+from mkc_fast.engine.options import EngineOptions, Tuning
 from mkc_fast.engine.passes.layout import lay_out_in
 from mkc_fast.engine.passes.shapes import FRAME_STEP, Bucket, Shapes, chosen_lengths, ladder
+from mkc_fast.engine.sessions.shaped import Use
 from mkc_fast.engine.windows import exact_windows, two_windows
 from tests.conftest import Artifacts
 from tests.engine.passes.test_device import assert_equal, assert_vocoded_once_with_context, utterances
@@ -174,6 +175,102 @@ def test_a_run_over_a_shuffled_corpus_opens_nothing_after_its_warm_up(
         with pytest.raises(ArgumentError, match="lengths must ascend"):
             anonymizer.use_lengths(wrong)
     cpu.use_lengths([64, 400])  # a CPU has no shapes
+
+
+def recording_anonymizer(artifacts: Artifacts) -> Anonymizer:
+    """One that records batches of 12 s."""
+    options = EngineOptions(batch_s=12, max_window_s=8, tuning=Tuning(record_batches=True))
+    return Anonymizer.load(artifacts.model, artifacts.bank, "cuda:0", options=options)
+
+
+@pytest.mark.parametrize("schedule", [0, 2])
+def test_recorded_batches_equal_the_cpu_and_record_nothing_later(
+    monkeypatch: pytest.MonkeyPatch, cuda_artifacts: Artifacts, clip: np.ndarray, schedule: int
+) -> None:
+    gpu = fake_gpu.install(monkeypatch, schedule=schedule, fused=True)
+    anonymizer = recording_anonymizer(cuda_artifacts)
+    anonymizer.use_lengths([64, 200, 400])
+    warmed, opened = len(gpu.runs), len(gpu.shaped)
+    long = np.tile(clip, 4)
+    waveforms, names = utterances(clip)
+    waveforms, names = [*waveforms, long], [*names, "longer than a window"]
+    pending = [anonymizer.submit_batch(waveforms, seed=3, utterance_ids=names) for _ in range(2)]
+    cpu = Anonymizer.load(cuda_artifacts.model, cuda_artifacts.bank, max_window_s=8)
+    for batch in pending:
+        assert_equal(batch.result(), dataclasses.replace(cuda_artifacts, anonymizer=cpu), waveforms, names)
+    first = {(graph, tuple(sizes.items())) for graph, sizes, _ in gpu.runs[:warmed]}
+    later = [(graph, tuple(sizes.items()), number) for graph, sizes, number in gpu.runs[warmed:]]
+    replayed = [run for run in later if run[2]]
+    assert {run[:2] for run in replayed} <= first, "something is recorded in a run"
+    # What is shorter than any window of the vocoder has a run of its own, which is not recorded.
+    assert {graph for graph, _, number in later if not number} <= {"vocoder.cuda"}
+    assert {shape[3] for shape in gpu.shaped[:opened]} == {Use.RECORDED_BATCH}
+
+
+def test_shapes_without_room_are_not_recorded_and_run_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, cuda_artifacts: Artifacts, clip: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu = fake_gpu.install(monkeypatch, fused=True)
+    anonymizer = recording_anonymizer(cuda_artifacts)
+    real = anonymizer._device_pass._fits
+    short = {1: "in the rehearsal", 4: "in the recording"}  # by call: of each shape one, then of those that fitted
+    calls: list[Bucket] = []
+
+    def fits(graphs: object, bucket: Bucket, frames: int) -> bool:
+        if len(calls) in short:
+            gpu.failures = [RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 77")]
+        calls.append(bucket)
+        return real(graphs, bucket, frames)
+
+    monkeypatch.setattr(anonymizer._device_pass, "_fits", fits)
+    with caplog.at_level(logging.WARNING, "mkc_fast"):
+        anonymizer.use_lengths([64, 200, 400])
+    assert "2 of 4 are recorded" in caplog.text
+    assert len(calls) == 4 + 3
+    recorded = anonymizer._device_pass._limits.recorded
+    assert recorded == set(calls) - {calls[1], calls[4]}
+    warmed = len(gpu.runs)
+    waveforms, names = utterances(clip)
+    found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names)
+    cpu = Anonymizer.load(cuda_artifacts.model, cuda_artifacts.bank, max_window_s=8)
+    assert_equal(found, dataclasses.replace(cuda_artifacts, anonymizer=cpu), waveforms, names)
+    for graph, sizes, number in gpu.runs[warmed:]:
+        if graph.startswith("conformer"):
+            assert bool(number) == (Bucket(*sizes["features"][:2]) in recorded)
+
+
+def test_other_lengths_are_recorded_anew(
+    monkeypatch: pytest.MonkeyPatch, cuda_artifacts: Artifacts, clip: np.ndarray
+) -> None:
+    gpu = fake_gpu.install(monkeypatch, fused=True)
+    anonymizer = recording_anonymizer(cuda_artifacts)
+    anonymizer.use_lengths([64, 400])
+    first = set(gpu.shaped)
+    anonymizer.use_lengths([80, 200, 400])
+    again = gpu.shaped[len(first) :]
+    assert set(again) & first, "sessions of old recordings were kept"
+    waveforms, names = utterances(clip)
+    found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names)
+    cpu = Anonymizer.load(cuda_artifacts.model, cuda_artifacts.bank, max_window_s=8)
+    assert_equal(found, dataclasses.replace(cuda_artifacts, anonymizer=cpu), waveforms, names)
+
+
+def test_a_full_device_records_nothing(
+    monkeypatch: pytest.MonkeyPatch, cuda_artifacts: Artifacts, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu = fake_gpu.install(monkeypatch, fused=True)
+    anonymizer = recording_anonymizer(cuda_artifacts)
+    gpu.cupy.free_bytes = gpu.cupy.total_bytes // 10
+    with caplog.at_level(logging.WARNING, "mkc_fast"):
+        anonymizer.use_lengths([64, 400])
+    assert "0 of 3 are recorded" in caplog.text
+    assert {use for *_, use in gpu.shaped} == {Use.QUEUED}
+
+
+def test_only_graphs_of_one_shape_record_batches(monkeypatch: pytest.MonkeyPatch, cuda_artifacts: Artifacts) -> None:
+    fake_gpu.install(monkeypatch)
+    with pytest.raises(DeviceError, match="record_batches needs the graphs for CUDA"):
+        recording_anonymizer(cuda_artifacts)
 
 
 def test_too_little_memory_makes_smaller_shapes(

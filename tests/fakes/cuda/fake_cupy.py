@@ -31,7 +31,7 @@ class FakeCupy(ModuleType):
         super().__init__("cupy")
         self.queues = _Queues(schedule)
         self.launched: list[str] = []
-        self.free_bytes = free_bytes
+        self.free_bytes = self.total_bytes = free_bytes
         # Memory in use, and how many pieces of it there were whenever the pool was asked to give back what is not.
         self.blocks: weakref.WeakSet[_Block] = weakref.WeakSet()
         self.blocks_when_freed: list[int] = []
@@ -87,7 +87,7 @@ class FakeCupy(ModuleType):
 
             @property
             def mem_info(self) -> tuple[int, int]:
-                return outer.free_bytes, outer.free_bytes
+                return outer.free_bytes, outer.total_bytes
 
             def __enter__(self) -> Any:
                 return self

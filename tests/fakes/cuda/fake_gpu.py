@@ -20,7 +20,7 @@ from mkc_fast.engine.devices import Driver, Gpu
 from mkc_fast.engine.options import EngineOptions, Tuning
 from mkc_fast.engine.sessions import opening as sessions
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
-from mkc_fast.engine.sessions.shaped import ShapedSessions
+from mkc_fast.engine.sessions.shaped import ShapedSessions, Use
 from mkc_fast.names import CUDA, GRAPH_FILES, GRAPHS
 from tests.fakes.cuda import shim
 from tests.fakes.cuda.fake_cupy import FakeCupy
@@ -107,14 +107,14 @@ class FakeGpu:
         runs: Graph, shapes of its inputs, and number of its recording, of every bound run.
         failures: What the next bound runs raise instead.
         opened: Tuning of each set of sessions.
-        shaped: Graph, rows, length and whether it is recorded, of each session of one shape.
+        shaped: Graph, rows, length and use, of each session of one shape.
         fused: Whether the graphs are those for CUDA.
         spoil: Is given the name of each graph that has run and its output, to change it.
     """
 
     def __init__(self, cupy: FakeCupy, *, fused: bool = False) -> None:
         self.cupy, self.fused = cupy, fused
-        self.shaped: list[tuple[str, int, int, bool]] = []
+        self.shaped: list[tuple[str, int, int, Use]] = []
         self.runs: list[tuple[str, dict[str, tuple[int, ...]], str]] = []
         self.failures: list[Exception] = []
         self.opened: list[Tuning] = []
@@ -140,9 +140,9 @@ class FakeGpu:
             for graph, name in zip(GRAPHS, files, strict=True)
         }
 
-        def of_shape(graph: str, rows: int, length: int, recorded: bool) -> QueuedSession:
-            self.shaped.append((graph, rows, length, recorded))
-            return QueuedSession(real[graph], self, place, cuda_graph=recorded, shape=(rows, length))
+        def of_shape(graph: str, rows: int, length: int, use: Use) -> QueuedSession:
+            self.shaped.append((graph, rows, length, use))
+            return QueuedSession(real[graph], self, place, cuda_graph=use != Use.QUEUED, shape=(rows, length))
 
         wrapped = [QueuedSession(session, self, place, cuda_graph=tuning.cuda_graph) for session in real.values()]
         return Sessions(
