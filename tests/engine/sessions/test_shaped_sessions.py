@@ -56,9 +56,14 @@ def test_a_session_is_opened_once_for_each_shape_and_use() -> None:
     queued = sessions.get("wavlm", 1, 2)
     assert sessions.get("wavlm", 1, 2) is queued
     sessions.get("wavlm", 1, 2, Use.RECORDED_BATCH)
-    with pytest.raises(ZeroDivisionError), sessions.closed_on_failure():
-        sessions.get("vocoder", 1, 2, Use.RECORDED_BATCH)
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with sessions.closed_on_failure():
+            sessions.get("vocoder", 1, 2, Use.RECORDED_BATCH)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     sessions.close(Use.RECORDED_BATCH)
     assert len(opened) == 3
     assert sessions.get("wavlm", 1, 2) is queued
