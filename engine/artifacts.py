@@ -41,7 +41,8 @@ NATIVE_SUFFIX = ".native.onnx"
 CUDA_SUFFIX, CUDA_HALF_SUFFIX = ".cuda.onnx", f".cuda.{FP16}.onnx"
 # The names of a model's files: the graphs, their forms for one precision or device, and weights beside them.
 _MODEL_NAMES = re.compile(
-    rf"model\.json|({'|'.join(GRAPHS)})(\.(cpu|native|cuda|cuda\.{FP16}|{FP16}|{INT8}))?\.(onnx(\.data)?|bin)|\..+\.\d+\.mkc-fast\.tmp"
+    rf"model\.json|({'|'.join(GRAPHS)})(\.(cpu|native|(stage\d\.)?cuda(\.{FP16})?|{FP16}|{INT8}))?\.(onnx(\.data)?|bin)"
+    rf"|{VOCODER}\.residual\.{FP16}\.npz|\..+\.\d+\.mkc-fast\.tmp"
 )
 _BANK_NAMES = re.compile(r"bank\.json|centroids\.npy|half_norms\.npy|\..+\.\d+\.mkc-fast\.tmp")
 # The field of both JSON files that has the digest of all others.

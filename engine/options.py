@@ -54,6 +54,9 @@ class Tuning:
         record_batches: With the graphs for CUDA, record each shape of ``use_lengths`` as a CUDA graph, so that a batch
             is queued with one launch a graph. Recordings share their memory. Shapes for which there is no room are not
             recorded. Not measured on a GPU.
+        residual_kernel: With the graphs for CUDA in half precision, compute the vocoder's residual blocks by a kernel
+            of our own (``mkc_fast.kernels.cuda.residual``), between graphs of the rest. The vocoder's runs are then not
+            recorded. Not measured on a GPU.
     """
 
     buckets: Buckets | None = None
@@ -62,6 +65,7 @@ class Tuning:
     conv_search: str | None = None
     cuda_graph: bool = False
     record_batches: bool = False
+    residual_kernel: bool = False
 
     @property
     def fixed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,10 +11,11 @@ import onnx
 from mkc_fast.engine.artifacts import CHECK_PASSED, cuda_file, graph_metadata
 from mkc_fast.export.graphs.cuda import cuda_conformer, cuda_vocoder, cuda_wavlm, for_cpu
 from mkc_fast.export.graphs.files import open_session, save_with_weights
+from mkc_fast.export.graphs.residual_stages import cut_vocoder
 from mkc_fast.export.precision.half import CUDA_POLICIES, measured_peaks, rounding_shown, to_half
 from mkc_fast.export.precision.half_graphs import TOLERANCE, longest_inputs
 from mkc_fast.export.precision.judging import judged, judged_rms, runner
-from mkc_fast.names import CONFORMER_FILE, WAVLM_FILE
+from mkc_fast.names import CONFORMER_FILE, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
@@ -57,10 +59,15 @@ def cuda_forms(
     say(f"{file}: converting and judging against float64")
     check: GraphCheck | None = None
     for apart in (True, False) if graph.file == CONFORMER_FILE else (False,):
-        check = _write_half(out / file, graph, info, say, found, apart=apart)
+        model, check = _write_half(out / file, graph, info, say, found, apart=apart)
         if check.status == CHECK_PASSED:
             break
     assert check is not None
+    if graph.file == VOCODER_FILE and check.status == CHECK_PASSED:
+        # The same operations and weights in parts: there is nothing more to judge.
+        with contextlib.suppress(ValueError):  # the kernel of the residual blocks takes none of this vocoder's
+            cut_vocoder(model).write(out)
+    del model
     yield file, check
     gc.collect()
 
@@ -81,7 +88,7 @@ def _write_half(
     found: Sequence[Reference],
     *,
     apart: bool,
-) -> GraphCheck:
+) -> tuple[onnx.ModelProto, GraphCheck]:
     lengths = "lengths" in graph.inputs
     model = cast("onnx.ModelProto", _built(graph.file, graph.module, half=True, apart=apart))
     peaks = measured_peaks(for_cpu(model), *longest_inputs(found, lengths=lengths))
@@ -91,6 +98,5 @@ def _write_half(
         say(f"{path.name}: {node} stays float32: {why}")
     onnx.helper.set_model_props(half.model, graph_metadata(info))
     save_with_weights(half.model, path)
-    del half
-    shown = rounding_shown(for_cpu(onnx.load(path)))
-    return judged_rms(path.name, runner(open_session(shown)), found, TOLERANCE, lengths=lengths)
+    shown = rounding_shown(for_cpu(half.model))
+    return half.model, judged_rms(path.name, runner(open_session(shown)), found, TOLERANCE, lengths=lengths)

@@ -30,7 +30,7 @@ def make_model(folder: Path, size: str) -> None:
     if not (folder / "model").is_dir():
         write_wavlm(folder / "WavLM.pt", size=size)
         write_voice(folder / "conformer.pth", size=size)
-        export_model(folder / "WavLM.pt", folder / "conformer.pth", folder / "model", cache=folder / "cache")
+        export_model(folder / "WavLM.pt", folder / "conformer.pth", folder / "model", cuda=True, cache=folder / "cache")
     info = read_model_info(folder / "model")
     write_half_graphs(folder / "model", folder / "model", info, lambda _: None)
     write_info(folder / "model", info)

@@ -115,10 +115,15 @@ class Machine:
         """The graphs of a model on ``stream``, without the rest of the pass."""
         return open_sessions(model, self.device, options, stream=self.stream.ptr)
 
-    def open_graph(self, path: Path, precision: Precision, *, prefer_nhwc: bool) -> Any:
-        """A graph on ``stream`` alone, with the options that the vocoder has; an ``InferenceSession``."""
-        tuning = Tuning(prefer_nhwc=prefer_nhwc)
-        options = cuda_options(Plan(CUDA, precision, self.index, stream=self.stream.ptr, tuning=tuning), VOCODER_FILE)
+    def open_graph(self, path: Path, precision: Precision, *, prefer_nhwc: bool, fused: bool = False) -> Any:
+        """A graph on ``stream`` alone, with the options that the vocoder has; an ``InferenceSession``.
+
+        ``fused``: it is one for CUDA, whose convolutions include their bias.
+        """
+        plan = Plan(
+            CUDA, precision, self.index, stream=self.stream.ptr, tuning=Tuning(prefer_nhwc=prefer_nhwc), fused=fused
+        )
+        options = cuda_options(plan, VOCODER_FILE)
         return ort.InferenceSession(str(path), providers=[(ORT_NAMES[CUDA], options)], enable_fallback=0)
 
     def free_bytes(self) -> int:
@@ -145,7 +150,7 @@ class Rehearsal(Machine):
 
         fake_gpu = importlib.import_module("tests.fakes.cuda.fake_gpu")
         self.patch = pytest.MonkeyPatch()
-        self.gpu = fake_gpu.install(self.patch, schedule=0)
+        self.gpu = fake_gpu.install(self.patch, schedule=0, fused=True)
         self.device, self.index, self.cupy = "cuda:0", 0, self.gpu.cupy
         self.stream = self.cupy.cuda.Stream(non_blocking=True)
         self.devices, self.provider = [CPU], AUTO
@@ -174,7 +179,7 @@ class Rehearsal(Machine):
         opened: Sessions = self.gpu.open_sessions(model, self.device, options, stream=self.stream.ptr)
         return opened
 
-    def open_graph(self, path: Path, precision: Precision, *, prefer_nhwc: bool) -> Any:  # noqa: ARG002
+    def open_graph(self, path: Path, precision: Precision, *, prefer_nhwc: bool, fused: bool = False) -> Any:  # noqa: ARG002
         fake_gpu = importlib.import_module("tests.fakes.cuda.fake_gpu")
         real = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return fake_gpu.QueuedSession(real, self.gpu, self.stream, cuda_graph=False)

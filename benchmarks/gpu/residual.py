@@ -12,8 +12,9 @@ from mkc_fast.benchmarks.gpu.artifacts import wait_for_model
 from mkc_fast.benchmarks.gpu.bench import RATE, SEED
 from mkc_fast.benchmarks.gpu.correctness import errors
 from mkc_fast.benchmarks.gpu.vocoder import Bound
-from mkc_fast.engine.artifacts import read_model_info
+from mkc_fast.engine.artifacts import cuda_file, read_model_info
 from mkc_fast.engine.passes.residual_vocoder import ResidualVocoder
+from mkc_fast.engine.sessions.shaped import StagedSessions
 from mkc_fast.kernels.cuda.residual import DeviceResidual
 from mkc_fast.kernels.cuda.residual_counts import FEATURES_PER_S, V1_DILATIONS, V1_KERNEL_SIZES, count_stage
 from mkc_fast.kernels.cuda.residual_plans import PairShape, plans
@@ -211,18 +212,24 @@ def _vocoder(bench: Bench, *, staged: bool) -> dict[str, Any]:
 
     machine, info = bench.machine, read_model_info(bench.model)
     machine.release()
-    model = to_half(onnx.load(bench.model / VOCODER_FILE), POLICIES[VOCODER_FILE]).model
+    of_cuda = bench.model / cuda_file(VOCODER_FILE, half=True)
+    fused = of_cuda.is_file()
+    if fused:
+        model = onnx.load(of_cuda)
+    else:
+        model = to_half(onnx.load(bench.model / VOCODER_FILE), POLICIES[VOCODER_FILE]).model
     if staged:
         cut = cut_vocoder(model)
         cut.write(bench.work)
         paths = [bench.work / stage_file(number) for number in range(len(cut.graphs))]
-        sessions = [machine.open_graph(path, FP16, prefer_nhwc=True) for path in paths]
-        vocoder = ResidualVocoder(machine.cupy, machine.index, sessions, StagedBlocks.read(bench.work), info.hop)
+        sessions = [machine.open_graph(path, FP16, prefer_nhwc=True, fused=fused) for path in paths]
+        parts = StagedSessions(StagedBlocks.read(bench.work), lambda number, _: sessions[number])
+        vocoder = ResidualVocoder(machine.cupy, machine.index, parts, info.hop)
         widths = [stage.width for stage in cut.stages.stages]
     else:
         path = bench.work / "vocoder_whole.fp16.onnx"
         onnx.save(model, path)
-        session, widths = machine.open_graph(path, FP16, prefer_nhwc=True), []
+        session, widths = machine.open_graph(path, FP16, prefer_nhwc=True, fused=fused), []
     windows, frames = bench.sizes.vocoder
     features = np.random.default_rng(SEED).standard_normal((windows, frames, info.dim), np.float32)
     if staged:

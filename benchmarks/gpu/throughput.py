@@ -26,12 +26,19 @@ if TYPE_CHECKING:
 # The passes' arithmetic for one second of audio at full size, in GFLOP (multiply-adds counted as 2): the floor of a
 # stage is this divided by what the device does in a large matrix product.
 GFLOP_PER_SECOND = {ENCODE: 14.0, RESTORE: 30.1, VOCODE: 38.6}
+# Whatever of these is faster here becomes the default.
+_OFF_BY_DEFAULT = {
+    "residual kernel": Tuning(residual_kernel=True),
+    "recorded batches": Tuning(record_batches=True),
+    "vocoder NCHW": Tuning(prefer_nhwc=False),
+}
 
 
 def throughput(bench: Bench, found: dict[str, Any]) -> None:
     """RTFx by precision and batch, as ``infer`` runs; every batch ran once before it is timed.
 
-    In the first precision also with the vocoder's channels first, where the graphs for CUDA have them last.
+    In the first precision also with what is off by default: the kernel of the residual blocks, recorded batches, and
+    the vocoder's channels first, where the graphs for CUDA have them last.
     """
     sizes = bench.sizes
     wait_for_model(bench, half=True)
@@ -40,12 +47,17 @@ def throughput(bench: Bench, found: dict[str, Any]) -> None:
         "utterances": len(waveforms), "audio_s": sum(map(len, waveforms)) / RATE, "order": "longest first",
         "lengths": DISTRIBUTION, "speech": "recorded, repeated",
     }  # fmt: skip
-    first, *others = sizes.precisions
-    variants = [(first, Tuning()), (first, Tuning(prefer_nhwc=False)), *((each, Tuning()) for each in others)]
+    first = sizes.precisions[0]
+    plain = [(each, each, Tuning()) for each in sizes.precisions]
+    variants = [
+        *plain[:2],
+        *((f"{first}, {name}", first, tuning) for name, tuning in _OFF_BY_DEFAULT.items()),
+        *plain[2:],
+    ]
     # Every variant in the first size of batches before any in the next: there may not be time for all.
     for batch_s in sizes.batches_s:
-        for precision, tuning in variants:
-            of = found.setdefault(precision + (", vocoder NCHW" if tuning.prefer_nhwc is False else ""), {})
+        for name, precision, tuning in variants:
+            of = found.setdefault(name, {})
             work = partial(_of_batch, bench, waveforms, precision, tuning, batch_s)
             bench.figure(of, f"batches of {batch_s:g} s", work, least_s=25)
 

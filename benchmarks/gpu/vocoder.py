@@ -13,7 +13,7 @@ from mkc_fast.benchmarks.gpu.bench import RATE, SEED, needs_half
 from mkc_fast.benchmarks.gpu.correctness import errors, limit_of
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.options import EngineOptions, Tuning
-from mkc_fast.engine.passes.device_graphs import queued_options
+from mkc_fast.engine.sessions.shaped import queued_options
 from mkc_fast.names import CPU
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import logging
 from collections import deque
 from copy import copy as shallow_copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from mkc_fast.engine.passes.device_batch import FLAGS, DeviceBatch
 from mkc_fast.engine.passes.device_graphs import DeviceGraphs
 from mkc_fast.engine.passes.layout import lay_out, lay_out_in, window_frames
 from mkc_fast.engine.passes.pending import StartedPass
+from mkc_fast.engine.passes.residual_vocoder import ResidualVocoder
 from mkc_fast.engine.passes.results import Result, Utterance
 from mkc_fast.engine.passes.shapes import Bucket
 from mkc_fast.engine.passes.stages import NotFiniteError
@@ -103,17 +105,23 @@ class DevicePass:
         self._context, self._info, self._lookup = context, info, lookup
         self._limits = _Limits(shapes)
         self._window_frames, self._overlap_frames = window_frames, overlap_frames
-        with context.errors():
+        residual = None
+        with context.errors(), context.compute:
             self._rows = DeviceRows(context.cupy)
-        self._graphs = DeviceGraphs(context, sessions, shaped=None if shapes is None else sessions.shaped)
+            if sessions.staged is not None:
+                residual = ResidualVocoder(context.cupy, context.index, sessions.staged, info.hop)
+        graphs = partial(DeviceGraphs, context, sessions, shaped=sessions.shaped, residual=residual)
+        self._graphs = DeviceGraphs(
+            context, sessions, shaped=None if shapes is None else sessions.shaped, residual=residual
+        )
         # What each takes at most, in frames; its bucket, where every shape has a session.
         self._latency: list[tuple[int, Bucket | None, DeviceGraphs]] = []
-        latency_graphs = DeviceGraphs(context, sessions, shaped=sessions.shaped, use=Use.RECORDED)
+        latency_graphs = graphs(use=Use.RECORDED)
         # Recordings of batches; None where batches are not recorded.
         self._recorded: DeviceGraphs | None = None
         if record_batches:
             assert shapes is not None
-            self._recorded = DeviceGraphs(context, sessions, shaped=sessions.shaped, use=Use.RECORDED_BATCH)
+            self._recorded = graphs(use=Use.RECORDED_BATCH)
         for each in latency:
             if isinstance(each, int):
                 self._latency.append((each, Bucket(1, each), latency_graphs))

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from mkc_fast.engine.sessions.shaped import Use
+from mkc_fast.engine.sessions.shaped import Use, queued_options
 from mkc_fast.kernels.cuda.rows import copy
 from mkc_fast.names import CONFORMER, VOCODER, WAVLM
-from mkc_fast.onnx_runtime import ort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,9 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
     from mkc_fast.engine.passes.device_context import DeviceContext
+    from mkc_fast.engine.passes.residual_vocoder import ResidualVocoder
     from mkc_fast.engine.sessions.opening import Sessions
     from mkc_fast.engine.sessions.shaped import ShapedSessions
     from mkc_fast.names import Graph
+    from mkc_fast.onnx_runtime import ort
 
 
 class DeviceGraphs:
@@ -35,6 +36,7 @@ class DeviceGraphs:
         sessions: The graphs.
         shaped: A session for each shape, where there is one; else ``sessions`` run in all of them.
         use: Of the shaped sessions. Default: they are recorded if ``sessions`` are.
+        residual: What runs in place of the vocoder's graph.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class DeviceGraphs:
         *,
         shaped: ShapedSessions | None = None,
         use: Use | None = None,
+        residual: ResidualVocoder | None = None,
     ) -> None:
-        self._context, self._shaped = context, shaped
+        self._context, self._shaped, self._residual = context, shaped, residual
         self._use = use or (Use.RECORDED if sessions.cuda_graph else Use.QUEUED)
         self._recorded = self._use != Use.QUEUED
         # On a GPU all are ONNX Runtime's own.
@@ -93,6 +96,8 @@ class DeviceGraphs:
         bound: bool = True,
     ) -> Any:
         """Queue a run; the output's shape is known beforehand, so it is written straight into a buffer."""
+        if graph == VOCODER and self._residual is not None:
+            return self._residual.run(inputs["features"])
         recorded = self._recorded and bound
         if self._shaped is None:
             session = self._sessions[graph]
@@ -153,10 +158,3 @@ class DeviceGraphs:
         if shrink and not self._recorded:  # buffers of a CUDA graph must not move
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._context.index}")
         return options
-
-
-def queued_options() -> ort.RunOptions:
-    """For a run that is queued: otherwise it would wait for the stream at its end."""
-    options = ort.RunOptions()
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    return options

@@ -1,6 +1,7 @@
 """The vocoder in stages on a CUDA device: ONNX Runtime's graphs, with the kernel of the residual blocks between them.
 
-Not yet run on a GPU, and not yet a part of the pass: ``mkc_fast.benchmarks.gpu`` measures it beside the whole graph.
+Not yet run on a GPU. ``Tuning.residual_kernel`` makes it a part of the pass, and ``mkc_fast.benchmarks.gpu`` measures
+it beside the whole graph.
 """
 
 from __future__ import annotations
@@ -9,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast.engine.passes.device_graphs import queued_options
+from mkc_fast.engine.sessions.shaped import queued_options
 from mkc_fast.errors import DeviceError
 from mkc_fast.kernels.cuda.residual import DeviceResidual
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from mkc_fast.engine.sessions.shaped import StagedSessions
     from mkc_fast.kernels.cuda.residual import PlacedPair
-    from mkc_fast.kernels.cuda.residual_stages import StagedBlocks
     from mkc_fast.onnx_runtime import ort
 
 
@@ -27,22 +26,18 @@ class ResidualVocoder:
     Args:
         cupy: The module.
         index: Of the device; it is the current one in all calls.
-        sessions: Of the graphs in their order, on the stream that is current in ``run``.
-        stages: The blocks between them.
+        staged: The graphs, on the stream that is current in ``run``, and the blocks between them.
         hop: Samples a feature.
 
     Raises:
         DeviceError: The device is too old for the kernel, or has no room for a stage's blocks.
     """
 
-    def __init__(
-        self, cupy: Any, index: int, sessions: Sequence[ort.InferenceSession], stages: StagedBlocks, hop: int
-    ) -> None:
-        assert len(sessions) == len(stages.stages) + 1
-        self._cupy, self._index, self._sessions, self._hop = cupy, index, sessions, hop
+    def __init__(self, cupy: Any, index: int, staged: StagedSessions, hop: int) -> None:
+        self._cupy, self._index, self._sessions, self._hop = cupy, index, staged, hop
         self._residual = DeviceResidual(cupy, cupy.cuda.Device(index))
         self._stages: list[tuple[int, int, list[list[PlacedPair]]]] = []
-        for number, stage in enumerate(stages.stages):
+        for number, stage in enumerate(staged.blocks.stages):
             placed = []
             for block in stage.blocks:
                 pairs = [self._residual.place(pair.weights, pair.biases, pair.dilation) for pair in block]
@@ -58,10 +53,12 @@ class ResidualVocoder:
         """Queue (batch, T, D) float32 → (batch, T * hop) float32."""
         batch, frames, _ = features.shape
         x, name = features, "features"
-        for session, (per_feature, width, blocks) in zip(self._sessions, self._stages, strict=False):
+        for number, (per_feature, width, blocks) in enumerate(self._stages):
+            session = self._sessions.get(number, batch, frames)
             y = self._run(session, name, x, "y", (batch, frames * per_feature, width), np.float16)
             x, name = self._residual.run_blocks(blocks, y), "x"
-        return self._run(self._sessions[-1], name, x, "waveform", (batch, frames * self._hop), np.float32)
+        last = self._sessions.get(len(self._stages), batch, frames)
+        return self._run(last, name, x, "waveform", (batch, frames * self._hop), np.float32)
 
     def _run(
         self, session: ort.InferenceSession, source: str, x: Any, target: str, shape: tuple[int, ...], dtype: type

@@ -35,11 +35,12 @@ from mkc_fast.engine.sessions.providers import (
     stage_precision,
     tensorrt_options,
 )
-from mkc_fast.engine.sessions.shaped import ArenaUse, ShapedSessions, Use, share_arena
+from mkc_fast.engine.sessions.shaped import ArenaUse, ShapedSessions, StagedSessions, Use, share_arena
 from mkc_fast.engine.sessions.shared_weights import SharedWeights
 from mkc_fast.engine.sessions.support import obstacle
 from mkc_fast.errors import ArtifactError, DeviceError, OutputError
 from mkc_fast.kernels.cuda.device import import_cupy, one_line_errors
+from mkc_fast.kernels.cuda.residual_stages import WEIGHTS_FILE, StagedBlocks, stage_file
 from mkc_fast.names import (
     CPU,
     CUDA,
@@ -50,6 +51,7 @@ from mkc_fast.names import (
     INT8,
     MIXED,
     TENSORRT,
+    VOCODER_FILE,
     WAVLM,
 )
 from mkc_fast.onnx_runtime import ort
@@ -83,8 +85,10 @@ class Sessions:
         placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
         cuda_graph: Whether runs are recorded as CUDA graphs, so that they need the same addresses every time.
         ran: What decides the last bits of what the graphs compute, for manifests.
-        files: The graphs' files, in the order of the stages; empty where the sessions come from none.
+        files: The graphs' files, in the order of the stages, and what else was read; empty where the sessions come from
+            no files.
         shaped: On CUDA, further sessions of the same graphs, of fixed shapes.
+        staged: The vocoder in stages, where a kernel of our own computes what is between them.
     """
 
     wavlm: Session
@@ -99,6 +103,7 @@ class Sessions:
     ran: dict[str, object] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     shaped: ShapedSessions | None = None
+    staged: StagedSessions | None = None
 
 
 def open_sessions(
@@ -187,6 +192,8 @@ def _open_on_gpu(
         version = facts.library_version(NVINFER) or "unknown"
         engines = EngineCache(cache, gpu.name, gpu.capability, version, ort.__version__)
     chosen = f"{TITLES[plan.provider]}, {_described(plan, info)}, on cuda:{gpu.index} ({gpu.name})"
+    if plan.tuning.residual_kernel:
+        chosen += ", residual blocks by our own kernel"
     if plan.provider == CUDA and not plan.fused:
         refused = [*refused, "the model has no graphs for CUDA: a faster form comes with 'mkc-fast export --cuda'"]
     opened = _open(model, info, plan, "; ".join([chosen, *refused]), engines, progress)
@@ -221,8 +228,9 @@ def _open(
     files = tuple(file(graph, plan.precision) for graph in GRAPH_FILES)
     weights: dict[str, SharedWeights] = {}
     arena: ArenaUse | None = None
+    parts = _parts_of_vocoder(model, info, plan) if plan.tuning.residual_kernel else ()
     if plan.fused and plan.stream is not None:
-        weights, arena = _on_device(model, plan, files)
+        weights, arena = _on_device(model, plan, files + parts)
     for graph, name in zip(GRAPH_FILES, files, strict=True):
         path = model / name
         with _engines(path, graph, info, plan, cache) as (engines, timings):
@@ -247,9 +255,45 @@ def _open(
         buckets=(plan.tuning.buckets or Buckets()) if bound else None,
         placement={graph: nodes for graph, nodes in placement.items() if nodes is not None},
         cuda_graph=plan.tuning.cuda_graph,
-        files=files,
+        files=files + ((*parts, WEIGHTS_FILE) if parts else ()),
         shaped=_shaped(model, info, plan, files, weights, arena) if plan.provider == CUDA else None,
+        staged=_staged(model, info, plan, weights, arena) if parts else None,
     )
+
+
+def _parts_of_vocoder(model: Path, info: ModelInfo, plan: Plan) -> tuple[str, ...]:
+    """The graphs of a vocoder that is cut at its residual blocks.
+
+    Raises:
+        DeviceError: There are none, or they are not of the plan's precision.
+    """
+    if not plan.fused or stage_precision(VOCODER_FILE, plan.precision) != FP16:
+        raise DeviceError(
+            f"residual_kernel computes in half precision, with the graphs for CUDA; not in {plan.precision} here"
+        )
+    if WEIGHTS_FILE not in info.files:
+        raise DeviceError(
+            f"residual_kernel: {model} lacks {WEIGHTS_FILE}; 'mkc-fast export --cuda' writes it, if the vocoder has "
+            "residual blocks that the kernel takes"
+        )
+    return tuple(stage_file(number) for number in range(len(StagedBlocks.read(model).stages) + 1))
+
+
+def _staged(
+    model: Path, info: ModelInfo, plan: Plan, weights: dict[str, SharedWeights], arena: ArenaUse | None
+) -> StagedSessions:
+    """The vocoder in stages, each session of one shape."""
+    own = replace(plan, tuning=replace(plan.tuning, buckets=Buckets(fixed=True), cuda_graph=False))
+    providers = provider_list(own, VOCODER_FILE, info)
+
+    def opened(number: int, sizes: dict[str, int]) -> ort.InferenceSession:
+        path = model / stage_file(number)
+        shared = arena is not None and not arena.alone
+        session = _session(path, own, providers, sizes, weights.get(path.name), arena=shared)
+        _checked_placement(path, own, session)
+        return session
+
+    return StagedSessions(StagedBlocks.read(model), opened)
 
 
 def _on_device(model: Path, plan: Plan, files: tuple[str, ...]) -> tuple[dict[str, SharedWeights], ArenaUse | None]:

@@ -44,7 +44,7 @@ def ran_on_gpu(plan: Plan, gpu: Gpu, tensorrt: str | None) -> dict[str, object]:
     ran: dict[str, object] = {
         "provider": plan.provider,
         "precision": plan.precision,
-        "operators": _OWN,
+        "operators": f"{_OWN}, residual kernel" if plan.tuning.residual_kernel else _OWN,
         "onnxruntime": ort.__version__,
         "gpu": gpu.name,
     }

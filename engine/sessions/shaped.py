@@ -21,6 +21,7 @@ from mkc_fast.text import one_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mkc_fast.kernels.cuda.residual_stages import StagedBlocks
     from mkc_fast.names import Graph
 
 # As ``arena_extend_strategy`` of an arena: growth by what is needed.
@@ -89,6 +90,37 @@ class ShapedSessions:
             raise
 
 
+class StagedSessions:
+    """The sessions of a vocoder that is cut at its residual blocks, by shape.
+
+    Args:
+        blocks: Between the graphs.
+        opened: Opens one: of which graph, and sizes of its axes.
+    """
+
+    def __init__(self, blocks: StagedBlocks, opened: Callable[[int, dict[str, int]], ort.InferenceSession]) -> None:
+        self.blocks = blocks
+        self._open = opened
+        self._sessions: dict[tuple[int, int, int], ort.InferenceSession] = {}
+
+    def get(self, number: int, rows: int, frames: int) -> ort.InferenceSession:
+        """The session of a graph for so many windows of so many features.
+
+        Raises:
+            DeviceError: It does not open.
+            ArtifactError: The graph is damaged.
+        """
+        key = (number, rows, frames)
+        if key not in self._sessions:
+            stages = self.blocks.stages
+            sizes = {"batch": rows}
+            sizes |= {"cut_frames": frames * stages[number - 1].frames} if number else {"frames": frames}
+            if number < len(stages):
+                sizes["next_frames"] = frames * stages[number].frames
+            self._sessions[key] = self._open(number, sizes)
+        return self._sessions[key]
+
+
 @dataclass(eq=False)
 class ArenaUse:
     """Leave to take memory from the arena of a device, as long as this object is there.
@@ -147,3 +179,10 @@ def share_arena(index: int, limit: int | None, *, alone: bool = False) -> ArenaU
     use = ArenaUse(alone)
     arena.uses.add(use)
     return use
+
+
+def queued_options() -> ort.RunOptions:
+    """For a run that is queued: otherwise it would wait for the stream at its end."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options

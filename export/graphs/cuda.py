@@ -21,7 +21,7 @@ A dry run shows what the provider makes of these graphs (``tests/cuda_dry_run``)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -447,23 +447,25 @@ def _depthwise(build: _Builder, module: ConvModule, x: str) -> str:
 
 
 def cuda_vocoder(module: HifiGan) -> ModelProto:
-    """The vocoder for CUDA."""
+    """The vocoder for CUDA; weights have the names of the module's parameters."""
     build = _Builder()
     x = build.linear("features", module.lin_pre)
     x = build.add("Transpose", x, perm=(0, 2, 1))
-    x = _convolution(build, module.conv_pre, x)
-    for stage in cast("list[Stage]", list(module.stages)):
+    x = _convolution(build, module.conv_pre, x, "conv_pre")
+    for number, stage in enumerate(cast("list[Stage]", list(module.stages))):
+        name = f"stages.{number}"
         x = build.add("LeakyRelu", x, alpha=SLOPE)
         padding = (stage.kernel - stage.rate) // 2
-        weight = build.weight(numpy_of(stage.weight))
-        x = build.add("ConvTranspose", x, weight, strides=[stage.rate], pads=[padding, padding])
-        x = build.add("Add", x, build.weight(numpy_of(stage.bias)[:, None]))
+        weight = build.weight(numpy_of(stage.weight), f"{name}.weight")
+        sizes: dict[str, Any] = {"kernel_shape": [stage.kernel], "strides": [stage.rate], "pads": [padding, padding]}
+        x = build.add("ConvTranspose", x, weight, **sizes)
+        x = build.add("Add", x, build.weight(numpy_of(stage.bias)[:, None], f"{name}.bias"))
         blocks = cast("list[ResBlock]", list(stage.blocks))
-        total = _residual_block(build, blocks[0], x)
-        for block in blocks[1:]:
-            total = build.add("Add", total, _residual_block(build, block, x))
+        total = _residual_block(build, blocks[0], x, f"{name}.blocks.0")
+        for index, block in enumerate(blocks[1:], 1):
+            total = build.add("Add", total, _residual_block(build, block, x, f"{name}.blocks.{index}"))
         x = total
-    x = _convolution(build, module.conv_post, build.add("LeakyRelu", x, alpha=LAST_SLOPE), "conv_post.weight")
+    x = _convolution(build, module.conv_post, build.add("LeakyRelu", x, alpha=LAST_SLOPE), "conv_post")
     waveform = build.add("Squeeze", build.add("Tanh", x), build.axes(1))
     if module.overshoots():
         samples = build.add(
@@ -475,18 +477,19 @@ def cuda_vocoder(module: HifiGan) -> ModelProto:
     return build.model("vocoder", inputs, {"waveform": (np.float32, ("batch", "samples"))})
 
 
-def _convolution(build: _Builder, conv: Conv, x: str, name: str | None = None) -> str:
-    weight, bias = build.weight(numpy_of(conv.weight), name), build.weight(numpy_of(conv.bias))
+def _convolution(build: _Builder, conv: Conv, x: str, name: str) -> str:
+    weight = build.weight(numpy_of(conv.weight), f"{name}.weight")
+    bias = build.weight(numpy_of(conv.bias), f"{name}.bias")
     pads = [conv.padding, conv.padding]
     return build.add("Conv", x, weight, bias, pads=pads, dilations=[conv.dilation])
 
 
-def _residual_block(build: _Builder, block: ResBlock, x: str) -> str:
+def _residual_block(build: _Builder, block: ResBlock, x: str, name: str) -> str:
     for index, dilated in enumerate(cast("list[Conv]", list(block.dilated))):
-        y = _convolution(build, dilated, build.add("LeakyRelu", x, alpha=SLOPE))
+        y = _convolution(build, dilated, build.add("LeakyRelu", x, alpha=SLOPE), f"{name}.dilated.{index}")
         if len(block.plain):
             plain = cast("Conv", block.plain[index])
-            y = _convolution(build, plain, build.add("LeakyRelu", y, alpha=SLOPE))
+            y = _convolution(build, plain, build.add("LeakyRelu", y, alpha=SLOPE), f"{name}.plain.{index}")
         x = build.add("Add", x, y)
     return x
 

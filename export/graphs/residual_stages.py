@@ -1,7 +1,8 @@
 """Cuts the vocoder's half-precision graph where ``kernels/cuda/residual.cu`` takes over: at its residual blocks.
 
-What lies between them are graphs of their own, ``vocoder.stage0.cuda.fp16.onnx`` and so on; inputs and outputs at the
-cuts are (batch, frames, channels) float16. The blocks' weights are in ``vocoder.residual.fp16.npz``.
+What lies between them are graphs of their own, ``vocoder.stage0.cuda.fp16.onnx`` and so on, with their weights beside
+them; inputs and outputs at the cuts are (batch, frames, channels) float16. The blocks' weights are in
+``vocoder.residual.fp16.npz``.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mkc_fast.export.graphs.files import save_with_weights
 from mkc_fast.kernels.cuda.residual_plans import MAX_WIDTH
 from mkc_fast.kernels.cuda.residual_stages import ResidualBlocks, ResidualPair, StagedBlocks, stage_file
 
@@ -44,12 +45,12 @@ class CutVocoder:
     def write(self, folder: Path) -> None:
         """Write the graphs and the weights."""
         for number, graph in enumerate(self.graphs):
-            onnx.save(graph, folder / stage_file(number))
+            save_with_weights(graph, folder / stage_file(number))
         self.stages.write(folder)
 
 
 def cut_vocoder(model: ModelProto) -> CutVocoder:
-    """Cut a vocoder that ``export`` wrote in half precision.
+    """Cut a vocoder that ``export`` makes in half precision, in standard operators or for CUDA.
 
     A stage stays in its graph where the kernel does not take it: its width is no multiple of 16, its blocks are not of
     pairs, or a value in it stays float32.
@@ -66,7 +67,7 @@ def cut_vocoder(model: ModelProto) -> CutVocoder:
         raise ValueError("the vocoder has no stage of residual blocks that the kernel takes")
     graphs, source = [], None
     for stage in found:
-        graphs.append(graph.part(source, stage.source))
+        graphs.append(graph.part(source, (stage.source, stage.blocks.width)))
         source = stage.target, stage.blocks.width
     graphs.append(graph.part(source, None))
     return CutVocoder(graphs, StagedBlocks([stage.blocks for stage in found]))
@@ -124,23 +125,24 @@ class _Graph:
             return None
         return _Stage(source, target, ResidualBlocks(frames, blocks))
 
-    def part(self, source: tuple[str, int] | None, target: str | None) -> ModelProto:
+    def part(self, source: tuple[str, int] | None, target: tuple[str, int] | None) -> ModelProto:
         """The graph from a cut, a value and its channels, to the next one; None: from the features, to the waveform."""
         graph = self.model.graph
         name = source[0] if source else None
-        nodes = self._between({name} if name else set(), target or graph.output[0].name)
+        nodes = self._between({name} if name else set(), target[0] if target else graph.output[0].name)
         inputs, outputs = list(graph.input), list(graph.output)
         if source:
             inputs = [_cut_value("x", "cut_frames", source[1])]
             nodes.insert(0, helper.make_node("Transpose", ["x"], [source[0]], perm=[0, 2, 1]))
         if target:
-            width = self._width(target)
-            outputs = [_cut_value("y", "next_frames", width)]
-            nodes.append(helper.make_node("Transpose", [target], ["y"], perm=[0, 2, 1]))
+            outputs = [_cut_value("y", "next_frames", target[1])]
+            nodes.append(helper.make_node("Transpose", [target[0]], ["y"], perm=[0, 2, 1]))
         used = {value for node in nodes for value in node.input}
         weights = [weight for weight in graph.initializer if weight.name in used]
         made = helper.make_graph(nodes, "vocoder_stage", inputs, outputs, weights)
-        return helper.make_model(made, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
+        model = helper.make_model(made, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
+        model.metadata_props.extend(self.model.metadata_props)
+        return model
 
     def _pair(self, first: str, second: str) -> ResidualPair | None:
         convolutions = [self.readers.get(f"{name}.weight") for name in (first, second)]
@@ -199,9 +201,6 @@ class _Graph:
             needed.add(maker.output[0])
             wanted += maker.input
         return [node for node in self.model.graph.node if node.output[0] in needed]
-
-    def _width(self, value: str) -> int:
-        return int(self.weights[self.makers[value].input[1]].dims[1])  # of a transposed convolution
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:

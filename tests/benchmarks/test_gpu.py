@@ -31,9 +31,11 @@ def rehearse(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[s
     return run, json.loads((folder / "gpu.json").read_text())
 
 
-def test_the_gpu_benchmark_can_be_rehearsed(artifacts: Artifacts, tmp_path: Path) -> None:
+def test_the_gpu_benchmark_can_be_rehearsed(cuda_artifacts: Artifacts, tmp_path: Path) -> None:
     shim.library()  # skips where there is no compiler
-    shutil.copytree(artifacts.model, tmp_path / "work" / "model")  # exporting is tested elsewhere, and takes longest
+    shutil.copytree(
+        cuda_artifacts.model, tmp_path / "work" / "model"
+    )  # exporting is tested elsewhere, and takes longest
     (tmp_path / "work" / "half").touch()
     run, result = rehearse(tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,16 @@ def batches(model: str, bank: str, lengths: Sequence[float], times: int, **how: 
     return steps.done
 
 
-def corpus(model: str, bank: str, hours: float, batch_s: float, *, record: bool = False, **how: Any) -> list[Step]:
-    """Utterances of LibriSpeech's lengths in shuffled batches, after a warm-up that may record all shapes."""
+def corpus(
+    model: str, bank: str, hours: float, batch_s: float, *, tuning: Mapping[str, bool] | None = None, **how: Any
+) -> list[Step]:
+    """Utterances of LibriSpeech's lengths in shuffled batches, after a warm-up of all shapes."""
     from mkc_fast.benchmarks.utterances import MEAN_S, draw_lengths
     from mkc_fast.engine.options import EngineOptions, Tuning
     from mkc_fast.engine.passes.shapes import Shapes, chosen_lengths
 
-    tuning = Tuning(record_batches=record)
-    steps = Steps(model, bank, options=EngineOptions(provider="cuda", batch_s=batch_s, tuning=tuning, **how))
+    how["tuning"] = Tuning(**(tuning or {}))
+    steps = Steps(model, bank, options=EngineOptions(provider="cuda", batch_s=batch_s, **how))
     seconds = draw_lengths(round(hours * 3600 / MEAN_S))
     info = steps.anonymizer.info
     frames = [info.frames(int(each * RATE)) for each in seconds]

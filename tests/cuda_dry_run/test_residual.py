@@ -26,13 +26,14 @@ from pathlib import Path
 import cupy, numpy as np
 from mkc_fast.onnx_runtime import ort
 from mkc_fast.engine.passes.residual_vocoder import ResidualVocoder
+from mkc_fast.engine.sessions.shaped import StagedSessions
 from mkc_fast.kernels.cuda.residual_stages import StagedBlocks, stage_file
 folder, stages = Path(sys.argv[1]), StagedBlocks.read(Path(sys.argv[1]))
 with cupy.cuda.Stream(non_blocking=True) as stream:
     provider = ("CUDAExecutionProvider", {OPTIONS!r} | {{"user_compute_stream": str(stream.ptr)}})
-    paths = [str(folder / stage_file(number)) for number in range(len(stages.stages) + 1)]
-    sessions = [ort.InferenceSession(path, providers=[provider]) for path in paths]
-    vocoder = ResidualVocoder(cupy, 0, sessions, stages, {HOP})
+    def opened(number, sizes):
+        return ort.InferenceSession(str(folder / stage_file(number)), providers=[provider])
+    vocoder = ResidualVocoder(cupy, 0, StagedSessions(stages, opened), {HOP})
     features = cupy.empty((2, {FRAMES}, {DIM}), np.float32)
     for _ in range(2):
         assert vocoder.run(features).shape == (2, {FRAMES * HOP})

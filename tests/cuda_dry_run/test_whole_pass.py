@@ -91,7 +91,7 @@ def test_a_shuffled_corpus_neither_plans_nor_waits_nor_allocates_after_its_warm_
 
 @pytest.mark.parametrize("precision", ["mixed", "fp16"])
 def test_recorded_batches_are_one_launch_a_graph(precision: str, steps_of: Callable[..., Steps]) -> None:
-    steps = steps_of("corpus", hours=0.5, batch_s=60, precision=precision, record=True)
+    steps = steps_of("corpus", hours=0.5, batch_s=60, precision=precision, tuning={"record_batches": True})
     assert steps["warm-up"].captures % GRAPHS == 0
     assert steps["warm-up"].captures > 2 * GRAPHS
     batches = [calls for name, calls in steps.items() if name.startswith("batch")]
@@ -100,6 +100,18 @@ def test_recorded_batches_are_one_launch_a_graph(precision: str, steps_of: Calla
         _check_steady(calls)
         assert calls.replays == GRAPHS
         assert (calls.captures, calls.plans, calls.gemms, calls.executions) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("record_batches", [False, True])
+def test_the_residual_kernel_is_a_part_of_a_steady_run(record_batches: bool, steps_of: Callable[..., Steps]) -> None:
+    tuning = {"residual_kernel": True, "record_batches": record_batches}
+    steps = steps_of("corpus", hours=0.5, batch_s=60, precision="fp16", tuning=tuning)
+    batches = [calls for name, calls in steps.items() if name.startswith("batch")]
+    for calls in batches:
+        _check_steady(calls)
+        assert any(name.startswith("residual_pair") for name in calls.kernels)
+        assert calls.replays == (GRAPHS - 1 if record_batches else 0)
+    assert sum(calls.plans for calls in batches) <= _ATTENTION_PLANS
 
 
 @pytest.mark.parametrize("lengths", [MIXED, [2.0, 2.0, 2.0]], ids=["mixed", "equal"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mkc_fast.engine.sessions.shared_weights import read_table
 from mkc_fast.export import export_model
 from mkc_fast.export.precision.half import value_types
 from mkc_fast.export.random_checkpoints import write_voice, write_wavlm
+from mkc_fast.kernels.cuda.residual_stages import WEIGHTS_FILE, StagedBlocks, stage_file
 from tests.conftest import Artifacts
 
 FORMS = [f"{graph}.cuda{half}.onnx" for graph in ("wavlm", "conformer", "vocoder") for half in ("", ".fp16")]
@@ -65,6 +67,25 @@ def test_no_product_of_a_half_precision_form_is_in_float32(cuda_artifacts: Artif
                 assert types[node.input[0]] == onnx.TensorProto.FLOAT16, (file, node.name)
             if node.op_type == "SkipLayerNormalization":
                 assert types[node.input[0]] == onnx.TensorProto.FLOAT, "its statistics would be in float16"
+
+
+def test_a_vocoder_is_also_written_in_stages_of_the_same_weights(cuda_artifacts: Artifacts) -> None:
+    model = cuda_artifacts.model
+    info, blocks = read_model_info(model), StagedBlocks.read(model)
+    parts = [model / stage_file(number) for number in range(len(blocks.stages) + 1)]
+    assert len(parts) > 1
+    assert {WEIGHTS_FILE, *(path.name for path in parts), *(weights_file(path).name for path in parts)} <= set(
+        info.files
+    )
+    whole = {tensor.name: tensor for tensor in onnx.load(model / "vocoder.cuda.fp16.onnx").graph.initializer}
+    taken: set[str] = set()
+    for path in parts:
+        for tensor in onnx.load(path).graph.initializer:
+            assert tensor.raw_data == whole[tensor.name].raw_data
+            taken.add(tensor.name)
+    left = {name for name in whole if name not in taken}
+    assert all(re.fullmatch(r"stages\.\d+\.blocks\.\d+\.(dilated|plain)\.\d+\.(weight|bias)", name) for name in left)
+    assert len(left) == 4 * sum(len(block) for stage in blocks.stages for block in stage.blocks)
 
 
 def test_float32_forms_equal_the_plain_graphs(cuda_artifacts: Artifacts) -> None:

@@ -12,6 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from mkc_fast.engine.passes.residual_vocoder import ResidualVocoder
+from mkc_fast.engine.sessions.shaped import StagedSessions
 from mkc_fast.errors import ArtifactError, DeviceError
 from mkc_fast.export.graphs.residual_stages import cut_vocoder
 from mkc_fast.kernels.cuda.residual_stages import WEIGHTS_FILE, StagedBlocks, stage_file
@@ -90,11 +91,12 @@ def whole(model: onnx.ModelProto, features: np.ndarray) -> np.ndarray:
 def staged(folder: Path, cupy: FakeCupy, stream: object) -> ResidualVocoder:
     stages = StagedBlocks.read(folder)
     gpu = SimpleNamespace(failures=[], runs=[], spoil=lambda *_: None, cupy=cupy)
-    sessions = []
-    for number in range(len(stages.stages) + 1):
+
+    def opened(number: int, sizes: dict[str, int]) -> QueuedSession:
         real = ort.InferenceSession(str(folder / stage_file(number)), providers=["CPUExecutionProvider"])
-        sessions.append(QueuedSession(real, gpu, stream, cuda_graph=False))
-    return ResidualVocoder(cupy, 0, sessions, stages, HOP)
+        return QueuedSession(real, gpu, stream, cuda_graph=False, shape=(2, sizes.get("frames") or sizes["cut_frames"]))
+
+    return ResidualVocoder(cupy, 0, StagedSessions(stages, opened), HOP)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -273,6 +273,30 @@ def test_only_graphs_of_one_shape_record_batches(monkeypatch: pytest.MonkeyPatch
         recording_anonymizer(cuda_artifacts)
 
 
+@pytest.mark.parametrize("record_batches", [False, True])
+def test_the_residual_kernel_serves_batches_and_long_recordings(
+    monkeypatch: pytest.MonkeyPatch, cuda_artifacts: Artifacts, clip: np.ndarray, record_batches: bool
+) -> None:
+    gpu = fake_gpu.install(monkeypatch, fused=True)
+    tuning = Tuning(residual_kernel=True, record_batches=record_batches)
+    options = EngineOptions(batch_s=12, max_window_s=8, tuning=tuning)
+    anonymizer = Anonymizer.load(cuda_artifacts.model, cuda_artifacts.bank, "cuda:0", options=options)
+    anonymizer.use_lengths([64, 400])
+    waveforms, names = utterances(clip)
+    waveforms, names = [*waveforms, np.tile(clip, 4)], [*names, "longer than a window"]
+    found = anonymizer.anonymize_batch(waveforms, seed=3, utterance_ids=names)
+    cpu = Anonymizer.load(cuda_artifacts.model, cuda_artifacts.bank, max_window_s=8)
+    expected = cpu.anonymize_batch(waveforms, seed=3, utterance_ids=names)
+    for each, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(each.cluster_ids, other.cluster_ids)
+        error = each.waveform - other.waveform
+        assert np.sqrt(np.mean(error**2)) < 0.02 * np.sqrt(np.mean(other.waveform**2))
+    assert "residual_pair_narrow" in gpu.cupy.launched
+    graphs = {graph for graph, _, _ in gpu.runs}
+    assert not any(graph.startswith("vocoder.cuda") for graph in graphs)
+    assert {"vocoder.stage0.cuda.fp16", "vocoder.stage1.cuda.fp16"} <= graphs
+
+
 def test_too_little_memory_makes_smaller_shapes(
     monkeypatch: pytest.MonkeyPatch, cuda_artifacts: Artifacts, clip: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 
+from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.sessions import shaped
-from mkc_fast.engine.sessions.shaped import ShapedSessions, Use, share_arena
+from mkc_fast.engine.sessions.opening import _parts_of_vocoder
+from mkc_fast.engine.sessions.providers import Plan
+from mkc_fast.engine.sessions.shaped import ShapedSessions, StagedSessions, Use, share_arena
+from mkc_fast.errors import DeviceError
+from mkc_fast.kernels.cuda.residual_stages import ResidualBlocks, StagedBlocks
 from mkc_fast.onnx_runtime import ort
+from tests.conftest import Artifacts
 
 
 @pytest.fixture
@@ -70,3 +77,35 @@ def test_a_session_is_opened_once_for_each_shape_and_use() -> None:
     sessions.get("vocoder", 1, 2, Use.RECORDED_BATCH)
     sessions.get("wavlm", 1, 2, Use.RECORDED_BATCH)
     assert len(opened) == 5
+
+
+def test_parts_of_a_vocoder_have_the_sizes_of_their_cuts() -> None:
+    opened: list[tuple[int, dict[str, int]]] = []
+
+    def open_one(number: int, sizes: dict[str, int]) -> object:
+        opened.append((number, sizes))
+        return object()
+
+    blocks = StagedBlocks([ResidualBlocks(10, []), ResidualBlocks(80, [])])
+    sessions = StagedSessions(blocks, open_one)  # type: ignore[arg-type]
+    first = sessions.get(0, 4, 100)
+    assert sessions.get(0, 4, 100) is first
+    sessions.get(1, 4, 100)
+    sessions.get(2, 4, 100)
+    assert opened == [
+        (0, {"batch": 4, "frames": 100, "next_frames": 1000}),
+        (1, {"batch": 4, "cut_frames": 1000, "next_frames": 8000}),
+        (2, {"batch": 4, "cut_frames": 8000}),
+    ]
+
+
+def test_the_residual_kernel_is_refused_where_its_files_or_precision_are_missing(cuda_artifacts: Artifacts) -> None:
+    model = cuda_artifacts.model
+    info = read_model_info(model)
+    half = Plan("cuda", "mixed", 0, fused=True)
+    assert next(iter(_parts_of_vocoder(model, info, half))) == "vocoder.stage0.cuda.fp16.onnx"
+    for plan in (replace(half, precision="fp32"), replace(half, fused=False)):
+        with pytest.raises(DeviceError, match="computes in half precision, with the graphs for CUDA"):
+            _parts_of_vocoder(model, info, plan)
+    with pytest.raises(DeviceError, match=r"lacks vocoder\.residual\.fp16\.npz; 'mkc-fast export --cuda' writes it"):
+        _parts_of_vocoder(model, replace(info, files={}), half)

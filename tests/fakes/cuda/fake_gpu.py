@@ -20,7 +20,8 @@ from mkc_fast.engine.devices import Driver, Gpu
 from mkc_fast.engine.options import EngineOptions, Tuning
 from mkc_fast.engine.sessions import opening as sessions
 from mkc_fast.engine.sessions.opening import Sessions, open_sessions
-from mkc_fast.engine.sessions.shaped import ShapedSessions, Use
+from mkc_fast.engine.sessions.shaped import ShapedSessions, StagedSessions, Use
+from mkc_fast.kernels.cuda.residual_stages import StagedBlocks, stage_file
 from mkc_fast.names import CUDA, GRAPH_FILES, GRAPHS
 from tests.fakes.cuda import shim
 from tests.fakes.cuda.fake_cupy import FakeCupy
@@ -134,7 +135,9 @@ class FakeGpu:
         tuning = options.tuning
         self.opened.append(tuning)
         (place,) = [each for each in self.cupy.queues.streams if each.ptr == stream]
-        files = [cuda_file(name, half=False) for name in GRAPH_FILES] if self.fused else GRAPH_FILES
+        for_cuda = [cuda_file(name, half=False) for name in GRAPH_FILES]
+        fused = self.fused and all((model / name).is_file() for name in for_cuda)
+        files = for_cuda if fused else GRAPH_FILES
         real = {
             graph: onnxruntime.InferenceSession(str(model / name), providers=["CPUExecutionProvider"])
             for graph, name in zip(GRAPHS, files, strict=True)
@@ -144,6 +147,12 @@ class FakeGpu:
             self.shaped.append((graph, rows, length, use))
             return QueuedSession(real[graph], self, place, cuda_graph=use != Use.QUEUED, shape=(rows, length))
 
+        def of_stage(number: int, sizes: dict[str, int]) -> QueuedSession:
+            path = model / stage_file(number)
+            stage = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            frames = sizes.get("frames") or sizes["cut_frames"]
+            return QueuedSession(stage, self, place, cuda_graph=False, shape=(sizes["batch"], frames))
+
         wrapped = [QueuedSession(session, self, place, cuda_graph=tuning.cuda_graph) for session in real.values()]
         return Sessions(
             *wrapped,
@@ -152,7 +161,8 @@ class FakeGpu:
             "CUDA, fp32, on a stand-in",
             tuning.buckets,
             cuda_graph=tuning.cuda_graph,
-            shaped=ShapedSessions(of_shape, shares_weights=self.fused),
+            shaped=ShapedSessions(of_shape, shares_weights=fused),
+            staged=StagedSessions(StagedBlocks.read(model), of_stage) if tuning.residual_kernel else None,
         )
 
 
