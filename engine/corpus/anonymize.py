@@ -1,7 +1,8 @@
-"""A whole corpus in one call: lists or data directories in, anonymized recordings and data directories out."""
+"""A whole corpus in one call: any form of corpus in, the same form of anonymized recordings out."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from mkc_fast.engine.corpus.provenance import write_provenance
 from mkc_fast.engine.corpus.run import Run, run_corpus
 from mkc_fast.engine.corpus.status import Status, Summary
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
+from mkc_fast.engine.datasets.forms import Asked, read_inputs
 from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, DataDirectory, read_data_directory
 from mkc_fast.engine.datasets.path_lists import AudioList, read_audio_list
 from mkc_fast.engine.datasets.shards import Shard, shared_salt
@@ -79,6 +81,8 @@ class Corpus:
 def open_corpus(
     *,
     audio_list: str | PathLike[str] | None = None,
+    input: str | PathLike[str] | Sequence[str | PathLike[str]] = (),  # noqa: A002 - as the command has it
+    input_form: str | None = None,
     out: str | PathLike[str] | None = None,
     data_dirs: Sequence[str | PathLike[str]] = (),
     anon_suffix: str = DEFAULT_SUFFIX,
@@ -89,7 +93,7 @@ def open_corpus(
     audio_folder: str = AUDIO_FOLDER,
     shard: Shard | None = None,
 ) -> Corpus:
-    """Read a list or data directories and plan their outputs; the arguments are those of ``anonymize_corpus``.
+    """Read what goes in and plan its outputs; the arguments are those of ``anonymize_corpus``.
 
     ``anonymize_corpus`` does this itself. Call it before a slow step, such as the conversion of checkpoints, so that a
     bad list is reported first.
@@ -100,8 +104,9 @@ def open_corpus(
         OutputError: An output folder cannot be used, or an output would replace a recording.
     """
     datasets: list[Dataset]
+    inputs = [input] if isinstance(input, (str, os.PathLike)) else list(input)
     if data_dirs:
-        if audio_list is not None or out is not None:
+        if audio_list is not None or out is not None or inputs:
             raise ArgumentError("give data_dirs, or audio_list and out, not both")
         directories = [
             read_data_directory(Path(p), anon_suffix, allow_commands=allow_commands, audio_folder=audio_folder)
@@ -116,9 +121,13 @@ def open_corpus(
         if utt2spk is not None:
             raise ArgumentError("utt2spk is for audio_list; data directories have their own")
         datasets = [at_level(each, level) for each in directories]
+    elif out is None or (audio_list is None) == (not inputs):
+        raise ArgumentError("give input and out, or audio_list and out, or data_dirs")
+    elif inputs:
+        asked = Asked(Path(out), level, None if utt2spk is None else Path(utt2spk))
+        datasets = [read_inputs([os.fspath(each) for each in inputs], asked, input_form)]
     else:
-        if audio_list is None or out is None:
-            raise ArgumentError("give audio_list and out, or data_dirs")
+        assert audio_list is not None
         utterances = read_audio_list(Path(audio_list), allow_commands=allow_commands)
         utterances = with_draw_ids(utterances, level, _utt2spk_of(Path(audio_list), utt2spk))
         datasets = [AudioList(utterances, Path(out))]
@@ -188,6 +197,8 @@ def anonymize_corpus(
     bank: str | PathLike[str],
     *,
     audio_list: str | PathLike[str] | None = None,
+    input: str | PathLike[str] | Sequence[str | PathLike[str]] = (),  # noqa: A002 - as the command has it
+    input_form: str | None = None,
     out: str | PathLike[str] | None = None,
     data_dirs: Sequence[str | PathLike[str]] = (),
     anon_suffix: str = DEFAULT_SUFFIX,
@@ -214,7 +225,7 @@ def anonymize_corpus(
     progress: Callable[[Status], None] | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Summary:
-    """Anonymize the recordings of a list or of Kaldi data directories, as ``mkc-fast infer`` does.
+    """Anonymize the recordings of a corpus, as ``mkc-fast infer`` does.
 
     The recordings are processed in worker processes. Outputs are written atomically, and the same call continues a run
     that was stopped: it processes what is missing and retries what failed. Workers are new interpreters that do not
@@ -224,19 +235,22 @@ def anonymize_corpus(
         model: Directory made by ``export_model``.
         bank: Directory made by ``build_bank``.
         audio_list: List of ``path`` or ``utt-id path`` a line (Kaldi ``wav.scp``); ``-`` is the standard input.
-        out: Output folder for ``audio_list``: ``<utt-id>.wav`` of each recording, and ``manifest.jsonl``.
-        data_dirs: Kaldi data directories, instead of ``audio_list`` and ``out``. Each gets an anonymized directory
+        input: Or files and folders of recordings, JSONL manifests, or WebDataset shards; one or several of one form.
+        input_form: ``"files"``, ``"jsonl"`` or ``"webdataset"``. Default: by the inputs' names.
+        out: Output folder for ``audio_list`` and ``input``: ``<utt-id>.wav`` of each recording, and ``manifest.jsonl``;
+            or what the form has instead.
+        data_dirs: Or Kaldi data directories, without ``out``. Each gets an anonymized directory
             beside it, with a ``wav.scp`` and copies of its other lists.
         anon_suffix: Added to the name of each data directory, it names the anonymized one.
         audio_format: Of the outputs: ``"wav"`` or ``"flac"``, 16-bit at 16 kHz.
         allow_commands: Run the commands (lines that end in ``|``) of a ``wav.scp``.
         level: Which utterances share a draw: none (``"utterance"``), those of a speaker (``"speaker"``; in frame mode
             they share a sequence of draws), or all (``"constant"``).
-        utt2spk: List of ``utt-id speaker`` a line for ``level="speaker"`` with ``audio_list``. Default: the file
-            ``utt2spk`` beside it. Data directories have their own.
+        utt2spk: List of ``utt-id speaker`` a line for ``level="speaker"``. Default: the file ``utt2spk`` beside the
+            list, in the folder or in each data directory, or the speakers in a JSONL manifest.
         shard: Only the utterances of this part of the corpus. They go into a folder beside the output folder whose name
             says which part it is; ``merge_corpus`` joins all parts.
-        corpus: What ``open_corpus`` returned, instead of the nine arguments above.
+        corpus: What ``open_corpus`` returned, instead of the eleven arguments above.
         mode: ``"audio"`` draws one bank entry for a recording, ``"frame"`` one every ``stride`` frames.
         stride: Frames (20 ms) that share a draw in frame mode.
         seed: Makes the draws repeatable. Default: the operating system's entropy.
@@ -277,6 +291,8 @@ def anonymize_corpus(
     if corpus is None:
         corpus = open_corpus(
             audio_list=audio_list,
+            input=input,
+            input_form=input_form,
             out=out,
             data_dirs=data_dirs,
             anon_suffix=anon_suffix,
@@ -286,7 +302,7 @@ def anonymize_corpus(
             utt2spk=utt2spk,
             shard=shard,
         )
-    elif audio_list is not None or out is not None or data_dirs:
+    elif audio_list is not None or out is not None or data_dirs or input:
         raise ArgumentError("give corpus, or what it is read from, not both")
     run = Run(
         folders=corpus.folders,

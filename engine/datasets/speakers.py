@@ -12,7 +12,7 @@ from mkc_fast.names import CONSTANT, LEVELS, UTTERANCE
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mkc_fast.engine.datasets.dataset import Utterance
@@ -37,13 +37,16 @@ def read_utt2spk(path: Path) -> dict[str, str]:
     return speakers
 
 
-def with_draw_ids(utterances: Sequence[Utterance], level: Level, utt2spk: Path | None) -> list[Utterance]:
+def with_draw_ids(
+    utterances: Sequence[Utterance], level: Level, utt2spk: Path | None, speakers: Mapping[str, str] | None = None
+) -> list[Utterance]:
     """The utterances with what decides their draws: each its own, its speaker, or the same for all.
 
     Args:
         utterances: As they were read.
         level: ``utterance``, ``speaker`` or ``constant``.
         utt2spk: The list of speakers, for ``speaker``.
+        speakers: Or the speaker of each utterance, where there is no list.
 
     Raises:
         ArgumentError: The level is unknown.
@@ -55,13 +58,15 @@ def with_draw_ids(utterances: Sequence[Utterance], level: Level, utt2spk: Path |
         return list(utterances)
     if level == CONSTANT:
         return [replace(utterance, draw_id=CONSTANT_DRAW) for utterance in utterances]
-    if utt2spk is None:
+    if utt2spk is not None:
+        if not utt2spk.exists():
+            raise ListError(f"{utt2spk}: not there; the level speaker needs it")
+        speakers = read_utt2spk(utt2spk)
+    elif not speakers:
         raise ListError("the level is speaker, and no utt2spk says which speaker an utterance is of")
-    if not utt2spk.exists():
-        raise ListError(f"{utt2spk}: not there; the level speaker needs it")
-    speakers = read_utt2spk(utt2spk)
     missing = [utterance.id for utterance in utterances if utterance.id not in speakers]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ListError(f"{shown_list(utt2spk)}: has no speaker for the utterance '{printable(missing[0])}'{others}")
+        where = "the input" if utt2spk is None else shown_list(utt2spk)
+        raise ListError(f"{where}: has no speaker for the utterance '{printable(missing[0])}'{others}")
     return [replace(utterance, draw_id=speaker_draw(speakers[utterance.id])) for utterance in utterances]

@@ -1,0 +1,115 @@
+"""The forms of corpora that ``infer --input`` takes; each is recognized by its inputs and read by a module of its own."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mkc_fast.engine.datasets.folders import read_folders
+from mkc_fast.engine.datasets.jsonl import read_manifests
+from mkc_fast.engine.datasets.path_lists import AudioList
+from mkc_fast.engine.datasets.speakers import with_draw_ids
+from mkc_fast.engine.datasets.tar_shards import expanded, is_pattern, read_tar_shards
+from mkc_fast.errors import ArgumentError
+from mkc_fast.names import UTTERANCE
+from mkc_fast.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mkc_fast.engine.datasets.dataset import Dataset
+    from mkc_fast.names import Level
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a form is told beside its inputs.
+
+    Attributes:
+        out: The output folder.
+        level: Which utterances share a draw.
+        utt2spk: A list of speakers, if one is given.
+    """
+
+    out: Path
+    level: Level = UTTERANCE
+    utt2spk: Path | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of corpora.
+
+    Attributes:
+        name: As ``--input-form`` has it.
+        recognizes: Whether an input is of this form; it may look at the file system.
+        read: Reads inputs of this form.
+    """
+
+    name: str
+    recognizes: Callable[[str], bool]
+    read: Callable[[Sequence[str], Asked], Dataset]
+
+
+def _read_folders(inputs: Sequence[str], asked: Asked) -> Dataset:
+    utterances = [name for text in inputs for name in (expanded(text) if is_pattern(text) else [text])]
+    found = read_folders(utterances, asked.out)
+    beside = Path(inputs[0]) / "utt2spk"
+    utt2spk = asked.utt2spk or (beside if len(inputs) == 1 and beside.is_file() else None)
+    return AudioList(with_draw_ids(found, asked.level, utt2spk), asked.out)
+
+
+def _read_manifests(inputs: Sequence[str], asked: Asked) -> Dataset:
+    dataset, speakers = read_manifests([Path(text) for text in inputs], asked.out)
+    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk, speakers))
+
+
+def _read_tar_shards(inputs: Sequence[str], asked: Asked) -> Dataset:
+    dataset = read_tar_shards(inputs, asked.out)
+    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk))
+
+
+def _is_manifest(text: str) -> bool:
+    return text.lower().endswith((".jsonl", ".json")) and not os.path.isdir(text)  # noqa: PTH112
+
+
+def _is_tar(text: str) -> bool:
+    ending = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
+    return text.lower().endswith(ending) and not os.path.isdir(text)  # noqa: PTH112
+
+
+# The first that recognizes an input reads it; files and folders are what nothing else recognizes.
+FORMS: Final = (
+    Form("webdataset", _is_tar, _read_tar_shards),
+    Form("jsonl", _is_manifest, _read_manifests),
+    Form("files", lambda _: True, _read_folders),
+)
+FORM_NAMES: Final = tuple(form.name for form in FORMS)
+
+
+def read_inputs(inputs: Sequence[str], asked: Asked, form: str | None = None) -> Dataset:
+    """Read inputs of one form.
+
+    Args:
+        inputs: Files, folders and patterns.
+        asked: What the form is told beside them.
+        form: One of ``FORM_NAMES``. Default: as each input is recognized.
+
+    Raises:
+        ArgumentError: There is no input, the form is unknown, or inputs are of several forms.
+        ListError: An input cannot be read.
+        OutputError: The output folder cannot be used.
+    """
+    if not inputs or not all(inputs):
+        raise ArgumentError("no input is given, or its name is empty")
+    if form is not None and form not in FORM_NAMES:
+        raise ArgumentError(f"input_form is {form!r}; expected one of {', '.join(FORM_NAMES)}")
+    chosen = {text: next(each for each in FORMS if form in {None, each.name} and (form or each.recognizes(text)))
+              for text in inputs}  # fmt: skip
+    names = {each.name for each in chosen.values()}
+    if len(names) > 1:
+        shown = ", ".join(f"{printable(text, 100)} ({each.name})" for text, each in chosen.items())
+        raise ArgumentError(f"inputs of several forms: {shown}; give those of one, or say which with input_form")
+    return chosen[inputs[0]].read(list(inputs), asked)

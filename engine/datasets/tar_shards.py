@@ -1,0 +1,384 @@
+"""WebDataset shards: tar archives whose recordings are anonymized, and whose other members are copied.
+
+Python's ``tarfile`` does all that is needed: recordings are read in their place, from an offset of the archive, and an
+output archive is the input with other bytes for some members. The package ``webdataset`` would unpack and pack samples,
+and would lose the order of members, names and times on the way.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import stat
+import tarfile
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from mkc_fast.engine.atomic_files import atomic_file
+from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.datasets.kinds import (
+    HEAD_BYTES,
+    begins_like_sound,
+    decodable,
+    ending_of,
+    how_to_decode,
+    sound,
+)
+from mkc_fast.engine.datasets.lines import OWN_FOLDER, check_id
+from mkc_fast.errors import ListError, OutputError
+from mkc_fast.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from mkc_fast.engine.datasets.shards import Shard
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LIST = re.compile(r"\{([^{},]*(?:,[^{},]*)+)\}")
+_MOST_SHARDS = 1_000_000
+# Headers that describe a member (long names, extended headers) are read into memory. A recording is never read at once.
+_MOST_READ_BYTES = 1 << 20
+# Members of these kinds are no recordings, so their beginnings need not be looked at.
+_NO_SOUND = frozenset({"json", "txt", "cls", "lang", "id", "spk", "npy", "npz", "pt", "pth", "jpg", "png", "text"})
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """A shard that was read.
+
+    Attributes:
+        path: The archive.
+        name: Where its output goes, below the output folder.
+        begin: Position of its first utterance.
+        end: Position behind its last one.
+    """
+
+    path: Path
+    name: str
+    begin: int
+    end: int
+
+    @property
+    def stem(self) -> str:
+        """What the ids of its utterances begin with."""
+        return self.name.removesuffix(".tar")
+
+
+@dataclass(frozen=True)
+class TarShards:
+    """WebDataset shards: a ``Dataset``. Each is a group, whose outputs become a shard again.
+
+    Attributes:
+        utterances: The recordings of all shards, in their order; an id is the shard's name and the member's.
+        out: The output folder.
+        shards: The archives.
+    """
+
+    utterances: list[Utterance]
+    out: Path
+    shards: list[TarShard]
+
+    @property
+    def audio_dir(self) -> Path:
+        """A hidden folder in ``out``, where outputs are until their shard is written."""
+        return self.record_dir / "members"
+
+    @property
+    def record_dir(self) -> Path:
+        """A hidden folder in ``out``."""
+        return self.out / OWN_FOLDER
+
+    @property
+    def described(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def groups(self) -> TarShards:
+        """The shards."""
+        return self
+
+    def part(self, shard: Shard) -> TarShards:
+        """Every so-manieth archive, whole."""
+        utterances: list[Utterance] = []
+        shards = []
+        for group, each in enumerate(self.shards):
+            if shard.holds_group(group):
+                begin = len(utterances)
+                utterances += self.utterances[each.begin : each.end]
+                shards.append(TarShard(each.path, each.name, begin, len(utterances)))
+        return TarShards(utterances, shard.folder(self.out), shards)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def of(self, position: int) -> int:
+        return bisect_right(self.shards, position, key=lambda shard: shard.begin) - 1
+
+    def name(self, group: int) -> str:
+        return self.shards[group].stem
+
+    def files(self, group: int) -> Sequence[Path]:
+        return [self.out / self.shards[group].name]
+
+    def complete(self, group: int, outputs: Mapping[str, Path]) -> None:
+        """Write a shard: the members of the source in their order, the recordings by their outputs."""
+        shard, (target,) = self.shards[group], self.files(group)
+        made = {
+            utterance.span: outputs[utterance.id]
+            for utterance in self.utterances[shard.begin : shard.end]
+            if utterance.span is not None
+        }
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(target) as temporary, _opened(shard.path) as source:
+                with tarfile.TarFile(temporary, "w", format=tarfile.PAX_FORMAT, copybufsize=_MOST_READ_BYTES) as tar:
+                    for member in _members(source, shard.path):
+                        output = made.pop((member.offset_data, member.size), None) if member.isreg() else None
+                        _copy(source, member, tar, output)
+                if made:
+                    raise OutputError(f"{shard.path}: was changed during the run; run the same command again")
+        except ListError as error:
+            raise OutputError(str(error)) from None
+        except (OSError, tarfile.TarError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise OutputError(f"{target}: cannot be written ({reason})") from None
+
+    def clean(self, group: int) -> None:
+        """Remove the outputs of a shard that is written."""
+        shutil.rmtree(self.audio_dir / self.shards[group].stem, ignore_errors=True)
+
+    def finish(self, outputs: Mapping[str, Path]) -> None:  # noqa: ARG002
+        """Remove the folder of outputs, which is empty."""
+        shutil.rmtree(self.audio_dir, ignore_errors=True)
+
+    def unfinish(self) -> None:
+        """Do nothing: a shard is there only if it is whole."""
+
+
+def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
+    """Find the recordings of shards, without unpacking them.
+
+    Args:
+        inputs: Archives, patterns of them (``shards-{000..010}.tar``, ``shards-*.tar``), and folders of them.
+        out: The output folder; a shard keeps its name there.
+
+    Raises:
+        ListError: An archive is missing, compressed, cut off or damaged, holds links, devices or members that lead out
+            of a folder, or has no recording; two have one name.
+        OutputError: A shard would be replaced.
+    """
+    utterances: list[Utterance] = []
+    shards: list[TarShard] = []
+    named: dict[str, Path] = {}
+    for path, name in _shards_of(inputs):
+        earlier = named.setdefault(name, path)
+        if earlier is not path:
+            raise ListError(f"{path} and {earlier}: would have one name in the output folder")
+        check_id(name, str(path))
+        begin = len(utterances)
+        utterances += _utterances_of(path, name)
+        target = out / name
+        if target.exists() and target.samefile(path):
+            raise OutputError(f"{path}: is in the output folder, and would be replaced; choose another")
+        shards.append(TarShard(path, name, begin, len(utterances)))
+    return TarShards(utterances, out, shards)
+
+
+def expanded(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for: ``{000..010}`` counts, ``{a,b}`` lists.
+
+    Raises:
+        ListError: It stands for more than a million.
+    """
+    match = _RANGE.search(pattern)
+    if match is not None:
+        first, last = int(match[1]), int(match[2])
+        if abs(last - first) >= _MOST_SHARDS:
+            raise ListError(f"{printable(pattern, 200)}: stands for more than {_MOST_SHARDS:,} names")
+        width = len(match[1]) if match[1].startswith("0") or match[2].startswith("0") else 0
+        step = 1 if first <= last else -1
+        choices = [
+            f"{number:0{max(width, len(match[2]) if width else 0)}d}" for number in range(first, last + step, step)
+        ]
+    else:
+        match = _LIST.search(pattern)
+        if match is None:
+            return [pattern]
+        choices = match[1].split(",")
+    head, tail = pattern[: match.start()], expanded(pattern[match.end() :])
+    if len(choices) * len(tail) > _MOST_SHARDS:
+        raise ListError(f"{printable(pattern, 200)}: stands for more than {_MOST_SHARDS:,} names")
+    return [head + choice + rest for choice in choices for rest in tail]
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a text has braces, or signs of a pattern as shells have them, and is no file itself."""
+    return bool(_RANGE.search(text) or _LIST.search(text) or glob.has_magic(text)) and not os.path.lexists(text)
+
+
+def _shards_of(inputs: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """Each archive, and its name below the output folder."""
+    for text in inputs:
+        for name in expanded(text) if is_pattern(text) else [text]:
+            if is_pattern(name):
+                found = sorted(glob.glob(name))  # noqa: PTH207 - as text
+                if not found:
+                    raise ListError(f"{printable(name, 300)}: no such file")
+                yield from ((Path(path), os.path.basename(path)) for path in found)  # noqa: PTH119
+            elif os.path.isdir(name):  # noqa: PTH112
+                tars = [path for path in sorted(Path(name).iterdir()) if path.suffix == ".tar" and path.is_file()]
+                if not tars:
+                    raise ListError(f"{printable(name, 300)}: no .tar files")
+                yield from ((path, path.name) for path in tars)
+            else:
+                yield Path(name), os.path.basename(name)  # noqa: PTH119
+
+
+class _Limited:
+    """An archive from which only little is read at once, so that no header makes ``tarfile`` fill the memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read so many bytes, if they are few."""
+        if not 0 <= size <= _MOST_READ_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
+class _opened:  # noqa: N801 - used as a function
+    """Open an archive to go through its members, once, from the first to the last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> tarfile.TarFile:
+        try:
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise ListError(f"{self.path}: not a regular file")
+            self.file = self.path.open("rb")
+            self.size = self.path.stat().st_size
+            head = self.file.read(6)
+            self.file.seek(0)
+            for magic, kind in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstd")):
+                if head.startswith(magic):
+                    self.file.close()
+                    raise ListError(
+                        f"{self.path}: compressed with {kind}; members are read in their place: unpack it first"
+                    )
+            self.tar = tarfile.TarFile(fileobj=_Limited(self.file), mode="r", errorlevel=2)
+        except OSError as error:
+            raise ListError(f"{self.path}: cannot be read ({error.strerror})") from None
+        except (tarfile.TarError, ValueError) as error:
+            self.file.close()
+            raise ListError(f"{self.path}: not a tar archive ({error})") from None
+        return self.tar
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.file.close()
+
+
+def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive, each checked.
+
+    Raises:
+        ListError: The archive is cut off or damaged, or a member is a link, a device, or not a plain file below a
+            folder.
+    """
+    size, before = path.stat().st_size, -1
+    while True:
+        try:
+            member = tar.next()
+        except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
+            raise ListError(f"{path}: damaged or cut off ({printable(str(error), 100)})") from None
+        if member is None:
+            break
+        _forget(tar)
+        name = printable(member.name, 100)
+        if member.offset <= before or member.size < 0:
+            raise ListError(f"{path}: damaged at the member {name}")
+        before = member.offset
+        if not (member.isreg() or member.isdir()) or member.issparse():
+            kind = "a link" if member.issym() or member.islnk() else "a sparse file or a device"
+            raise ListError(f"{path}: the member {name} is {kind}; expected plain files")
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise ListError(f"{path}: the member {name} leads out of the folder that it would be unpacked in")
+        if member.isreg() and member.offset_data + member.size > size:
+            raise ListError(f"{path}: cut off: the member {name} ends behind the end of the archive")
+        yield member
+    # Where a header is damaged, tarfile takes it for the end, unless it is the first.
+    end, file = tar.offset, tar.fileobj
+    assert file is not None
+    file.seek(min(end, size))
+    rest = file.read(min(_MOST_READ_BYTES, max(0, size - end)))
+    if len(rest) < tarfile.BLOCKSIZE or rest[: tarfile.BLOCKSIZE].strip(b"\0"):
+        raise ListError(f"{path}: damaged or cut off: no end mark after {end:,} of {size:,} bytes")
+    if rest.strip(b"\0"):
+        raise ListError(f"{path}: more follows its end mark at {end:,} bytes, which readers of archives would not see")
+
+
+def _utterances_of(path: Path, name: str) -> list[Utterance]:
+    """The recordings of an archive."""
+    stem, found = name.removesuffix(".tar"), []
+    members: dict[str, str] = {}
+    with _opened(path) as tar, path.open("rb") as file:
+        for member in _members(tar, path):
+            if not member.isreg() or not _is_recording(member, path, file):
+                continue
+            key = "/".join(part for part in member.name.split("/") if part not in {"", "."}).rpartition(".")[0]
+            utterance_id = f"{stem}/{key}"
+            check_id(utterance_id, str(path))
+            earlier = members.setdefault(utterance_id, member.name)
+            if earlier is not member.name:
+                pair = f"{printable(member.name, 100)} and {printable(earlier, 100)}"
+                raise ListError(f"{path}: the members {pair} would have one output")
+            found.append(Utterance(utterance_id, str(path), span=(member.offset_data, member.size)))
+    if not found:
+        raise ListError(f"{path}: no recordings in this shard")
+    return found
+
+
+def _is_recording(member: tarfile.TarInfo, path: Path, file: BinaryIO) -> bool:
+    """Whether a member is a recording; one that cannot be decoded is an error, since it would be copied as it is."""
+    ending = ending_of(member.name)
+    if ending in decodable():
+        return True
+    name = printable(member.name, 100)
+    if ending in sound():
+        raise ListError(f"{path}: the member {name} cannot be decoded here; {how_to_decode()}")
+    if ending not in _NO_SOUND:
+        file.seek(member.offset_data)
+        if begins_like_sound(file.read(min(HEAD_BYTES, member.size))):
+            raise ListError(f"{path}: the member {name} is a recording by its content, and not by its name's ending")
+    return False
+
+
+def _copy(source: tarfile.TarFile, member: tarfile.TarInfo, tar: tarfile.TarFile, output: Path | None) -> None:
+    """Add a member to another archive: the bytes of its output, or its own."""
+    member.pax_headers = {key: value for key, value in member.pax_headers.items() if key not in {"size", "path"}}
+    if not member.isreg():
+        tar.addfile(member)
+    elif output is None:
+        file = source.fileobj
+        assert file is not None
+        file.seek(member.offset_data)
+        tar.addfile(member, file)  # type: ignore[arg-type] - it is a _Limited
+    else:
+        with output.open("rb") as made:
+            member.name = f"{member.name.rpartition('.')[0]}{output.suffix}"
+            member.size = os.fstat(made.fileno()).st_size
+            tar.addfile(member, made)
+    _forget(tar)
+
+
+def _forget(tar: tarfile.TarFile) -> None:
+    """Free the members that ``tarfile`` keeps."""
+    tar.members = []  # type: ignore[attr-defined]
