@@ -36,6 +36,15 @@ class Format(str, Enum):
     flac = names.FLAC
 
 
+class InputForm(str, Enum):
+    """The forms of corpora."""
+
+    auto = names.AUTO
+    files = names.FILES
+    jsonl = names.JSONL
+    webdataset = names.WEBDATASET
+
+
 class Provider(str, Enum):
     """What runs the graphs."""
 

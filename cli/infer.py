@@ -1,4 +1,4 @@
-"""``mkc-fast infer``: a list of recordings, or Kaldi data directories → anonymized recordings."""
+"""``mkc-fast infer``: recordings in any form of corpus → anonymized recordings in the same form."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from mkc_fast.cli import panels
-from mkc_fast.cli.choices import Format, Level, Mode, OnFailure, Precision, Provider
+from mkc_fast.cli.choices import Format, InputForm, Level, Mode, OnFailure, Precision, Provider
 from mkc_fast.cli.run_options import (
     AllowCommandsOption,
     AllowMixedOption,
     BatchSecondsOption,
     FormatOption,
     GpusOption,
+    InputFormOption,
+    InputOption,
+    InputsArgument,
     JsonOption,
     KmeansNumOption,
     LevelOption,
@@ -33,12 +36,12 @@ from mkc_fast.cli.run_options import (
     ShardOption,
     StrideOption,
     TimeoutOption,
+    check_inputs,
 )
 from mkc_fast.cli.running import decoders_off_stdout, signals
 from mkc_fast.cli.show import counted, shown_warnings
 from mkc_fast.cli.sources import Given, resolved
 from mkc_fast.engine.options import DEFAULT_WINDOW_S, EngineOptions
-from mkc_fast.errors import MkcError
 
 EXIT_FAILED = 1  # some recordings failed, the others were written
 
@@ -49,17 +52,22 @@ def add(app: typer.Typer) -> None:
 
 
 def infer(
+    inputs: InputsArgument = None,
+    input_: InputOption = None,
+    input_form: InputFormOption = InputForm.auto,
     audio_scp: Annotated[
         Path | None,
         typer.Option(
-            help="List of 'path' or 'utt-id path' a line (wav.scp); - is standard input.", rich_help_panel=panels.INPUT
+            help="Or a list of 'path' or 'utt-id path' a line (wav.scp); - is standard input.",
+            rich_help_panel=panels.INPUT,
         ),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", "-o", help="Where <utt-id>.wav goes.", rich_help_panel=panels.OUTPUT)
+        Path | None,
+        typer.Option("--output-dir", "--out", "-o", help="Where outputs go.", rich_help_panel=panels.OUTPUT),
     ] = None,
     data_dir: Annotated[
-        list[Path] | None, typer.Option(help="Kaldi data directories, instead of a list.", rich_help_panel=panels.INPUT)
+        list[Path] | None, typer.Option(help="Or Kaldi data directories.", rich_help_panel=panels.INPUT)
     ] = None,
     anon_suffix: Annotated[
         str, typer.Option(help="Of the directories written beside them.", rich_help_panel=panels.OUTPUT)
@@ -144,7 +152,8 @@ def infer(
 ) -> int:
     """Anonymize recordings; run the same command again to continue.
 
-    Give --audio-scp and --output-dir, or --data-dir. Give --model and --bank, or the published checkpoints
+    Give files and folders, JSONL manifests or WebDataset shards, or --audio-scp, with --output-dir; or --data-dir. Give
+    --model and --bank, or the published checkpoints
     (--wavlm-ckpt, --ckpt, --kmeans-scp), which are converted once and kept. What the research scripts have default
     paths for may be left out if the file is there.
 
@@ -162,18 +171,22 @@ def infer(
     options = EngineOptions(
         provider=provider.value, precision=precision.value, batch_s=batch_seconds, max_window_s=max_window_seconds
     )
-    _check_inputs(audio_scp, output_dir, data_dir)
-    corpus = open_corpus(
-        audio_list=audio_scp,
-        out=output_dir,
-        data_dirs=data_dir or [],
-        anon_suffix=anon_suffix,
-        audio_format=format_.value,
-        allow_commands=allow_commands,
-        shard=None if shard is None else Shard.parse(shard),
-        level=level.value,
-        utt2spk=utt2spk,
-    )
+    given_inputs = [*(inputs or []), *(input_ or [])]
+    check_inputs(given_inputs, audio_scp, output_dir, data_dir)
+    with shown_warnings():
+        corpus = open_corpus(
+            audio_list=audio_scp,
+            input=given_inputs,
+            input_form=None if input_form is InputForm.auto else input_form.value,
+            out=output_dir,
+            data_dirs=data_dir or [],
+            anon_suffix=anon_suffix,
+            audio_format=format_.value,
+            allow_commands=allow_commands,
+            shard=None if shard is None else Shard.parse(shard),
+            level=level.value,
+            utt2spk=utt2spk,
+        )
     sources = resolved(
         Given(
             model=model,
@@ -230,10 +243,3 @@ def infer(
     if summary.interrupted:
         return 128 + signalled[0]
     return EXIT_FAILED if len(summary.failed) > summary.silenced else 0
-
-
-def _check_inputs(audio_scp: Path | None, output_dir: Path | None, data_dirs: list[Path] | None) -> None:
-    if data_dirs and (audio_scp is not None or output_dir is not None):
-        raise MkcError("give --data-dir, or --audio-scp and --output-dir, not both")
-    if not data_dirs and (audio_scp is None or output_dir is None):
-        raise MkcError("give --audio-scp and --output-dir, or --data-dir")

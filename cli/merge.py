@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from mkc_fast.cli import panels
-from mkc_fast.cli.run_options import AllowCommandsOption
+from mkc_fast.cli.choices import InputForm
+from mkc_fast.cli.run_options import AllowCommandsOption, InputFormOption, InputOption, InputsArgument, check_inputs
 from mkc_fast.cli.show import console, counted, shown_warnings
 from mkc_fast.errors import MkcError
 
@@ -21,13 +22,16 @@ def add(app: typer.Typer) -> None:
 
 
 def merge(
+    inputs: InputsArgument = None,
+    input_: InputOption = None,
+    input_form: InputFormOption = InputForm.auto,
     audio_scp: Annotated[
-        Path | None, typer.Option(help="The list that the shards were given.", rich_help_panel=panels.INPUT)
+        Path | None, typer.Option(help="Or the list that the shards were given.", rich_help_panel=panels.INPUT)
     ] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option(
-            "--output-dir", "-o", help="The folder that the shards were given.", rich_help_panel=panels.OUTPUT
+            "--output-dir", "--out", "-o", help="The folder that the shards were given.", rich_help_panel=panels.OUTPUT
         ),
     ] = None,
     data_dir: Annotated[
@@ -65,9 +69,11 @@ def merge(
     from mkc_fast.engine.corpus.merge import merge_corpus
     from mkc_fast.engine.voiceprivacy.merge import merge_sets
 
-    given = [audio_scp is not None or output_dir is not None, bool(data_dir), data is not None]
-    if sum(given) != 1 or (given[0] and (audio_scp is None or output_dir is None)):
-        raise MkcError("give --audio-scp and --output-dir, or --data-dir, or --data")
+    given_inputs = [*(inputs or []), *(input_ or [])]
+    if data is not None and (given_inputs or audio_scp is not None or output_dir is not None or data_dir):
+        raise MkcError("give --input or --audio-scp, and --output-dir, or --data-dir, or --data")
+    if data is None:
+        check_inputs(given_inputs, audio_scp, output_dir, data_dir)
     with shown_warnings():
         if data is not None:
             merged = merge_sets(
@@ -80,6 +86,8 @@ def merge(
         else:
             merged = merge_corpus(
                 audio_list=audio_scp,
+                input=given_inputs,
+                input_form=None if input_form is InputForm.auto else input_form.value,
                 out=output_dir,
                 data_dirs=data_dir or (),
                 anon_suffix=anon_suffix,

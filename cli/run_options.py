@@ -1,14 +1,34 @@
-"""Options that commands which run a corpus share: draws, devices and the run itself."""
+"""Options that commands which run a corpus share: inputs, draws, devices and the run itself."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mkc_fast.cli import panels
-from mkc_fast.cli.choices import Format, Level, Mode, OnFailure, Precision, Provider
+from mkc_fast.cli.choices import Format, InputForm, Level, Mode, OnFailure, Precision, Provider
+from mkc_fast.errors import MkcError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+InputsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[INPUT]...", help="The same as --input.", show_default=False, rich_help_panel=panels.INPUT),
+]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="Files and folders of recordings; or JSONL manifests; or WebDataset shards ('shards-{000..010}.tar').",
+        rich_help_panel=panels.INPUT,
+    ),
+]
+InputFormOption = Annotated[
+    InputForm, typer.Option(help="Of the inputs (default: by their names).", rich_help_panel=panels.INPUT)
+]
 FormatOption = Annotated[
     Format, typer.Option("--format", help="Of the outputs, 16-bit.", rich_help_panel=panels.OUTPUT)
 ]
@@ -140,3 +160,21 @@ PrivateManifestOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print failures only.", rich_help_panel=panels.RUN)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.", rich_help_panel=panels.RUN)]
+
+
+def check_inputs(
+    inputs: Sequence[str], audio_scp: Path | None, output_dir: Path | None, data_dirs: Sequence[Path] | None
+) -> None:
+    """Refuse inputs of several kinds, or without an output folder.
+
+    Raises:
+        MkcError: They are.
+    """
+    if data_dirs and (audio_scp is not None or output_dir is not None or inputs):
+        raise MkcError("give --data-dir, or --audio-scp and --output-dir, not both")
+    if inputs and audio_scp is not None:
+        raise MkcError("give --input or --audio-scp, not both")
+    if not data_dirs and output_dir is None and inputs:
+        raise MkcError(f"no --output-dir for {inputs[0]}: give -o FOLDER")
+    if not data_dirs and ((audio_scp is None and not inputs) or output_dir is None):
+        raise MkcError("give --input or --audio-scp, and --output-dir; or --data-dir")

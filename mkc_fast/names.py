@@ -39,6 +39,11 @@ WAV: Final = "wav"
 FLAC: Final = "flac"
 FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
 
+# Forms of corpora that an input is recognized as.
+FILES: Final = "files"
+JSONL: Final = "jsonl"
+WEBDATASET: Final = "webdataset"
+
 # Providers of ONNX Runtime. ``cpu`` is also the name of a device.
 Provider = Literal["auto", "tensorrt", "cuda", "cpu"]
 AUTO: Final = "auto"

@@ -445,6 +445,16 @@ def read_entries(
     return header, ran, entries
 
 
+def read_groups(path: Path) -> dict[str, dict[str, int]]:
+    """The groups of outputs that a manifest records as complete: the files of each and their sizes, by its name.
+
+    Raises:
+        OutputError: The manifest cannot be read.
+    """
+    lines = _objects(path, utterances=False)
+    return {str(entry["group"]): _sizes(entry) for entry in lines if entry.get("type") == "group" and "group" in entry}
+
+
 def recorded_seconds(path: Path) -> float:
     """Seconds of audio of all recordings that a manifest records as written; each counts once.
 

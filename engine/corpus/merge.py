@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.atomic_files import atomic_file, remove_temporaries
 from mkc_fast.engine.corpus.anonymize import DEFAULT_SUFFIX, open_corpus
-from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, dumped, locked_manifest, read_entries
+from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, dumped, locked_manifest, read_entries, read_groups
+from mkc_fast.engine.corpus.outputs import Outputs
 from mkc_fast.engine.corpus.provenance import PROVENANCE_FILE, read_provenance, replace_provenance
-from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, DataDirectory
+from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER
 from mkc_fast.engine.datasets.shards import Shard, find_shards
 from mkc_fast.errors import OutputError
 from mkc_fast.names import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
 
     from mkc_fast.engine.datasets.dataset import Dataset
@@ -54,21 +55,38 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class _Place:
+    """Where the files of a shard are, or those of all.
+
+    Attributes:
+        out: The output folder.
+        audio_dir: Of the outputs, in ``out``.
+        record_dir: Of the manifest.
+    """
+
+    out: Path
+    audio_dir: Path
+    record_dir: Path
+
+
+@dataclass(frozen=True)
 class _Part:
     """A shard that holds utterances, with its manifest, read."""
 
     shard: Shard
     ids: list[str]
-    folder: Path
-    audio_dir: Path
+    place: _Place
     header: dict[str, Any]
     ran: list[dict[str, Any]]
     entries: dict[str, dict[str, Any]]
+    groups: dict[str, dict[str, int]]
 
 
 def merge_corpus(
     *,
     audio_list: str | PathLike[str] | None = None,
+    input: str | PathLike[str] | Sequence[str | PathLike[str]] = (),  # noqa: A002 - as the command has it
+    input_form: str | None = None,
     out: str | PathLike[str] | None = None,
     data_dirs: Sequence[str | PathLike[str]] = (),
     anon_suffix: str = DEFAULT_SUFFIX,
@@ -80,6 +98,8 @@ def merge_corpus(
 
     Args:
         audio_list: The list that all shards were given.
+        input: Or the inputs.
+        input_form: As for the shards.
         out: The output folder that all shards were given.
         data_dirs: Or the data directories.
         anon_suffix: Of the anonymized directories.
@@ -98,6 +118,8 @@ def merge_corpus(
     """
     corpus = open_corpus(
         audio_list=audio_list,
+        input=input,
+        input_form=input_form,
         out=out,
         data_dirs=data_dirs,
         anon_suffix=anon_suffix,
@@ -116,14 +138,15 @@ def merge_dataset(dataset: Dataset, *, allow_mixed: bool = False) -> Merged:
 
 
 def _merge(dataset: Dataset, allow_mixed: bool) -> Merged:
-    final, ids = dataset.record_dir / MANIFEST_FILE, [utterance.id for utterance in dataset.utterances]
-    found = find_shards(dataset.out)
+    whole, ids = _Place(dataset.out, dataset.audio_dir, dataset.record_dir), [each.id for each in dataset.utterances]
+    final = dataset.record_dir / MANIFEST_FILE
+    found = _places(dataset)
     with contextlib.ExitStack() as locks:
-        for folder in (dataset.record_dir, *found.values()):
-            if (folder / MANIFEST_FILE).exists():
-                locks.enter_context(locked_manifest(folder))
+        for place in (whole, *found.values()):
+            if (place.record_dir / MANIFEST_FILE).exists():
+                locks.enter_context(locked_manifest(place.record_dir))
         # Shards that still hold outputs are not joined, however complete the folder is: it may be of another run.
-        done = None if _hold_outputs(dataset, found, ids) else _finished(final, dataset.audio_dir, ids)
+        done = None if any(_existing(dataset, place) for place in found.values()) else _finished(dataset, final, ids)
         moved = 0
         if done is None:
             parts = _read(dataset, found, ids)
@@ -131,37 +154,59 @@ def _merge(dataset: Dataset, allow_mixed: bool) -> Merged:
             _write_manifest(dataset, final, text)
             _write_provenance(dataset, parts, done)
             moved = _move(dataset, parts, done)
-        dataset.finish({name: dataset.audio_dir / str(entry["file"]) for name, entry in done.items()})
+        dataset.finish({name: dataset.audio_dir / str(entry.get("file")) for name, entry in done.items()})
         count = max((shard.count for shard in found), default=0)
-        for folder in found.values():
-            _remove(folder, dataset)
+        for place in found.values():
+            _remove(place)
     silenced = sum(1 for entry in done.values() if entry.get("silence"))
     return Merged(str(dataset.out), count, len(ids), moved, silenced)
 
 
-def _finished(manifest: Path, audio_dir: Path, ids: Sequence[str]) -> dict[str, dict[str, Any]] | None:
+def _places(dataset: Dataset) -> dict[Shard, _Place]:
+    """The folders of shards beside the output folder."""
+    found = find_shards(dataset.out)
+    if not found:
+        return {}
+    # All are laid out alike.
+    part = dataset.part(next(iter(found)))
+    audio, record = part.audio_dir.relative_to(part.out), part.record_dir.relative_to(part.out)
+    return {shard: _Place(folder, folder / audio, folder / record) for shard, folder in found.items()}
+
+
+def _existing(dataset: Dataset, place: _Place) -> Path | None:
+    """An output in a folder, under the name of any utterance or group."""
+    for suffix in FORMATS if place.audio_dir.is_dir() else ():
+        output = next(Outputs(dataset.utterances, place.audio_dir, f".{suffix}").existing(), None)
+        if output is not None:
+            return output
+    files = (place.out / file for file in _group_files(dataset))
+    return next((file for file in files if file.exists()), None)
+
+
+def _group_files(dataset: Dataset) -> Iterator[Path]:
+    """The files that groups become, relative to the output folder."""
+    groups = dataset.groups
+    for group in range(len(groups) if groups is not None else 0):
+        assert groups is not None
+        yield from (file.relative_to(dataset.out) for file in groups.files(group))
+
+
+def _finished(dataset: Dataset, manifest: Path, ids: Sequence[str]) -> dict[str, dict[str, Any]] | None:
     """The entries of a joined manifest, if all outputs are in their place."""
     if not manifest.exists():
         return None
     _, _, entries = read_entries(manifest)
-    if all(name in entries and _is_written(audio_dir, entries[name]) for name in ids):
-        return {name: entries[name] for name in ids}
-    return None
+    groups = dataset.groups
+    if groups is not None:
+        recorded = read_groups(manifest)
+        names = [groups.name(group) for group in range(len(groups))]
+        there = all(_are_written(dataset.out, recorded.get(name)) for name in names) and entries.keys() >= set(ids)
+    else:
+        there = all(name in entries and _is_written(dataset.audio_dir, entries[name]) for name in ids)
+    return {name: entries[name] for name in ids} if there else None
 
 
-def _hold_outputs(dataset: Dataset, found: Mapping[Shard, Path], ids: Sequence[str]) -> bool:
-    """Whether an output is still in a shard's folder."""
-    folders = [folder for each in found.values() if (folder := _audio_dir(dataset, each)).is_dir()]
-    names = {f"{name}.{suffix}" for name in ids for suffix in FORMATS} if folders else set()
-    return any(path.name in names for folder in folders for path in folder.iterdir())
-
-
-def _audio_dir(dataset: Dataset, folder: Path) -> Path:
-    """Where the outputs of a shard are in its folder."""
-    return folder / dataset.audio_dir.name if isinstance(dataset, DataDirectory) else folder
-
-
-def _read(dataset: Dataset, found: Mapping[Shard, Path], ids: Sequence[str]) -> list[_Part]:
+def _read(dataset: Dataset, found: Mapping[Shard, _Place], ids: Sequence[str]) -> list[_Part]:
     """The manifests of all shards that hold an utterance."""
     counts = sorted({shard.count for shard in found})
     if not counts:
@@ -170,19 +215,26 @@ def _read(dataset: Dataset, found: Mapping[Shard, Path], ids: Sequence[str]) -> 
         shown = " and ".join(f"shard-*-of-{count}" for count in counts)
         raise OutputError(f"{dataset.out}: there are shards of two divisions, {shown}; remove one")
     held: dict[Shard, list[str]] = {}
-    for name in ids:
-        held.setdefault(Shard.of(name, counts[0]), []).append(name)
+    for position, name in enumerate(ids):
+        held.setdefault(_shard_of(dataset, position, name, counts[0]), []).append(name)
     parts = []
     for shard in sorted(held, key=lambda shard: shard.number):
-        folder = shard.folder(dataset.out)
-        manifest = folder / MANIFEST_FILE
-        if not manifest.exists():
-            raise OutputError(f"{folder}: the shard {shard} is not there; run it first")
+        place = found.get(shard)
+        manifest = None if place is None else place.record_dir / MANIFEST_FILE
+        if place is None or manifest is None or not manifest.exists():
+            raise OutputError(f"{shard.folder(dataset.out)}: the shard {shard} is not there; run it first")
         header, ran, entries = read_entries(manifest)
         if header.get("shard") != [shard.number, shard.count]:
             raise OutputError(f"{manifest}: is not of the shard {shard}")
-        parts.append(_Part(shard, held[shard], folder, _audio_dir(dataset, folder), header, ran, entries))
+        groups = {} if dataset.groups is None else read_groups(manifest)
+        parts.append(_Part(shard, held[shard], place, header, ran, entries, groups))
     return parts
+
+
+def _shard_of(dataset: Dataset, position: int, name: str, count: int) -> Shard:
+    if dataset.groups is None:
+        return Shard.of(name, count)
+    return Shard.of_group(dataset.groups.of(position), count)
 
 
 def _joined(dataset: Dataset, parts: Sequence[_Part], allow_mixed: bool) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -194,8 +246,8 @@ def _joined(dataset: Dataset, parts: Sequence[_Part], allow_mixed: bool) -> tupl
         for key in {**header, **part.header}:
             if key not in _OWN and part.header.get(key) != header.get(key):
                 raise OutputError(
-                    f"{part.folder}: its outputs were made with {key} {part.header.get(key)}, those of {first.folder} "
-                    f"with {header.get(key)}"
+                    f"{part.place.out}: its outputs were made with {key} {part.header.get(key)}, those of "
+                    f"{first.place.out} with {header.get(key)}"
                 )
         ran += [each for each in part.ran if each not in ran]
     if len(ran) > 1 and not allow_mixed:
@@ -205,16 +257,21 @@ def _joined(dataset: Dataset, parts: Sequence[_Part], allow_mixed: bool) -> tupl
             "bit; --allow-mixed joins them"
         )
     part_of = {name: part for part in parts for name in part.ids}
+    groups, complete = _joined_groups(dataset, parts)
     missing, failed = [], []
     entries: dict[str, dict[str, Any]] = {}
-    for utterance in dataset.utterances:
+    for position, utterance in enumerate(dataset.utterances):
         name, part = utterance.id, part_of[utterance.id]
         entry = part.entries.get(name, {})
         if entry.get("silence"):
             entry = {**entry, **_silence_of(dataset, part, name)}
         if "error" in entry and not entry.get("silence"):
             failed.append(name)
-        elif not (_is_written(part.audio_dir, entry) or _is_written(dataset.audio_dir, entry)):
+        elif not (
+            (entry and dataset.groups.of(position) in complete)
+            if dataset.groups is not None
+            else (_is_written(part.place.audio_dir, entry) or _is_written(dataset.audio_dir, entry))
+        ):
             missing.append(name)
         else:
             number = entry.get("ran", 0)
@@ -230,16 +287,36 @@ def _joined(dataset: Dataset, parts: Sequence[_Part], allow_mixed: bool) -> tupl
     lines = [dumped({**header, "ran": ran[0]})]
     lines += [dumped({"type": "ran", "ran": each}) for each in ran[1:]]
     lines += [dumped(entry) for entry in entries.values()]
+    lines += [dumped({"type": "group", "group": name, "files": sizes}) for name, sizes in groups.items()]
     return "".join(f"{line}\n" for line in lines), entries
+
+
+def _joined_groups(dataset: Dataset, parts: Sequence[_Part]) -> tuple[dict[str, dict[str, int]], set[int]]:
+    """The files of each group that is complete, by its name; and the numbers of these groups."""
+    groups, found, complete = dataset.groups, dict[str, dict[str, int]](), set[int]()
+    for group in range(len(groups) if groups is not None else 0):
+        assert groups is not None
+        name = groups.name(group)
+        for part in parts:
+            sizes = part.groups.get(name)
+            if _are_written(part.place.out, sizes) or _are_written(dataset.out, sizes):
+                found[name] = sizes or {}
+                complete.add(group)
+    return found, complete
+
+
+def _are_written(out: Path, sizes: Mapping[str, int] | None) -> bool:
+    """Whether the files of a group are in an output folder, with the recorded sizes."""
+    return bool(sizes) and all(_is_written(out, {"file": file, "bytes": size}) for file, size in (sizes or {}).items())
 
 
 def _silence_of(dataset: Dataset, part: _Part, name: str) -> dict[str, Any]:
     """The file and size of silence, which a manifest does not record: the next run is to try the recording again."""
     for suffix in FORMATS:
-        for folder in (part.audio_dir, dataset.audio_dir):
+        for folder in (part.place.audio_dir, dataset.audio_dir):
             path = folder / f"{name}.{suffix}"
             if path.is_file():
-                return {"file": path.name, "bytes": path.stat().st_size}
+                return {"file": f"{name}.{suffix}", "bytes": path.stat().st_size}
     return {}
 
 
@@ -260,11 +337,9 @@ def _write_manifest(dataset: Dataset, final: Path, text: str) -> None:
         if final.read_bytes() != text.encode("utf-8", "surrogateescape"):
             raise OutputError(f"{final}: there is another manifest; move its folder away, or remove the shards")
         return
-    if dataset.audio_dir.is_dir():
-        names = {utterance.id for utterance in dataset.utterances}
-        strange = next((path for path in dataset.audio_dir.iterdir() if path.stem in names), None)
-        if strange is not None:
-            raise OutputError(f"{strange}: there is an output already, and no run recorded here has written it")
+    strange = _existing(dataset, _Place(dataset.out, dataset.audio_dir, dataset.record_dir))
+    if strange is not None:
+        raise OutputError(f"{strange}: there is an output already, and no run recorded here has written it")
     dataset.record_dir.mkdir(parents=True, exist_ok=True)
     dataset.audio_dir.mkdir(parents=True, exist_ok=True)
     with atomic_file(final) as temporary:
@@ -274,7 +349,7 @@ def _write_manifest(dataset: Dataset, final: Path, text: str) -> None:
 def _write_provenance(dataset: Dataset, parts: Sequence[_Part], entries: Mapping[str, Mapping[str, Any]]) -> None:
     if not dataset.described:
         return
-    contents = [content for part in parts if (content := read_provenance(part.folder)) is not None]
+    contents = [content for part in parts if (content := read_provenance(part.place.record_dir)) is not None]
     if contents:
         ran = [each for content in contents for each in content["ran"]]
         joined = {
@@ -287,13 +362,21 @@ def _write_provenance(dataset: Dataset, parts: Sequence[_Part], entries: Mapping
 
 
 def _move(dataset: Dataset, parts: Sequence[_Part], entries: Mapping[str, Mapping[str, Any]]) -> int:
-    """Move the outputs that are still in the shards' folders; returns how many."""
+    """Move the outputs, or the files of groups, that are still in the shards' folders; returns how many."""
     moved = 0
-    remove_temporaries(dataset.audio_dir)
+    made: set[Path] = set()
     for part in parts:
-        for name in part.ids:
-            file = str(entries[name]["file"])
-            source, target = part.audio_dir / file, dataset.audio_dir / file
+        if dataset.groups is None:
+            names = (str(entries[name]["file"]) for name in part.ids)
+            pairs = ((part.place.audio_dir / name, dataset.audio_dir / name) for name in names)
+        else:
+            names = (file for sizes in part.groups.values() for file in sizes)
+            pairs = ((part.place.out / name, dataset.out / name) for name in names)
+        for source, target in pairs:
+            if target.parent not in made:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                remove_temporaries(target.parent)
+                made.add(target.parent)
             if source.exists():
                 _rename(source, target)
                 moved += 1
@@ -311,14 +394,23 @@ def _rename(source: Path, target: Path) -> None:
         source.unlink()
 
 
-def _remove(folder: Path, dataset: Dataset) -> None:
+def _remove(place: _Place) -> None:
     """Remove a shard's folder, the manifest last; what is none of its files stays, and so does the folder then."""
+    manifest = place.record_dir / MANIFEST_FILE
     with contextlib.suppress(OSError):
-        if isinstance(dataset, DataDirectory):
-            remove_temporaries(folder / dataset.audio_dir.name)
-            (folder / dataset.audio_dir.name).rmdir()
-        remove_temporaries(folder)
-        (folder / PROVENANCE_FILE).unlink(missing_ok=True)
-        if set(os.listdir(folder)) <= {MANIFEST_FILE}:  # noqa: PTH208
-            (folder / MANIFEST_FILE).unlink(missing_ok=True)
-            folder.rmdir()
+        (place.record_dir / PROVENANCE_FILE).unlink(missing_ok=True)
+        stays = False
+        for folder, _, _ in os.walk(place.out, topdown=False):
+            remove_temporaries(Path(folder))
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)  # noqa: PTH106
+            if os.path.isdir(folder):  # noqa: PTH112
+                names = set(os.listdir(folder))  # noqa: PTH208
+                own = {MANIFEST_FILE} if Path(folder) == place.record_dir else set()
+                above = {place.record_dir.name} if Path(folder) == place.record_dir.parent else set()
+                stays = stays or not names <= own | above
+        if not stays:
+            manifest.unlink(missing_ok=True)
+            place.record_dir.rmdir()
+            if place.out != place.record_dir:
+                place.out.rmdir()

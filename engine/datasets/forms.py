@@ -1,4 +1,4 @@
-"""The forms of corpora that ``infer --input`` takes; each is recognized by its inputs and read by a module of its own."""
+"""The forms of corpora that ``infer --input`` takes; each is recognized by its inputs and has a module of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mkc_fast.engine.datasets.path_lists import AudioList
 from mkc_fast.engine.datasets.speakers import with_draw_ids
 from mkc_fast.engine.datasets.tar_shards import expanded, is_pattern, read_tar_shards
 from mkc_fast.errors import ArgumentError
-from mkc_fast.names import UTTERANCE
+from mkc_fast.names import FILES, JSONL, UTTERANCE, WEBDATASET
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def _is_tar(text: str) -> bool:
 
 # The first that recognizes an input reads it; files and folders are what nothing else recognizes.
 FORMS: Final = (
-    Form("webdataset", _is_tar, _read_tar_shards),
-    Form("jsonl", _is_manifest, _read_manifests),
-    Form("files", lambda _: True, _read_folders),
+    Form(WEBDATASET, _is_tar, _read_tar_shards),
+    Form(JSONL, _is_manifest, _read_manifests),
+    Form(FILES, lambda _: True, _read_folders),
 )
 FORM_NAMES: Final = tuple(form.name for form in FORMS)
 

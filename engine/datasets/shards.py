@@ -49,6 +49,11 @@ class Shard:
         digest = hashlib.sha256(utterance_id.encode("utf-8", "surrogatepass")).digest()
         return cls(int.from_bytes(digest[:8], "big") % count + 1, count)
 
+    @classmethod
+    def of_group(cls, group: int, count: int) -> Shard:
+        """The one of so many shards that a group of outputs is in: by its number, so that few are divided evenly."""
+        return cls(group % count + 1, count)
+
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
@@ -57,8 +62,8 @@ class Shard:
         return Shard.of(utterance_id, self.count) == self
 
     def holds_group(self, group: int) -> bool:
-        """Whether a group of outputs is in this shard: by its number, so that few groups are divided evenly."""
-        return group % self.count == self.number - 1
+        """Whether a group of outputs is in this shard."""
+        return Shard.of_group(group, self.count) == self
 
     def folder(self, out: Path) -> Path:
         """Where this shard's outputs go, beside the folder for all."""

@@ -104,7 +104,7 @@ class TarShards:
         return self
 
     def part(self, shard: Shard) -> TarShards:
-        """Every so-manieth archive, whole."""
+        """The archives of a shard of the corpus, each whole."""
         utterances: list[Utterance] = []
         shards = []
         for group, each in enumerate(self.shards):
@@ -274,7 +274,7 @@ class _opened:  # noqa: N801 - used as a function
                     raise ListError(
                         f"{self.path}: compressed with {kind}; members are read in their place: unpack it first"
                     )
-            self.tar = tarfile.TarFile(fileobj=_Limited(self.file), mode="r", errorlevel=2)
+            self.tar = tarfile.TarFile(fileobj=_Limited(self.file), mode="r", errorlevel=2)  # type: ignore[arg-type]
         except OSError as error:
             raise ListError(f"{self.path}: cannot be read ({error.strerror})") from None
         except (tarfile.TarError, ValueError) as error:
@@ -370,7 +370,7 @@ def _copy(source: tarfile.TarFile, member: tarfile.TarInfo, tar: tarfile.TarFile
         file = source.fileobj
         assert file is not None
         file.seek(member.offset_data)
-        tar.addfile(member, file)  # type: ignore[arg-type] - it is a _Limited
+        tar.addfile(member, file)  # type: ignore[arg-type]
     else:
         with output.open("rb") as made:
             member.name = f"{member.name.rpartition('.')[0]}{output.suffix}"
