@@ -166,7 +166,7 @@ def as_dict(summary: Summary) -> dict[str, object]:
 
 
 def _show(summary: Summary, where: Sequence[Folder]) -> None:
-    folders = ", ".join(str(folder.outputs.folder) for folder in where)
+    folders = ", ".join(str(folder.outputs.folder if folder.groups is None else folder.out) for folder in where)
     earlier = f", {summary.present} were there already" if summary.present else ""
     failed = f", {len(summary.failed)} failed" if summary.failed else ""
     ended = " (interrupted; run the same command again to continue)" if summary.interrupted else ""
@@ -178,8 +178,9 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
         console.print(f"{counted(summary.silenced, 'recording')} that failed: silence was written in their place")
     for folder in where:
         if folder.out is not None and folder.out != folder.path and str(folder.out) in summary.incomplete:
+            lacks = "no list of its outputs (wav.scp or JSONL)" if folder.groups is None else "not all of its shards"
             console.print(
-                f"{folder.out} is not complete and has no wav.scp, since recordings of it failed: run the command "
+                f"{folder.out} is not complete and has {lacks}, since recordings of it failed: run the command "
                 "again once they can be read, or with --on-failure copy-silence",
                 soft_wrap=True,
             )
