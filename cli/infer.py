@@ -152,10 +152,9 @@ def infer(
 ) -> int:
     """Anonymize recordings; run the same command again to continue.
 
-    Give files and folders, JSONL manifests or WebDataset shards, or --audio-scp, with --output-dir; or --data-dir. Give
-    --model and --bank, or the published checkpoints
-    (--wavlm-ckpt, --ckpt, --kmeans-scp), which are converted once and kept. What the research scripts have default
-    paths for may be left out if the file is there.
+    Give files and folders, JSONL manifests, WebDataset shards or --audio-scp, and --output-dir; or --data-dir. Give
+    --model and --bank, or the published checkpoints (--wavlm-ckpt, --ckpt, --kmeans-scp), which are converted once and
+    kept. What the research scripts have default paths for may be left out if the file is there.
 
     Outputs have 16 kHz, and are 5 to 25 ms shorter than their recordings; --pad fills them up with silence.
     """

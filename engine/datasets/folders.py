@@ -118,7 +118,7 @@ class _Found:
             more = f" and {len(self._left_out) - 1} more" if len(self._left_out) > 1 else ""
             _logger.warning("left out, since it holds outputs: %s%s", printable(self._left_out[0], 300), more)
         if self._linked_twice:
-            _logger.warning("left out, since they lead to folders that were read: %d links", self._linked_twice)
+            _logger.warning("left out, since they lead to folders that were read: %d link(s)", self._linked_twice)
 
     def _walk(self, path: str, prefix: str, links: list[tuple[str, str]]) -> None:
         """Take what is in a folder and in those below it; links to folders are kept for later."""

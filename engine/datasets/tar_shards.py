@@ -196,20 +196,18 @@ def expanded(pattern: str) -> list[str]:
     Raises:
         ListError: It stands for more than a million.
     """
-    match = _RANGE.search(pattern)
-    if match is not None:
+    counted, listed = _RANGE.search(pattern), _LIST.search(pattern)
+    match = min((each for each in (counted, listed) if each is not None), key=lambda each: each.start(), default=None)
+    if match is None:
+        return [pattern]
+    if match is counted:
         first, last = int(match[1]), int(match[2])
         if abs(last - first) >= _MOST_SHARDS:
             raise ListError(f"{printable(pattern, 200)}: stands for more than {_MOST_SHARDS:,} names")
-        width = len(match[1]) if match[1].startswith("0") or match[2].startswith("0") else 0
+        width = max(map(len, match.groups())) if any(text.startswith("0") for text in match.groups()) else 0
         step = 1 if first <= last else -1
-        choices = [
-            f"{number:0{max(width, len(match[2]) if width else 0)}d}" for number in range(first, last + step, step)
-        ]
+        choices = [f"{number:0{width}d}" for number in range(first, last + step, step)]
     else:
-        match = _LIST.search(pattern)
-        if match is None:
-            return [pattern]
         choices = match[1].split(",")
     head, tail = pattern[: match.start()], expanded(pattern[match.end() :])
     if len(choices) * len(tail) > _MOST_SHARDS:
@@ -271,9 +269,7 @@ class _opened:  # noqa: N801 - used as a function
             for magic, kind in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstd")):
                 if head.startswith(magic):
                     self.file.close()
-                    raise ListError(
-                        f"{self.path}: compressed with {kind}; members are read in their place: unpack it first"
-                    )
+                    raise ListError(f"{self.path}: compressed with {kind}; unpack it first: members are read in place")
             self.tar = tarfile.TarFile(fileobj=_Limited(self.file), mode="r", errorlevel=2)  # type: ignore[arg-type]
         except OSError as error:
             raise ListError(f"{self.path}: cannot be read ({error.strerror})") from None

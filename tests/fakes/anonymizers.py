@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mkc_fast.engine.anonymizer import Anonymizer
 from mkc_fast.engine.corpus import worker
 from mkc_fast.errors import AudioError
 
@@ -255,3 +256,11 @@ class TakesEntries(Echo):
 class SaysMuch(Echo):
     def one(self, waveform):
         return super().one(waveform)._replace(bank_ids=np.arange(200_000))
+
+
+class SlowAnonymizer(Anonymizer):
+    """The real one, which takes a moment for each batch."""
+
+    def anonymize_batch(self, *args, **options):
+        time.sleep(0.3)
+        return super().anonymize_batch(*args, **options)
