@@ -1,4 +1,4 @@
-"""Anonymizes a list of recordings or Kaldi data directories with worker processes, and prints the progress."""
+"""Anonymizes a corpus in any form with worker processes, and prints the progress."""
 
 import argparse
 import sys
@@ -23,9 +23,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="directory made by mkc-fast export")
     parser.add_argument("--bank", required=True, help="directory made by mkc-fast bank build")
-    parser.add_argument("--list", help="list of 'path' or 'utt-id path' a line")
-    parser.add_argument("--out", help="output folder for --list")
-    parser.add_argument("--data-dir", nargs="+", default=[], help="Kaldi data directories, instead of --list and --out")
+    parser.add_argument(
+        "--input", nargs="+", default=[], help="files and folders, JSONL manifests or WebDataset shards"
+    )
+    parser.add_argument("--list", help="or a list of 'path' or 'utt-id path' a line")
+    parser.add_argument("--out", help="output folder for --input or --list")
+    parser.add_argument("--data-dir", nargs="+", default=[], help="or Kaldi data directories, without --out")
     parser.add_argument("--devices", nargs="+", help="default: all GPUs, or the CPU if there is none")
     given = parser.parse_args()
     try:
@@ -33,6 +36,7 @@ def main() -> int:
             given.model,
             given.bank,
             audio_list=given.list,
+            input=given.input,
             out=given.out,
             data_dirs=given.data_dir,
             devices=given.devices,

@@ -73,6 +73,13 @@ def test_a_list_is_anonymized_with_progress(artifacts: Artifacts, recordings: Pa
     assert {path.name for path in (tmp_path / "out").glob("*.wav")} == {"u1.wav", "u2.wav"}
 
 
+def test_a_folder_is_anonymized_by_worker_processes(artifacts: Artifacts, recordings: Path, tmp_path: Path) -> None:
+    done = run("anonymize_corpus.py", artifacts, "--input", recordings, "--out", tmp_path / "out", "--devices", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "first.wav").exists()
+    assert (tmp_path / "out" / "more" / "second.wav").exists()
+
+
 def test_a_data_directory_is_anonymized(artifacts: Artifacts, recordings: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
