@@ -23,9 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="directory made by mkc-fast export")
     parser.add_argument("--bank", required=True, help="directory made by mkc-fast bank build")
-    parser.add_argument(
-        "--input", nargs="+", default=[], help="files and folders, JSONL manifests or WebDataset shards"
-    )
+    parser.add_argument("--input", nargs="+", default=[], help="files, folders, JSONL manifests or WebDataset shards")
     parser.add_argument("--list", help="or a list of 'path' or 'utt-id path' a line")
     parser.add_argument("--out", help="output folder for --input or --list")
     parser.add_argument("--data-dir", nargs="+", default=[], help="or Kaldi data directories, without --out")
