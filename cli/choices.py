@@ -43,6 +43,9 @@ class InputForm(str, Enum):
     files = names.FILES
     jsonl = names.JSONL
     webdataset = names.WEBDATASET
+    lhotse = names.LHOTSE
+    shar = names.SHAR
+    huggingface = names.HUGGING_FACE
 
 
 class Provider(str, Enum):

@@ -13,9 +13,11 @@ from mkc_fast.cli.choices import Format, InputForm, Level, Mode, OnFailure, Prec
 from mkc_fast.cli.run_options import (
     AllowCommandsOption,
     AllowMixedOption,
+    AudioColumnOption,
     BatchSecondsOption,
     FormatOption,
     GpusOption,
+    IdColumnOption,
     InputFormOption,
     InputOption,
     InputsArgument,
@@ -34,6 +36,7 @@ from mkc_fast.cli.run_options import (
     RecordDrawsOption,
     SeedOption,
     ShardOption,
+    SpeakerColumnOption,
     StrideOption,
     TimeoutOption,
     check_inputs,
@@ -55,6 +58,9 @@ def infer(
     inputs: InputsArgument = None,
     input_: InputOption = None,
     input_form: InputFormOption = InputForm.auto,
+    audio_column: AudioColumnOption = None,
+    id_column: IdColumnOption = None,
+    speaker_column: SpeakerColumnOption = "speaker_id",
     audio_scp: Annotated[
         Path | None,
         typer.Option(
@@ -162,6 +168,7 @@ def infer(
     from mkc_fast.engine.corpus.anonymize import anonymize_corpus, default_devices, open_corpus
     from mkc_fast.engine.corpus.run import check_fit
     from mkc_fast.engine.datasets.shards import Shard
+    from mkc_fast.engine.datasets.tables import Columns
     from mkc_fast.engine.devices import cuda_index
 
     devices = gpus or default_devices()
@@ -177,6 +184,7 @@ def infer(
             audio_list=audio_scp,
             input=given_inputs,
             input_form=None if input_form is InputForm.auto else input_form.value,
+            columns=Columns(audio_column, id_column, speaker_column),
             out=output_dir,
             data_dirs=data_dir or [],
             anon_suffix=anon_suffix,

@@ -11,7 +11,16 @@ import typer
 
 from mkc_fast.cli import panels
 from mkc_fast.cli.choices import InputForm
-from mkc_fast.cli.run_options import AllowCommandsOption, InputFormOption, InputOption, InputsArgument, check_inputs
+from mkc_fast.cli.run_options import (
+    AllowCommandsOption,
+    AudioColumnOption,
+    IdColumnOption,
+    InputFormOption,
+    InputOption,
+    InputsArgument,
+    SpeakerColumnOption,
+    check_inputs,
+)
 from mkc_fast.cli.show import console, counted, shown_warnings
 from mkc_fast.errors import MkcError
 
@@ -25,6 +34,9 @@ def merge(
     inputs: InputsArgument = None,
     input_: InputOption = None,
     input_form: InputFormOption = InputForm.auto,
+    audio_column: AudioColumnOption = None,
+    id_column: IdColumnOption = None,
+    speaker_column: SpeakerColumnOption = "speaker_id",
     audio_scp: Annotated[
         Path | None, typer.Option(help="Or the list that the shards were given.", rich_help_panel=panels.INPUT)
     ] = None,
@@ -67,6 +79,7 @@ def merge(
     copied there from other machines. Run the same command again if it was interrupted.
     """
     from mkc_fast.engine.corpus.merge import merge_corpus
+    from mkc_fast.engine.datasets.tables import Columns
     from mkc_fast.engine.voiceprivacy.merge import merge_sets
 
     given_inputs = [*(inputs or []), *(input_ or [])]
@@ -88,6 +101,7 @@ def merge(
                 audio_list=audio_scp,
                 input=given_inputs,
                 input_form=None if input_form is InputForm.auto else input_form.value,
+                columns=Columns(audio_column, id_column, speaker_column),
                 out=output_dir,
                 data_dirs=data_dir or (),
                 anon_suffix=anon_suffix,

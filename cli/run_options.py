@@ -22,12 +22,25 @@ InputOption = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
-        help="Files and folders of recordings; or JSONL manifests; or WebDataset shards ('shards-{000..010}.tar').",
+        help="Files and folders of recordings; or JSONL manifests; or WebDataset shards ('shards-{000..010}.tar'); or "
+        "files of a Hugging Face dataset; or a Lhotse CutSet or Shar.",
         rich_help_panel=panels.INPUT,
     ),
 ]
+AudioColumnOption = Annotated[
+    str | None,
+    typer.Option(help="Of a Hugging Face dataset: the recordings (default: its Audio).", rich_help_panel=panels.INPUT),
+]
+IdColumnOption = Annotated[
+    str | None,
+    typer.Option(help="Of a Hugging Face dataset: the ids (default: file and row).", rich_help_panel=panels.INPUT),
+]
+SpeakerColumnOption = Annotated[
+    str,
+    typer.Option(help="Of a Hugging Face dataset: the speakers, for --level speaker.", rich_help_panel=panels.INPUT),
+]
 InputFormOption = Annotated[
-    InputForm, typer.Option(help="Of the inputs (default: by their names).", rich_help_panel=panels.INPUT)
+    InputForm, typer.Option(help="Of the inputs (default: by what they are).", rich_help_panel=panels.INPUT)
 ]
 FormatOption = Annotated[
     Format, typer.Option("--format", help="Of the outputs, 16-bit.", rich_help_panel=panels.OUTPUT)

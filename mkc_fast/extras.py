@@ -19,6 +19,7 @@ EXPORT_EXTRA: Final = "export"
 BENCH_EXTRA: Final = "bench"
 DOWNLOAD_EXTRA: Final = "download"
 AV_EXTRA: Final = "av"
+PARQUET_EXTRA: Final = "parquet"
 # By the name that Python imports: the package's name in a message, and its extra in pyproject.toml.
 _PACKAGES = {
     "onnxruntime": ("ONNX Runtime", CPU_EXTRA),
@@ -36,6 +37,7 @@ _PACKAGES = {
     "psutil": ("psutil", BENCH_EXTRA),
     "gdown": ("gdown", DOWNLOAD_EXTRA),
     "av": ("PyAV", AV_EXTRA),
+    "pyarrow": ("pyarrow", PARQUET_EXTRA),
 }
 EXPORT_MODULES: Final = ("torch", "onnx", "onnxscript")
 

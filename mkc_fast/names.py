@@ -43,6 +43,9 @@ FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
 FILES: Final = "files"
 JSONL: Final = "jsonl"
 WEBDATASET: Final = "webdataset"
+LHOTSE: Final = "lhotse"
+SHAR: Final = "shar"
+HUGGING_FACE: Final = "huggingface"
 
 # Providers of ONNX Runtime. ``cpu`` is also the name of a device.
 Provider = Literal["auto", "tensorrt", "cuda", "cpu"]

@@ -142,7 +142,8 @@ def container_length_s(file: BinaryIO, kind: str) -> float:
 class ContainerFile:
     """The first audio stream of a file, read forward, with what is used here of ``soundfile.SoundFile``.
 
-    Encoder delay and padding are cut, as far as the file tells them. Several channels become one, their mean.
+    Encoder delay and padding are cut, as far as the file tells them. Several channels become one: their mean, or the
+    one that is asked for.
 
     Attributes:
         samplerate: Hz, of the decoded samples.
@@ -153,18 +154,20 @@ class ContainerFile:
 
     channels = 1
 
-    def __init__(self, file: BinaryIO, kind: str, shown: str) -> None:
+    def __init__(self, file: BinaryIO, kind: str, shown: str, channel: int | None = None) -> None:
         """Open a file; it is closed with this object.
 
         Args:
             file: Open for reading.
             kind: Its format, from ``container_format``.
             shown: Its name in messages.
+            channel: Counted from 0; None is the mean of all.
 
         Raises:
-            AudioError: PyAV is missing, or the file is damaged, without audio, or of a codec that is not admitted.
+            AudioError: PyAV is missing, or the file is damaged, without audio or this channel, or of a codec that is
+                not admitted.
         """
-        self.format, self._shown, self._kind = _NAMES[kind], shown, kind
+        self.format, self._shown, self._kind, self._channel = _NAMES[kind], shown, kind, channel
         self._closing = contextlib.ExitStack()
         self._closing.callback(file.close)
         try:
@@ -246,7 +249,7 @@ class ContainerFile:
                 raise AudioError(
                     f"{self._shown}: its sample rate changes from {self.samplerate} to {frame.sample_rate} Hz"
                 )
-            held.append(_mono(frame))
+            held.append(self._mono(frame))
             count += len(held[-1])
             if len(held) > _HELD_FRAMES:
                 yield held.pop(0)
@@ -259,6 +262,20 @@ class ContainerFile:
         padding = 0 if end is None else count - round(end * self.samplerate)
         # More than what was held is no padding: then the stream's times are not those of its samples.
         yield rest[: len(rest) - padding] if 0 < padding < len(rest) else rest
+
+    def _mono(self, frame: AudioFrame) -> NDArray[np.float32]:
+        """The samples (n,) of a frame."""
+        channels = _channels(frame)
+        if self._channel is None:
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by the reader
+                mean: NDArray[np.float32] = np.full(len(channels), 1 / len(channels), np.float32) @ channels
+            return mean
+        if self._channel >= len(channels):
+            raise AudioError(
+                f"{self._shown}: has {len(channels)} channels; channel {self._channel}, counted from 0, is asked for"
+            )
+        one: NDArray[np.float32] = channels[self._channel]
+        return one
 
     def _decoded(self) -> Iterator[tuple[AudioFrame | None, float | None]]:
         """Each frame, and where the stream ends in seconds so far; without a frame for a packet that has none."""
@@ -284,19 +301,16 @@ class ContainerFile:
             raise _not_readable(self._shown, error) from None
 
 
-def _mono(frame: AudioFrame) -> NDArray[np.float32]:
-    """The samples (n,) of a frame: the mean of its channels, in [-1, 1]."""
+def _channels(frame: AudioFrame) -> NDArray[np.float32]:
+    """The samples (channels, n) of a frame, in [-1, 1]."""
     samples = frame.to_ndarray()
     if frame.format.is_packed:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     kind, bits = samples.dtype.kind, 8 * samples.dtype.itemsize
+    floats: NDArray[np.float32] = samples.astype(np.float32, copy=False)
     if kind == "u":
-        samples = samples.astype(np.float32) - np.float32(1 << bits - 1)
-    scale = 1.0 if kind == "f" else 2.0 ** (1 - bits)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by the reader
-        weights = np.full(len(samples), scale / len(samples), np.float32)
-        mono: NDArray[np.float32] = weights @ samples.astype(np.float32, copy=False)
-    return mono
+        floats = floats - np.float32(1 << bits - 1)
+    return floats if kind == "f" else floats * np.float32(2.0 ** (1 - bits))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import math
 import os
 import stat
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -18,6 +18,7 @@ import soxr
 from mkc_fast.engine.audio.containers import UNKNOWN_FRAMES, ContainerFile, container_format, container_length_s
 from mkc_fast.engine.audio.headers import HEAD_BYTES, claimed_bytes, is_cut_ogg, length_s
 from mkc_fast.engine.audio.waveform import LEAST_RATE, NOT_FINITE, absolute_peak, check_peak, check_waveform
+from mkc_fast.engine.datasets.rows import row_bytes
 from mkc_fast.engine.options import DEFAULT_WINDOW_S
 from mkc_fast.errors import AudioError
 from mkc_fast.text import one_line
@@ -170,6 +171,17 @@ def read_waveform(
     return read
 
 
+def read_encoded(content: bytes, shown: str, sample_rate: int, min_samples: int = 1) -> NDArray[np.float32]:
+    """``read_waveform`` of the bytes of a file, which messages call ``shown``.
+
+    Raises:
+        AudioError: As ``read_waveform``.
+    """
+    read = _read(_Encoded(content, shown, sample_rate, 0.0, None), min_samples, None)
+    assert not isinstance(read, Recording)
+    return read
+
+
 def read_utterance(
     utterance: Utterance, sample_rate: int, min_samples: int, most_samples: int | None = None
 ) -> NDArray[np.float32] | Recording:
@@ -187,7 +199,10 @@ def read_utterance(
     """
     begin_s, end_s = utterance.begin_s, utterance.end_s
     if utterance.command is None:
-        encoded = _encoded_file(utterance.path, sample_rate, begin_s, end_s, utterance.span, utterance.shown)
+        encoded = _encoded_file(utterance.path, sample_rate, begin_s, end_s)
+        if utterance.row is not None:
+            encoded = replace(encoded, source=row_bytes(utterance))
+        encoded = replace(encoded, span=utterance.span, shown=utterance.shown, channel=utterance.channel)
         return _read(encoded, min_samples, most_samples)
     shown = f"{utterance.path} |"
     try:
@@ -199,7 +214,9 @@ def read_utterance(
     if run.returncode:
         reason = one_line(run.stderr.decode(errors="replace").strip()[-120:])
         raise AudioError(f"{shown}: exit code {run.returncode} ({reason or 'it printed no reason'})")
-    return _read(_Encoded(run.stdout, shown, sample_rate, begin_s, end_s), min_samples, most_samples)
+    return _read(
+        _Encoded(run.stdout, shown, sample_rate, begin_s, end_s, channel=utterance.channel), min_samples, most_samples
+    )
 
 
 def duration_s(utterance: Utterance) -> float:
@@ -212,6 +229,8 @@ def duration_s(utterance: Utterance) -> float:
         return max(0.0, utterance.end_s - utterance.begin_s)
     if utterance.command is not None:
         return DEFAULT_WINDOW_S
+    if utterance.row is not None:
+        return max(0.0, _length_of(row_bytes(utterance)) - utterance.begin_s)
     try:
         known = utterance.path.stat()
         if not stat.S_ISREG(known.st_mode):  # opening a pipe would block until a writer opens it
@@ -226,12 +245,23 @@ def duration_s(utterance: Utterance) -> float:
     return max(0.0, min(claimed, size * 8.0 / 1000) - utterance.begin_s)
 
 
-def _decoder_length_s(path: Path, span: tuple[int, int] | None) -> float:
+def _length_of(content: bytes) -> float:
+    """Seconds of an encoded recording as its header has them; 0 if it cannot be read."""
+    try:
+        claimed = length_s(content[:HEAD_BYTES], len(content))
+        if claimed is None:
+            claimed = _decoder_length_s(content, None)
+    except _NOT_READABLE:
+        return 0.0
+    return min(claimed, len(content) * 8.0 / 1000)
+
+
+def _decoder_length_s(source: Path | bytes, span: tuple[int, int] | None) -> float:
     """Seconds of a file, or of a member of an archive, as the decoder that opens it finds them in its header."""
-    with path.open("rb") as whole:
-        file = whole if span is None else io.BufferedReader(Span(whole, *span))
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as whole:
+        file: BinaryIO = whole if span is None else io.BufferedReader(Span(whole, *span))
         try:
-            info = soundfile.info(path if span is None else file)
+            info = soundfile.info(source if span is None and isinstance(source, Path) else file)
         except soundfile.SoundFileError:
             kind = container_format(_reader(file))
             return 0.0 if kind is None else container_length_s(file, kind)
@@ -265,8 +295,6 @@ def _encoded_file(
     sample_rate: int,
     begin_s: float,
     end_s: float | None,
-    span: tuple[int, int] | None = None,
-    shown: str = "",
 ) -> _Encoded:
     try:
         regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would block until a writer opens it
@@ -276,7 +304,7 @@ def _encoded_file(
         raise AudioError(f"{path}: cannot be read ({error.strerror})") from None
     if not regular:
         raise AudioError(f"{path}: not a file")
-    return _Encoded(path, shown or str(path), sample_rate, begin_s, end_s, span)
+    return _Encoded(path, str(path), sample_rate, begin_s, end_s)
 
 
 @dataclass(frozen=True)
@@ -284,12 +312,13 @@ class _Encoded:
     """A recording, or a part of one, as a file or as the bytes of one.
 
     Attributes:
-        source: The file, or what a command printed.
+        source: The file, or what a command printed or a row of a table holds.
         shown: Its name in messages.
         sample_rate: To resample to.
         begin_s: Where the part begins, in seconds.
         end_s: Where it ends; None is the recording's end.
         span: Offset and size of the recording in an archive, in bytes.
+        channel: The one of its channels; None is the mean of all.
     """
 
     source: Path | bytes
@@ -298,6 +327,7 @@ class _Encoded:
     begin_s: float
     end_s: float | None
     span: tuple[int, int] | None = None
+    channel: int | None = None
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """Decode it: blocks of one channel at the rate asked for, each finite.
@@ -308,7 +338,7 @@ class _Encoded:
         try:
             self._check_size()
             with self._decoder() as file:
-                yield from _decoded(file, self.shown, self.sample_rate, self.begin_s, self.end_s)
+                yield from _decoded(file, self.shown, self.sample_rate, self.begin_s, self.end_s, self.channel)
             self._check_size()  # a file may shrink while it is read
         except _NOT_READABLE as error:
             if isinstance(error, AudioError):
@@ -340,7 +370,7 @@ class _Encoded:
             if kind is None:
                 file.close()
                 raise
-            return ContainerFile(file, kind, self.shown)
+            return ContainerFile(file, kind, self.shown, self.channel)
 
     def _opened(self) -> BinaryIO:
         if isinstance(self.source, bytes):
@@ -369,7 +399,12 @@ def _read(encoded: _Encoded, min_samples: int, most_samples: int | None) -> NDAr
 
 
 def _decoded(
-    file: soundfile.SoundFile | ContainerFile, shown: str, sample_rate: int, begin_s: float, end_s: float | None
+    file: soundfile.SoundFile | ContainerFile,
+    shown: str,
+    sample_rate: int,
+    begin_s: float,
+    end_s: float | None,
+    channel: int | None,
 ) -> Iterator[NDArray[np.float32]]:
     """Blocks of one channel at ``sample_rate``."""
     rate = file.samplerate
@@ -386,6 +421,10 @@ def _decoded(
         raise AudioError(f"{shown}: {_TOO_LONG}")
     resample = soxr.ResampleStream(rate, sample_rate, 1) if rate != sample_rate else None
     weights = np.full(file.channels, 1 / file.channels, np.float32)
+    if channel is not None and not isinstance(file, ContainerFile):  # which has made one of them already
+        if channel >= file.channels:
+            raise AudioError(f"{shown}: has {file.channels} channels; channel {channel}, counted from 0, is asked for")
+        weights[:] = np.arange(file.channels) == channel
     position = begin
     most = max(1, _BLOCK_SAMPLES // file.channels)
     while end is None or position < end:

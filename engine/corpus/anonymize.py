@@ -18,6 +18,7 @@ from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, DataDirectory, read_dat
 from mkc_fast.engine.datasets.path_lists import AudioList, read_audio_list
 from mkc_fast.engine.datasets.shards import Shard, shared_salt
 from mkc_fast.engine.datasets.speakers import with_draw_ids
+from mkc_fast.engine.datasets.tables import Columns
 from mkc_fast.engine.devices import cuda_device_names, cuda_index
 from mkc_fast.engine.options import EngineOptions
 from mkc_fast.errors import ArgumentError, ListError
@@ -83,6 +84,7 @@ def open_corpus(
     audio_list: str | PathLike[str] | None = None,
     input: str | PathLike[str] | Sequence[str | PathLike[str]] = (),  # noqa: A002 - as the command has it
     input_form: str | None = None,
+    columns: Columns | None = None,
     out: str | PathLike[str] | None = None,
     data_dirs: Sequence[str | PathLike[str]] = (),
     anon_suffix: str = DEFAULT_SUFFIX,
@@ -93,8 +95,9 @@ def open_corpus(
     audio_folder: str = AUDIO_FOLDER,
     shard: Shard | None = None,
 ) -> Corpus:
-    """Read what goes in and plan its outputs; the arguments are those of ``anonymize_corpus``.
+    """Read what goes in and plan its outputs; the arguments are those of ``anonymize_corpus``, and one more.
 
+    ``columns`` says which columns of a dataset of Hugging Face have the recordings, the ids and the speakers.
     ``anonymize_corpus`` does this itself. Call it before a slow step, such as the conversion of checkpoints, so that a
     bad list is reported first.
 
@@ -124,7 +127,8 @@ def open_corpus(
     elif out is None or (audio_list is None) == (not inputs):
         raise ArgumentError("give input and out, or audio_list and out, or data_dirs")
     elif inputs:
-        asked = Asked(Path(out), level, None if utt2spk is None else Path(utt2spk))
+        speakers = None if utt2spk is None else Path(utt2spk)
+        asked = Asked(Path(out), level, speakers, allow_commands, columns or Columns())
         datasets = [read_inputs([os.fspath(each) for each in inputs], asked, input_form)]
     else:
         assert audio_list is not None
@@ -235,8 +239,10 @@ def anonymize_corpus(
         model: Directory made by ``export_model``.
         bank: Directory made by ``build_bank``.
         audio_list: List of ``path`` or ``utt-id path`` a line (Kaldi ``wav.scp``); ``-`` is the standard input.
-        input: Or files and folders of recordings, JSONL manifests, or WebDataset shards; one or several of one form.
-        input_form: ``"files"``, ``"jsonl"`` or ``"webdataset"``. Default: by the inputs' names.
+        input: Or files and folders of recordings, JSONL manifests, WebDataset shards, files of a dataset of Hugging
+            Face; or one CutSet or Shar directory of Lhotse.
+        input_form: ``"files"``, ``"jsonl"``, ``"webdataset"``, ``"huggingface"``, ``"lhotse"`` or ``"shar"``. Default:
+            by the inputs' names and what they hold.
         out: Output folder for ``audio_list`` and ``input``: ``<utt-id>.wav`` of each recording, and ``manifest.jsonl``;
             or what the form has instead.
         data_dirs: Or Kaldi data directories, without ``out``. Each gets an anonymized directory

@@ -367,6 +367,10 @@ class Manifest:
             source["source"] = str(Path(path)) if "//" in path or "/./" in path else path
         if utterance.span is not None:
             source["span"] = list(utterance.span)
+        if utterance.row is not None:
+            source["row"] = list(utterance.row)
+        if utterance.channel is not None:
+            source["channel"] = utterance.channel
         if utterance.begin_s or utterance.end_s is not None:
             source["segment"] = [utterance.begin_s, utterance.end_s]
         if utterance.draw_id is not None:
@@ -484,7 +488,7 @@ def _objects(path: Path, *, utterances: bool = True) -> Iterator[dict[str, Any]]
         raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-_SOURCE_FIELDS = ("source", "command", "span", "segment", "draws", "source_digest")
+_SOURCE_FIELDS = ("source", "command", "span", "row", "channel", "segment", "draws", "source_digest")
 
 
 def _sizes(entry: Mapping[str, Any]) -> dict[str, int]:
@@ -530,6 +534,10 @@ def _shown_source(source: Mapping[str, object]) -> str:
     text = _shown(source["command"]) + " |" if "command" in source else _shown(source.get("source"))
     if "span" in source:
         text += f", bytes {_shown(source['span'])}"
+    if "row" in source:
+        text += f", row {_shown(source['row'])}"
+    if "channel" in source:
+        text += f", channel {_shown(source['channel'])}"
     segment = source.get("segment")
     if isinstance(segment, list) and len(segment) == 2:
         begin, end = segment

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from mkc_fast.engine.datasets.dataset import Dataset
+    from mkc_fast.engine.datasets.tables import Columns
 
 # Of the first line of a shard's manifest, what is not the same in all.
 _OWN = ("shard", "ran")
@@ -87,6 +88,7 @@ def merge_corpus(
     audio_list: str | PathLike[str] | None = None,
     input: str | PathLike[str] | Sequence[str | PathLike[str]] = (),  # noqa: A002 - as the command has it
     input_form: str | None = None,
+    columns: Columns | None = None,
     out: str | PathLike[str] | None = None,
     data_dirs: Sequence[str | PathLike[str]] = (),
     anon_suffix: str = DEFAULT_SUFFIX,
@@ -100,6 +102,7 @@ def merge_corpus(
         audio_list: The list that all shards were given.
         input: Or the inputs.
         input_form: As for the shards.
+        columns: As for the shards.
         out: The output folder that all shards were given.
         data_dirs: Or the data directories.
         anon_suffix: Of the anonymized directories.
@@ -120,6 +123,7 @@ def merge_corpus(
         audio_list=audio_list,
         input=input,
         input_form=input_form,
+        columns=columns,
         out=out,
         data_dirs=data_dirs,
         anon_suffix=anon_suffix,

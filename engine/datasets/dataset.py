@@ -26,6 +26,8 @@ class Utterance:
         command: A shell command whose output is the recording, instead of a file; ``path`` then only shows it.
         draw_id: Decides its draws in place of ``id``: utterances that share it share their draws.
         span: Offset and size, in bytes, of the recording in ``file``, which is an archive; None is the whole file.
+        channel: Of the file's channels this one, counted from 0; None is the mean of all.
+        row: Of a Parquet file, the row group, the row in it, and the column (``audio.bytes``) that has the recording.
     """
 
     id: str
@@ -35,6 +37,8 @@ class Utterance:
     command: str | None = None
     draw_id: str | None = None
     span: tuple[int, int] | None = None
+    channel: int | None = None
+    row: tuple[int, int, str] | None = None
 
     def __post_init__(self) -> None:
         if type(self.file) is not str:
@@ -47,8 +51,8 @@ class Utterance:
 
     @property
     def shown(self) -> str:
-        """What messages call it: its file, and of an archive its id, too."""
-        return str(self.file) if self.span is None else f"{self.file}: {self.id}"
+        """What messages call it: its file, and of an archive or a table its id, too."""
+        return str(self.file) if self.span is None and self.row is None else f"{self.file}: {self.id}"
 
 
 class Groups(Protocol):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mkc_fast.engine.datasets.cuts import is_cut_manifest, read_cut_manifest
 from mkc_fast.engine.datasets.folders import read_folders
 from mkc_fast.engine.datasets.jsonl import read_manifests
 from mkc_fast.engine.datasets.path_lists import AudioList
+from mkc_fast.engine.datasets.shar import is_shar, read_shar
 from mkc_fast.engine.datasets.speakers import with_draw_ids
+from mkc_fast.engine.datasets.tables import Columns, is_table, read_table
 from mkc_fast.engine.datasets.tar_shards import expanded, is_pattern, read_tar_shards
 from mkc_fast.errors import ArgumentError
-from mkc_fast.names import FILES, JSONL, UTTERANCE, WEBDATASET
+from mkc_fast.names import FILES, HUGGING_FACE, JSONL, LHOTSE, SHAR, SPEAKER, UTTERANCE, WEBDATASET
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
@@ -31,11 +34,20 @@ class Asked:
         out: The output folder.
         level: Which utterances share a draw.
         utt2spk: A list of speakers, if one is given.
+        allow_commands: Admit recordings that are another command's output.
+        columns: Of tables.
     """
 
     out: Path
     level: Level = UTTERANCE
     utt2spk: Path | None = None
+    allow_commands: bool = False
+    columns: Columns = field(default_factory=Columns)
+
+    @property
+    def by_speaker(self) -> bool:
+        """Whether the form itself is to say who speaks."""
+        return self.level == SPEAKER and self.utt2spk is None
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,34 @@ def _read_tar_shards(inputs: Sequence[str], asked: Asked) -> Dataset:
     return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk))
 
 
+def _read_cuts(inputs: Sequence[str], asked: Asked) -> Dataset:
+    path = Path(_only(inputs, "a CutSet"))
+    dataset = read_cut_manifest(path, asked.out, allow_commands=asked.allow_commands, by_speaker=asked.by_speaker)
+    if asked.by_speaker:
+        return dataset
+    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk))
+
+
+def _read_shar(inputs: Sequence[str], asked: Asked) -> Dataset:
+    dataset = read_shar(Path(_only(inputs, "Shar")), asked.out, by_speaker=asked.by_speaker)
+    if asked.by_speaker:
+        return dataset
+    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk))
+
+
+def _read_table(inputs: Sequence[str], asked: Asked) -> Dataset:
+    dataset = read_table([Path(text) for text in inputs], asked.out, asked.columns, by_speaker=asked.by_speaker)
+    if asked.by_speaker:
+        return dataset
+    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk))
+
+
+def _only(inputs: Sequence[str], what: str) -> str:
+    if len(inputs) > 1:
+        raise ArgumentError(f"{what} is one input, and here are {len(inputs)}; run once for each")
+    return inputs[0]
+
+
 def _is_manifest(text: str) -> bool:
     return text.lower().endswith((".jsonl", ".json")) and not os.path.isdir(text)  # noqa: PTH112
 
@@ -82,6 +122,9 @@ def _is_tar(text: str) -> bool:
 
 # The first that recognizes an input reads it; files and folders are what nothing else recognizes.
 FORMS: Final = (
+    Form(LHOTSE, is_cut_manifest, _read_cuts),
+    Form(SHAR, is_shar, _read_shar),
+    Form(HUGGING_FACE, is_table, _read_table),
     Form(WEBDATASET, _is_tar, _read_tar_shards),
     Form(JSONL, _is_manifest, _read_manifests),
     Form(FILES, lambda _: True, _read_folders),
