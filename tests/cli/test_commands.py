@@ -396,7 +396,9 @@ def test_the_demo_leaves_other_peoples_folders_alone(tmp_path: Path, capsys: pyt
         (["--gpus"], ["--gpus"]),
         (["--seed", "-1", "--gpus", "a", "-h"], ["--seed", "-1", "--gpus", "a", "-h"]),
         (["--a_b", "--", "--c_d"], ["--a-b", "--", "--c_d"]),
-        (["infer", "--device", "a", "b"], ["infer", "--device", "a", "--device", "b"]),
+        (["infer", "--device", "cpu", "cuda:1"], ["infer", "--device", "cpu", "--device", "cuda:1"]),
+        (["infer", "--gpus", "cpu", "speech/", "a.wav"], ["infer", "--gpus", "cpu", "speech/", "a.wav"]),
+        (["infer", "--input", "a", "b", "-o", "c"], ["infer", "--input", "a", "--input", "b", "-o", "c"]),
         (["doctor", "--device", "a", "b"], ["doctor", "--device", "a", "b"]),
     ],
 )
