@@ -50,7 +50,9 @@ _DIGEST = "digest"
 # Facts of a model that every graph of it has in its metadata.
 GRAPH_FACTS = ("sample_rate", "hop", "min_samples", "dim", "layer", "conformer_layers", "vocoder_reach")
 # Fields that say something of the files, not of what is computed.
-_NOT_IDENTITY = frozenset({"files", "checks", "warnings", "format_version"})
+_NOT_IDENTITY = frozenset({"files", "checks", "warnings", "format_version", "training"})
+# Fields that are left out where they are empty.
+_OPTIONAL = frozenset({"training"})
 # Threads that compute digests of an artifact's files.
 _THREADS = 4
 # The bank.json of 1,165 models of 1,024 clusters, all of them listed as unused, has 15 MB.
@@ -156,6 +158,23 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class TrainedEntry:
+    """How one entry of a bank was trained.
+
+    Attributes:
+        utterances: That its features come from.
+        frames: Of these.
+        inertia: Mean squared distance of a frame to its nearest centroid.
+        seconds: That the fit took.
+    """
+
+    utterances: int
+    frames: int
+    inertia: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class BankInfo:
     """What ``bank.json`` says.
 
@@ -168,6 +187,7 @@ class BankInfo:
         dim: D, dimensions of a centroid.
         format_version: Of this directory's layout.
         files: Every other file of the directory, by name; ``write_info`` fills it in.
+        training: What is known of each entry's training; empty where the models came from elsewhere.
     """
 
     names: list[str]
@@ -178,6 +198,7 @@ class BankInfo:
     dim: int
     format_version: int = BANK_FORMAT
     files: dict[str, FileFacts] = field(default_factory=dict)
+    training: list[TrainedEntry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -287,6 +308,9 @@ def write_info(directory: Path, info: _Info, files: Mapping[str, FileFacts] | No
     complete = dataclasses.replace(info, files=dict(files))
     check_info(path, complete)
     said = dataclasses.asdict(complete)
+    for name in _OPTIONAL & said.keys():
+        if not said[name]:
+            del said[name]
     said[_DIGEST] = _digest_of(said)
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
@@ -380,7 +404,7 @@ def _read_info(directory: Path, name: str, kind: type[_Info]) -> _Info:
     said = loaded.get("format_version") if isinstance(loaded, dict) else None
     if type(said) is not int or said != version:
         raise ArtifactError(f"{path}: format version {_shown(said)}, this program reads {version}; {repair}")
-    missing = [name for name in (*rules, _DIGEST) if name not in loaded]
+    missing = [name for name in (*rules, _DIGEST) if name not in loaded and name not in _OPTIONAL]
     if missing:
         raise ArtifactError(f"{path}: lacks {', '.join(missing)}; {repair}")
     _check_fields(path, rules, loaded)
@@ -389,7 +413,9 @@ def _read_info(directory: Path, name: str, kind: type[_Info]) -> _Info:
     made: dict[str, object] = {"files": {name: FileFacts(**facts) for name, facts in loaded["files"].items()}}
     if "checks" in rules:
         made["checks"] = {name: GraphCheck(**check) for name, check in loaded["checks"].items()}
-    return kind(**{name: loaded[name] for name in rules} | made)
+    if "training" in loaded and "training" in rules:
+        made["training"] = [TrainedEntry(**entry) for entry in loaded["training"]]
+    return kind(**{name: loaded[name] for name in rules if name in loaded} | made)
 
 
 def _digest_of(said: Mapping[str, object]) -> str:
@@ -455,6 +481,13 @@ def _is_magnitude(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
+def _is_training(value: object) -> bool:
+    names = {item.name for item in dataclasses.fields(TrainedEntry)}
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and entry.keys() == names and all(map(_is_magnitude, entry.values())) for entry in value
+    )
+
+
 _MAX_FILE_BYTES = 1 << 50
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXT: _Rule = ("one line of text", _is_text)
@@ -487,6 +520,7 @@ _BANK_RULES: dict[str, _Rule] = {
     "dim": _DIM,
     "format_version": _FORMAT,
     "files": _FILES,
+    "training": ("a list of what is known of each entry's training", _is_training),
 }
 
 
@@ -496,7 +530,7 @@ def _rules(kind: type[object]) -> dict[str, _Rule]:
 
 def _check_fields(path: Path, rules: Mapping[str, _Rule], said: Mapping[str, object]) -> None:
     for name, (words, fits) in rules.items():
-        if not fits(said[name]):
+        if (name in said or name not in _OPTIONAL) and not fits(said[name]):
             raise ArtifactError(f"{path}: {name} is {_shown(said[name])}; expected {words}")
 
 

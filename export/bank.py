@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mkc_fast.engine.artifacts import TrainedEntry
     from mkc_fast.export.checkpoints.kmeans import KMeansModel
 
 logger = logging.getLogger("mkc_fast")
@@ -48,6 +49,7 @@ def build_bank(
     overwrite: bool = False,
     workers: int | None = None,
     cache: str | PathLike[str] | bool = True,
+    training: Sequence[TrainedEntry] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> BankInfo:
     """Build a bank from pickled scikit-learn k-means models, without executing anything in them.
@@ -66,6 +68,7 @@ def build_bank(
         cache: Folder that the digests of the bank's files are also written into, so that the first load is quick. True:
             the user's cache folder (``mkc_fast.engine.cache_folder``), where ``Anonymizer.load`` looks.
             False: nothing outside ``out`` is written.
+        training: What is known of each model's training, for ``bank.json``; in the list's order, without ``kmeans_num``.
         progress: Called with the numbers of models done and in all.
 
     Returns:
@@ -130,6 +133,7 @@ def build_bank(
                 unused=[entry.unused for entry in entries],
                 duplicates=[entry.duplicates for entry in entries],
                 dim=dim,
+                training=list(training),
             )
             info = write_info(directory, info)
     folder = cache_folder(cache)

@@ -33,12 +33,43 @@ if TYPE_CHECKING:
     from mkc_fast.engine.artifacts import ModelInfo
     from mkc_fast.engine.audio.read import ForwardSamples
     from mkc_fast.engine.passes.results import Utterance
+    from mkc_fast.engine.sessions.cpu import Session
     from mkc_fast.engine.sessions.opening import Sessions
     from mkc_fast.kernels.lookup import Lookup
     from mkc_fast.names import Graph, Stage
 
 # The vocoder's buffers take about 15 MB a second of audio; past this many frames it runs in exact windows.
 _VOCODER_WINDOW_FRAMES = 1500
+
+
+class Encoding:
+    """WavLM on the host: a waveform of any length in windows.
+
+    Args:
+        info: Of the model.
+        session: The graph.
+        window_frames: A longer utterance is encoded in windows of this many frames.
+        overlap_frames: Frames that neighbouring windows share.
+    """
+
+    def __init__(self, info: ModelInfo, session: Session, window_frames: int, overlap_frames: int) -> None:
+        self._info, self._session = info, session
+        self._window_frames, self._overlap_frames = window_frames, overlap_frames
+
+    def encode(self, waveform: NDArray[np.float32] | ForwardSamples) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Features of a waveform in consecutive pieces: the first frame's number, (n, D)."""
+        hop, least = self._info.hop, self._info.min_samples
+        frames = self._info.frames(len(waveform))
+
+        def compute(start: int, stop: int) -> NDArray[np.float32]:
+            begin, end = sample_range(start, stop, frames, len(waveform), hop, least)
+            samples = waveform[begin:end]
+            inputs = {"waveform": samples[None], "lengths": np.array([len(samples)], np.int64)}
+            shape = 1, stop - start, self._info.dim
+            features = check_shape(WAVLM, self._session.run(["features"], inputs)[0], shape)
+            return check_finite(ENCODE, features[0])
+
+        return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
 
 
 class HostPass:
@@ -57,6 +88,7 @@ class HostPass:
     ) -> None:
         self._info, self._sessions, self._lookup = info, sessions, lookup
         self._window_frames, self._overlap_frames = window_frames, overlap_frames
+        self._encoding = Encoding(info, sessions.wavlm, window_frames, overlap_frames)
 
     def with_lookup(self, lookup: Lookup) -> HostPass:
         """The same pass over another bank."""
@@ -154,16 +186,7 @@ class HostPass:
 
     def encode(self, waveform: NDArray[np.float32] | ForwardSamples) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Features of a waveform in consecutive pieces: the first frame's number, (n, D)."""
-        hop, least = self._info.hop, self._info.min_samples
-        frames = self._info.frames(len(waveform))
-
-        def compute(start: int, stop: int) -> NDArray[np.float32]:
-            begin, end = sample_range(start, stop, frames, len(waveform), hop, least)
-            samples = waveform[begin:end]
-            inputs = {"waveform": samples[None], "lengths": np.array([len(samples)], np.int64)}
-            return check_finite(ENCODE, self._run(WAVLM, "features", inputs, (1, stop - start, self._info.dim))[0])
-
-        return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
+        return self._encoding.encode(waveform)
 
     def restore(
         self, frames: int, quantized: Callable[[int, int], NDArray[np.float32]]
