@@ -1,4 +1,4 @@
-"""``mkc-fast bank build`` (k-means models → ``bank/``) and ``mkc-fast bank info`` (what a bank holds)."""
+"""``mkc-fast bank``: ``build`` (k-means models → ``bank/``), ``info`` (what a bank holds), and ``train``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mkc_fast.cli import panels
+from mkc_fast.cli import bank_train, panels
 from mkc_fast.cli.show import console, counted, counting, shown_warnings
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
     from mkc_fast.engine.artifacts import Bank
 
-bank_app = typer.Typer(no_args_is_help=True, help="Build a bank of k-means models, or show what one holds.")
+bank_app = typer.Typer(
+    no_args_is_help=True, help="Build a bank of k-means models, train one on speech, or show what one holds."
+)
 
 
 def add(app: typer.Typer) -> None:
     """Add the commands."""
+    bank_app.command("train")(bank_train.train)
     app.add_typer(bank_app, name="bank")
 
 
@@ -109,7 +112,11 @@ def _as_json(bank: Bank) -> dict[str, object]:
         "dim": dim,
         "bytes": sum(facts.bytes for facts in said.files.values()),
         "files": {name: dataclasses.asdict(facts) for name, facts in said.files.items()},
-        "models": [dict(zip(names, row, strict=True)) for row in rows],
+        "models": [
+            dict(zip(names, row, strict=True))
+            | ({"training": dataclasses.asdict(said.training[index])} if said.training else {})
+            for index, row in enumerate(rows)
+        ],
     }
 
 

@@ -68,7 +68,7 @@ def build_bank(
         cache: Folder that the digests of the bank's files are also written into, so that the first load is quick. True:
             the user's cache folder (``mkc_fast.engine.cache_folder``), where ``Anonymizer.load`` looks.
             False: nothing outside ``out`` is written.
-        training: What is known of each model's training, for ``bank.json``; in the list's order, without ``kmeans_num``.
+        training: How each model was trained, for ``bank.json``; in the list's order, without ``kmeans_num``.
         progress: Called with the numbers of models done and in all.
 
     Returns:

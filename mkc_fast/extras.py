@@ -17,6 +17,7 @@ CUDA12_EXTRA: Final = "cuda12"
 CUDA13_EXTRA: Final = "cuda13"
 EXPORT_EXTRA: Final = "export"
 BENCH_EXTRA: Final = "bench"
+TRAIN_EXTRA: Final = "train"
 DOWNLOAD_EXTRA: Final = "download"
 AV_EXTRA: Final = "av"
 PARQUET_EXTRA: Final = "parquet"
@@ -29,9 +30,9 @@ _PACKAGES = {
     "onnxscript": ("onnxscript", EXPORT_EXTRA),
     "yaml": ("PyYAML", EXPORT_EXTRA),
     "matplotlib": ("matplotlib", EXPORT_EXTRA),
-    "sklearn": ("scikit-learn", BENCH_EXTRA),
-    "joblib": ("joblib", BENCH_EXTRA),
-    "threadpoolctl": ("threadpoolctl", BENCH_EXTRA),
+    "sklearn": ("scikit-learn", TRAIN_EXTRA),
+    "joblib": ("joblib", TRAIN_EXTRA),
+    "threadpoolctl": ("threadpoolctl", TRAIN_EXTRA),
     "faiss": ("FAISS", BENCH_EXTRA),
     "jinja2": ("Jinja2", BENCH_EXTRA),
     "psutil": ("psutil", BENCH_EXTRA),

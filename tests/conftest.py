@@ -71,10 +71,10 @@ def no_waiting() -> Iterator[None]:
     """A test that waits, for a pipe's other end say, fails."""
 
     def fail(*_: object) -> None:
-        pytest.fail("waited for 30 s")  # not an Exception, so that no reader can take it for a damaged file
+        pytest.fail("waited for 300 s")  # not an Exception, so that no reader can take it for a damaged file
 
     before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(30)
+    signal.alarm(300)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

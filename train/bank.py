@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.artifacts import MODEL_FILE, BankInfo, TrainedEntry, identity
 from mkc_fast.engine.atomic_files import atomic_file, locked
-from mkc_fast.engine.audio.read import read_utterance
+from mkc_fast.engine.audio.read import Recording, read_utterance
 from mkc_fast.engine.corpus.plan import lengths_s
 from mkc_fast.engine.datasets.kaldi import read_data_directory
+from mkc_fast.engine.datasets.lines import check_name
 from mkc_fast.engine.datasets.path_lists import read_audio_list
 from mkc_fast.engine.datasets.speakers import read_utt2spk
 from mkc_fast.engine.devices import cores
@@ -147,13 +148,15 @@ def train_bank(
     frames = [encoder.info.frames(int(length * encoder.info.sample_rate)) for length in lengths_s(utterances)]
     least = settings.clusters if min_frames is None else max(min_frames, settings.clusters)
     groups = with_enough(grouped(utterances, frames, speakers, per), least, few)
+    for group in groups:
+        check_name(group.name, "a speaker")
     described = _described(Path(model), groups, settings, seed)
     work = out_path.with_name(f"{out_path.name}.training")
     with _work_folder(work, described, overwrite=overwrite):
         training = _Training(work, groups, encoder, settings, seed, least, jobs, progress or (lambda _: None))
         training.run()
         models = work / MODELS_LIST
-        models.write_text("".join(f"{group.name} {training.model(i)}\n" for i, group in enumerate(groups)))
+        models.write_text("".join(f"{group.name} {training.model(i).resolve()}\n" for i, group in enumerate(groups)))
         facts = [training.facts(index) for index in range(len(groups))]
         entries = [TrainedEntry(each["utterances"], each["frames"], each["inertia"], each["seconds"]) for each in facts]
         if save_kmeans is not None:
@@ -242,7 +245,8 @@ class _Training:
                 try:
                     most = _MOST_IN_MEMORY_S * info.sample_rate
                     waveform = read_utterance(utterance, info.sample_rate, info.min_samples, most)
-                    for _, part in self._encoder.parts(waveform):
+                    samples = waveform.forward() if isinstance(waveform, Recording) else waveform
+                    for _, part in self._encoder.parts(samples):
                         file.write(part.tobytes())
                         frames += len(part)
                 except OSError as error:
@@ -270,7 +274,7 @@ class _Training:
         job = FitJob(str(features), frames, dim, str(self.model(index)), self._settings, seed, self._threads)
         command = [sys.executable, "-m", "mkc_fast.train.kmeans"]
         # From its own folder: a clone's folder mkc_fast is only a part of the package.
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self._work
         )
         processes.add(process)
@@ -340,7 +344,8 @@ def _described(model: Path, groups: Sequence[Group], settings: KMeansSettings, s
     for group in groups:
         digest.update(f"{group.name}\0".encode())
         for utterance in group.utterances:
-            digest.update(f"{utterance.id}\0{utterance.file}\0{utterance.begin_s}\0{utterance.end_s}\n".encode())
+            file = utterance.path.absolute()
+            digest.update(f"{utterance.id}\0{file}\0{utterance.begin_s}\0{utterance.end_s}\n".encode())
     return {
         "model": identity(model / MODEL_FILE),
         "speech": digest.hexdigest(),

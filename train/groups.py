@@ -111,23 +111,23 @@ def with_enough(groups: Sequence[Group], least: int, few: str) -> list[Group]:
         )
     if sum(group.frames for group in groups) < least:
         raise ListError(f"all speech together has {sum(group.frames for group in groups)} frames, {least} are needed")
-    made: list[Group] = []
+    made: list[list[Group]] = []
     waiting: list[Group] = []
     for group in groups:
         if group.frames >= least:
-            made.append(group)
+            made.append([group])
             continue
         waiting.append(group)
         if sum(each.frames for each in waiting) >= least:
-            made.append(_joined(waiting))
+            made.append(waiting)
             waiting = []
-    if waiting:
-        last = made.pop()
-        made.append(_joined([last, *waiting]))
-    return made
+    made[-1] += waiting
+    return [_joined(each) for each in made]
 
 
 def _joined(groups: Sequence[Group]) -> Group:
+    if len(groups) == 1:
+        return groups[0]
     names = [group.name for group in groups]
     more = len(names) - _NAMED
     name = "+".join(names[:_NAMED]) + (f"+{more}-more" if more > 0 else "")

@@ -27,7 +27,7 @@ def rehearse(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[s
     """The script, from a folder that is not the clone, so that the installed package runs."""
     command = [sys.executable, "-m", "mkc_fast.benchmarks.gpu", "--rehearse", "--repository", str(ROOT)]
     command += ["--work", str(folder / "work"), "--out", str(folder / "gpu.json"), *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=folder)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=2000, check=False, cwd=folder)
     return run, json.loads((folder / "gpu.json").read_text())
 
 

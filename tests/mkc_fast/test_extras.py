@@ -22,7 +22,7 @@ def gone(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 def test_all_that_is_missing_and_its_extras_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     gone(monkeypatch, "torch", "sklearn")
     assert missing_packages("torch", "numpy", "sklearn") == (
-        "PyTorch, scikit-learn: pip install 'mkc-fast[export,bench]'"
+        "PyTorch, scikit-learn: pip install 'mkc-fast[export,train]'"
     )
 
 
