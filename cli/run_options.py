@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 InputsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="INPUT", help="The same as --input.", show_default=False, rich_help_panel=panels.INPUT),
+    typer.Argument(metavar="INPUT", help="The same as --input.", show_default=False),
 ]
 InputOption = Annotated[
     list[str] | None,

@@ -32,6 +32,10 @@ GROUPS = {value for name, value in vars(panels).items() if name.isupper()}
         ("infer", [panels.INPUT, panels.OUTPUT, panels.DRAWS, panels.ARTIFACTS, panels.DEVICES, panels.RUN]),
         ("bank build", [panels.INPUT, panels.OUTPUT]),
         ("bank info", [panels.OUTPUT]),
+        (
+            "bank train",
+            [panels.ARTIFACTS, panels.OUTPUT, panels.INPUT, panels.RUN, panels.DEVICES],
+        ),
         ("demo", [panels.INPUT, panels.OUTPUT]),
         ("doctor", [panels.DEVICES, panels.ARTIFACTS, panels.OUTPUT]),
         ("bench latency", [panels.ARTIFACTS, panels.DRAWS, panels.INPUT, panels.RUN, panels.DEVICES, panels.OUTPUT]),
