@@ -171,7 +171,7 @@ def read_waveform(
     return read
 
 
-def read_bytes(content: bytes, shown: str, sample_rate: int, min_samples: int = 1) -> NDArray[np.float32]:
+def read_encoded(content: bytes, shown: str, sample_rate: int, min_samples: int = 1) -> NDArray[np.float32]:
     """``read_waveform`` of the bytes of a file, which messages call ``shown``.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import soundfile
 
 from mkc_fast.engine.anonymizer import Anonymizer
-from mkc_fast.engine.audio.read import read_bytes, read_waveform
+from mkc_fast.engine.audio.read import read_encoded, read_waveform
 from mkc_fast.engine.audio.waveform import to_pcm16
 from mkc_fast.engine.devices import cuda_device_names
 from mkc_fast.engine.options import EngineOptions
@@ -126,7 +126,7 @@ class AnonymizeRows:
     def _read(row: Any, name: str, anonymizer: Anonymizer) -> Any:
         info, shown = anonymizer.info, f"row {name}"
         if isinstance(row, dict) and isinstance(row.get("bytes"), bytes):
-            return read_bytes(row["bytes"], shown, info.sample_rate, info.min_samples)
+            return read_encoded(row["bytes"], shown, info.sample_rate, info.min_samples)
         if isinstance(row, dict) and isinstance(row.get("path"), str):
             if "://" in row["path"] or "::" in row["path"]:
                 raise AudioError(f"{shown}: its path is an address; only local files are read")
