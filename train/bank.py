@@ -151,12 +151,13 @@ def train_bank(
     for group in groups:
         check_name(group.name, "a speaker")
     described = _described(Path(model), groups, settings, seed)
-    work = out_path.with_name(f"{out_path.name}.training")
+    # Fits run in a folder of their own.
+    work = out_path.absolute().with_name(f"{out_path.name}.training")
     with _work_folder(work, described, overwrite=overwrite):
         training = _Training(work, groups, encoder, settings, seed, least, jobs, progress or (lambda _: None))
         training.run()
         models = work / MODELS_LIST
-        models.write_text("".join(f"{group.name} {training.model(i).resolve()}\n" for i, group in enumerate(groups)))
+        models.write_text("".join(f"{group.name} {training.model(i)}\n" for i, group in enumerate(groups)))
         facts = [training.facts(index) for index in range(len(groups))]
         entries = [TrainedEntry(each["utterances"], each["frames"], each["inertia"], each["seconds"]) for each in facts]
         if save_kmeans is not None:
@@ -297,7 +298,7 @@ class _Training:
         features.unlink()
 
     def _features_file(self, index: int) -> Path:
-        return self._work.resolve() / f"{index:06d}.features"
+        return self._work / f"{index:06d}.features"
 
     def _facts_file(self, index: int) -> Path:
         return self._work / f"{index:06d}.json"

@@ -112,8 +112,11 @@ def test_speakers_share_models(artifacts: Artifacts, speech: Path, tmp_path: Pat
     assert sum(entry.utterances for entry in made.info.training) == 6
 
 
-def test_the_bank_serves_inference(artifacts: Artifacts, speech: Path, tmp_path: Path, clip: np.ndarray) -> None:
-    train_bank(artifacts.model, tmp_path / "bank", audio_list=speech, settings=SETTINGS)
+def test_the_bank_serves_inference(
+    artifacts: Artifacts, speech: Path, tmp_path: Path, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train_bank(artifacts.model, "bank", audio_list=speech.name, settings=SETTINGS)
     with Anonymizer.load(artifacts.model, tmp_path / "bank") as anonymizer:
         result = anonymizer.anonymize(clip, seed=1)
     assert set(result.bank_ids) == {0, 1, 2}
