@@ -40,6 +40,7 @@ FLAC: Final = "flac"
 FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
 
 # Forms of corpora that an input is recognized as.
+InputForm = Literal["files", "jsonl", "webdataset", "lhotse", "shar", "huggingface"]
 FILES: Final = "files"
 JSONL: Final = "jsonl"
 WEBDATASET: Final = "webdataset"

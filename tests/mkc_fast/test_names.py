@@ -39,6 +39,7 @@ def test_each_type_has_exactly_the_constants_of_its_name() -> None:
             names.Level,
             names.OnFailure,
             names.AudioFormat,
+            names.InputForm,
             names.Provider,
             names.Precision,
             names.Graph,

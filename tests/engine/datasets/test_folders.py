@@ -192,5 +192,5 @@ def test_inputs_of_several_forms_are_refused(tmp_path: Path) -> None:
     made(tmp_path, "a.wav", "b.jsonl")
     with pytest.raises(ArgumentError, match=r"of several forms: .*a\.wav \(files\), .*b\.jsonl \(jsonl\)"):
         read_inputs([str(tmp_path / "a.wav"), str(tmp_path / "b.jsonl")], Asked(tmp_path / "out"))
-    with pytest.raises(ArgumentError, match="expected one of webdataset, jsonl, files"):
+    with pytest.raises(ArgumentError, match="expected one of lhotse, shar, huggingface, webdataset, jsonl, files"):
         read_inputs([str(tmp_path / "a.wav")], Asked(tmp_path / "out"), "csv")
