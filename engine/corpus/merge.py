@@ -20,13 +20,14 @@ from mkc_fast.engine.corpus.anonymize import DEFAULT_SUFFIX, open_corpus
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE, dumped, locked_manifest, read_entries, read_groups
 from mkc_fast.engine.corpus.outputs import Outputs
 from mkc_fast.engine.corpus.provenance import PROVENANCE_FILE, read_provenance, replace_provenance
+from mkc_fast.engine.datasets.dataset import files_of
 from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER
 from mkc_fast.engine.datasets.shards import Shard, find_shards
 from mkc_fast.errors import OutputError
 from mkc_fast.names import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
     from mkc_fast.engine.datasets.dataset import Dataset
@@ -183,16 +184,8 @@ def _existing(dataset: Dataset, place: _Place) -> Path | None:
         output = next(Outputs(dataset.utterances, place.audio_dir, f".{suffix}").existing(), None)
         if output is not None:
             return output
-    files = (place.out / file for file in _group_files(dataset))
+    files = (place.out / file.relative_to(dataset.out) for file in files_of(dataset.groups))
     return next((file for file in files if file.exists()), None)
-
-
-def _group_files(dataset: Dataset) -> Iterator[Path]:
-    """The files that groups become, relative to the output folder."""
-    groups = dataset.groups
-    for group in range(len(groups) if groups is not None else 0):
-        assert groups is not None
-        yield from (file.relative_to(dataset.out) for file in groups.files(group))
 
 
 def _finished(dataset: Dataset, manifest: Path, ids: Sequence[str]) -> dict[str, dict[str, Any]] | None:

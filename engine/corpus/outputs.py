@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mkc_fast.engine.atomic_files import remove_temporaries
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
+from mkc_fast.engine.datasets.dataset import files_of
 from mkc_fast.errors import ListError, MkcError, OutputError
 from mkc_fast.names import FORMATS, UTTERANCE
 
@@ -118,19 +119,13 @@ class Folder:
     def directories(self) -> set[Path]:
         """The directories that hold the folder's files."""
         below = {self.outputs.folder / name for name in self.outputs.subfolders()}
-        grouped = {path.parent for path in self.group_files()}
+        grouped = {path.parent for path in files_of(self.groups)}
         return {self.path, self.outputs.folder, self.out or self.path} | below | grouped
-
-    def group_files(self) -> Iterator[Path]:
-        """The files that groups of outputs become."""
-        for group in range(len(self.groups) if self.groups is not None else 0):
-            assert self.groups is not None
-            yield from self.groups.files(group)
 
     def existing(self) -> Iterator[Path]:
         """The outputs that exist, and the files of groups."""
         yield from self.outputs.existing()
-        yield from (path for path in self.group_files() if path.exists())
+        yield from (path for path in files_of(self.groups) if path.exists())
 
 
 def plan_folder(

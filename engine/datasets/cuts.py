@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.durations import lengths_of
-from mkc_fast.engine.datasets.lines import PathResolver, check_id
+from mkc_fast.engine.datasets.lines import PathResolver, check_id, check_regular, numbered_lines
 from mkc_fast.engine.draws import speaker_draw
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
@@ -178,16 +178,10 @@ def read_cuts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise ListError(f"{path}: expected cuts as .jsonl or .jsonl.gz; 'lhotse copy' converts others")
     try:
-        if path.exists() and not path.is_file():
-            raise ListError(f"{path}: not a regular file")
+        check_regular(path)
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            number = 0
-            while line := file.readline(_MAX_LINE + 1):
-                number += 1
-                if len(line) > _MAX_LINE:
-                    raise ListError(f"{path}, line {number}: longer than 16 MB, which is no cut")
-                if line.strip():
-                    yield number, _object(line, f"{path}, line {number}")
+            for number, line in numbered_lines(file, str(path), _MAX_LINE, "longer than 16 MB, which is no cut"):
+                yield number, _object(line, f"{path}, line {number}")
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ListError(f"{path}: cannot be read ({printable(reason, 120)})") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mkc_fast.engine.datasets.shards import Shard
 
@@ -94,6 +94,13 @@ class Groups(Protocol):
     def clean(self, group: int) -> None:
         """Remove the outputs of a complete group, which are in its files now; nothing is done if they are gone."""
         ...
+
+
+def files_of(groups: Groups | None) -> Iterator[Path]:
+    """The files that groups of outputs become."""
+    if groups is not None:
+        for group in range(len(groups)):
+            yield from groups.files(group)
 
 
 class Dataset(Protocol):

@@ -5,25 +5,28 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from mkc_fast.engine.datasets.cuts import is_cut_manifest, read_cut_manifest
+from mkc_fast.engine.datasets.cuts import CutManifest, is_cut_manifest, read_cut_manifest
 from mkc_fast.engine.datasets.folders import read_folders
-from mkc_fast.engine.datasets.jsonl import read_manifests
+from mkc_fast.engine.datasets.jsonl import JsonlManifests, read_manifests
 from mkc_fast.engine.datasets.path_lists import AudioList
-from mkc_fast.engine.datasets.shar import is_shar, read_shar
+from mkc_fast.engine.datasets.shar import Shar, is_shar, read_shar
 from mkc_fast.engine.datasets.speakers import with_draw_ids
-from mkc_fast.engine.datasets.tables import Columns, is_table, read_table
-from mkc_fast.engine.datasets.tar_shards import expanded, is_pattern, read_tar_shards
+from mkc_fast.engine.datasets.tables import Columns, Table, is_table, read_table
+from mkc_fast.engine.datasets.tar_shards import TarShards, expanded, is_pattern, read_tar_shards
 from mkc_fast.errors import ArgumentError
 from mkc_fast.names import FILES, HUGGING_FACE, JSONL, LHOTSE, SHAR, SPEAKER, UTTERANCE, WEBDATASET
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mkc_fast.engine.datasets.dataset import Dataset
-    from mkc_fast.names import Level
+    from mkc_fast.names import InputForm, Level
+
+
+_Read = TypeVar("_Read", JsonlManifests, TarShards, CutManifest, Shar, Table)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Form:
         read: Reads inputs of this form.
     """
 
-    name: str
+    name: InputForm
     recognizes: Callable[[str], bool]
     read: Callable[[Sequence[str], Asked], Dataset]
 
@@ -75,34 +78,32 @@ def _read_folders(inputs: Sequence[str], asked: Asked) -> Dataset:
 
 def _read_manifests(inputs: Sequence[str], asked: Asked) -> Dataset:
     dataset, speakers = read_manifests([Path(text) for text in inputs], asked.out)
-    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk, speakers))
+    return _at_level(dataset, asked, speakers)
 
 
 def _read_tar_shards(inputs: Sequence[str], asked: Asked) -> Dataset:
-    dataset = read_tar_shards(inputs, asked.out)
-    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk))
+    return _at_level(read_tar_shards(inputs, asked.out), asked)
 
 
 def _read_cuts(inputs: Sequence[str], asked: Asked) -> Dataset:
     path = Path(_only(inputs, "a CutSet"))
     dataset = read_cut_manifest(path, asked.out, allow_commands=asked.allow_commands, by_speaker=asked.by_speaker)
-    if asked.by_speaker:
-        return dataset
-    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk))
+    return dataset if asked.by_speaker else _at_level(dataset, asked)
 
 
 def _read_shar(inputs: Sequence[str], asked: Asked) -> Dataset:
     dataset = read_shar(Path(_only(inputs, "Shar")), asked.out, by_speaker=asked.by_speaker)
-    if asked.by_speaker:
-        return dataset
-    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk))
+    return dataset if asked.by_speaker else _at_level(dataset, asked)
 
 
 def _read_table(inputs: Sequence[str], asked: Asked) -> Dataset:
     dataset = read_table([Path(text) for text in inputs], asked.out, asked.columns, by_speaker=asked.by_speaker)
-    if asked.by_speaker:
-        return dataset
-    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk))
+    return dataset if asked.by_speaker else _at_level(dataset, asked)
+
+
+def _at_level(dataset: _Read, asked: Asked, speakers: Mapping[str, str] | None = None) -> _Read:
+    """A dataset whose utterances share draws as the level says."""
+    return replace(dataset, utterances=with_draw_ids(dataset.utterances, asked.level, asked.utt2spk, speakers))
 
 
 def _only(inputs: Sequence[str], what: str) -> str:

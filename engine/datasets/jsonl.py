@@ -16,7 +16,7 @@ from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.durations import lengths_of
 from mkc_fast.engine.datasets.kinds import ending_of, sound
-from mkc_fast.engine.datasets.lines import OWN_FOLDER, PathResolver, check_id
+from mkc_fast.engine.datasets.lines import OWN_FOLDER, PathResolver, check_id, check_regular, numbered_lines
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
 
@@ -218,18 +218,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ListError: It cannot be read, or a line is too long.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe or device may block, or never end
-            raise ListError(f"{path}: not a regular file")
+        check_regular(path)
         with path.open("rb") as file:
-            number = 0
-            while line := file.readline(_MOST_LINE_BYTES + 1):
-                number += 1
-                if len(line) > _MOST_LINE_BYTES:
-                    raise ListError(f"{path}, line {number}: too long for a line of a manifest")
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
+            for number, line in numbered_lines(file, str(path), _MOST_LINE_BYTES, "too long for a line of a manifest"):
                 try:
-                    text = line.decode().strip()
+                    # The first may begin with a byte order mark.
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError:
                     raise ListError(f"{path}, line {number}: not UTF-8") from None
                 if text:

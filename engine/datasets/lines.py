@@ -14,7 +14,8 @@ from mkc_fast.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import TextIO
+    from gzip import GzipFile
+    from typing import BinaryIO, TextIO
 
 # A list of train-clean-360 has 10 MB; a file a hundred times as large is not a list.
 _MAX_LIST_BYTES = 1 << 30
@@ -115,14 +116,45 @@ def read_lines(path: Path, *, standard_input: bool = True) -> Iterator[tuple[int
         raise ListError(f"{where}: cannot be read ({error})") from None
 
 
+def numbered_lines(file: BinaryIO | GzipFile, where: str, most_bytes: int, too_long: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file of JSON lines with their numbers, read one by one, without blank ones.
+
+    Args:
+        file: Open for reading.
+        where: What an error begins with.
+        most_bytes: Of a line.
+        too_long: What an error says of a longer one.
+
+    Raises:
+        ListError: A line is longer.
+        OSError: The file cannot be read.
+    """
+    number = 0
+    while line := file.readline(most_bytes + 1):
+        number += 1
+        if len(line) > most_bytes:
+            raise ListError(f"{where}, line {number}: {too_long}")
+        if line.strip():
+            yield number, line
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe or a device: reading it may block, or never end.
+
+    Raises:
+        ListError: It is one.
+    """
+    if path.exists() and not path.is_file():
+        raise ListError(f"{path}: not a regular file")
+
+
 @contextmanager
 def _opened(path: Path, standard_input: bool) -> Iterator[TextIO]:
     if standard_input and path == _STANDARD_INPUT:
         with open(0, encoding="utf-8-sig", closefd=False) as file:
             yield file
         return
-    if path.exists() and not path.is_file():  # reading a pipe or device may block, or never end
-        raise ListError(f"{path}: not a regular file")
+    check_regular(path)
     if path.stat().st_size > _MAX_LIST_BYTES:
         raise ListError(f"{path}: larger than 1 GB, which is no list")
     with path.open(encoding="utf-8-sig") as file:

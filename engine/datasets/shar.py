@@ -7,7 +7,6 @@ import json
 import os
 import re
 import tarfile
-from bisect import bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,8 @@ import soundfile
 
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.datasets.cuts import anonymized_cut, channel_of, read_cuts, utterance_of, write_lines
+from mkc_fast.engine.datasets.grouped import GroupedDataset, SourceFile
 from mkc_fast.engine.datasets.kaldi import record_dir_of
-from mkc_fast.engine.datasets.lines import OWN_FOLDER
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
 
@@ -34,100 +33,53 @@ _PLACEHOLDER = {"type": "shar", "source": ""}
 
 
 @dataclass(frozen=True)
-class SharShard:
-    """One shard of Shar.
+class SharShard(SourceFile):
+    """One shard of Shar, whose file is the manifest of its cuts.
 
     Attributes:
-        cuts: Its manifest.
         recordings: Its archive.
-        begin: Position of its first utterance.
-        end: Position after its last.
     """
 
-    cuts: Path
     recordings: Path
-    begin: int
-    end: int
 
 
 @dataclass(frozen=True)
-class Shar:
-    """A directory in the Shar format to anonymize: a ``Dataset``, and the ``Groups`` of its outputs.
+class Shar(GroupedDataset[SharShard]):
+    """A directory in the Shar format to anonymize; the output directory gets shards of the same names.
 
     Attributes:
-        path: The directory.
-        utterances: Its cuts, shard after shard.
-        shards: The shards.
-        out: The output directory, which gets shards of the same names.
-        record_dir: Where the manifest of the run is: Lhotse takes every file in ``out`` for data.
+        is_part: Whether it is a shard of the corpus.
     """
 
-    path: Path
-    utterances: list[Utterance]
-    shards: list[SharShard]
-    out: Path
-    record_dir: Path
+    is_part: bool = False
 
     @property
-    def audio_dir(self) -> Path:
-        """Where outputs wait for the others of their shard."""
-        return self.record_dir / "waiting"
-
-    @property
-    def described(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def groups(self) -> Shar:
-        """The outputs of a shard become an archive and a manifest."""
-        return self
+    def record_dir(self) -> Path:
+        """Beside ``out``: Lhotse takes every file in it for data. The shards of a corpus are only joined."""
+        return super().record_dir if self.is_part else record_dir_of(self.out)
 
     def part(self, shard: Shard) -> Shar:
         """Some of the shards, with an output directory of their own."""
-        held = [each for number, each in enumerate(self.shards) if shard.holds_group(number)]
-        utterances: list[Utterance] = []
-        shards = []
-        for each in held:
-            begin = len(utterances)
-            utterances += self.utterances[each.begin : each.end]
-            shards.append(replace(each, begin=begin, end=len(utterances)))
-        out = shard.folder(self.out)
-        return Shar(self.path, utterances, shards, out, out / OWN_FOLDER)
-
-    def finish(self, outputs: Mapping[str, Path]) -> None:
-        """Do nothing: the shards are complete."""
-
-    def unfinish(self) -> None:
-        """Do nothing: each shard that is there is complete."""
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def of(self, position: int) -> int:
-        """The shard of an utterance."""
-        return bisect_right(self.shards, position, key=lambda shard: shard.begin) - 1
+        return replace(super().part(shard), is_part=True)
 
     def name(self, group: int) -> str:
         """The name of its manifest."""
-        return self.shards[group].cuts.name
+        return self.sources[group].path.name
 
     def files(self, group: int) -> Sequence[Path]:
         """Its archive and its manifest."""
-        shard = self.shards[group]
-        return [self.out / shard.recordings.name, self._cuts_file(shard)]
+        shard = self.sources[group]
+        return [self.out / shard.recordings.name, self.out / shard.name]
 
     def complete(self, group: int, outputs: Mapping[str, Path]) -> None:
         """Write the archive of a shard, and then its manifest."""
-        shard = self.shards[group]
+        shard = self.sources[group]
         archive, manifest = self.files(group)
         cuts: list[dict[str, Any]] = []
         target = archive
         try:
             with atomic_file(archive) as temporary, tarfile.open(temporary, "w") as tar:
-                for utterance, (_, cut) in zip(
-                    self.utterances[shard.begin : shard.end], read_cuts(shard.cuts), strict=True
-                ):
+                for utterance, (_, cut) in zip(self.of_group(group), read_cuts(shard.path), strict=True):
                     if cut.get("id") != utterance.id:
                         raise ValueError
                     cuts.append(_add(tar, cut, outputs[utterance.id]))
@@ -139,19 +91,7 @@ class Shar:
         except soundfile.SoundFileError:
             raise OutputError(f"{archive}: an output of this shard was written and cannot be read") from None
         except (ValueError, ListError):
-            raise OutputError(f"{shard.cuts}: changed during the run; run the same command again") from None
-
-    def clean(self, group: int) -> None:
-        """Remove the outputs that are in the archive now."""
-        shard = self.shards[group]
-        for utterance in self.utterances[shard.begin : shard.end]:
-            for suffix in (".wav", ".flac"):
-                (self.audio_dir / (utterance.id + suffix)).unlink(missing_ok=True)
-
-    def _cuts_file(self, shard: SharShard) -> Path:
-        """The manifest is compressed, whatever it was."""
-        name = shard.cuts.name
-        return self.out / (name if name.endswith(".gz") else name + ".gz")
+            raise OutputError(f"{shard.path}: changed during the run; run the same command again") from None
 
 
 def is_shar(text: str) -> bool:
@@ -208,10 +148,12 @@ def read_shar(path: Path, out: Path, *, by_speaker: bool = False) -> Shar:
             utterances.append(utterance)
         if (more := next(members, None)) is not None:
             raise ListError(f"{recordings}: has '{printable(more.name)}', which {cuts} has not")
-        shards.append(SharShard(cuts, recordings, begin, len(utterances)))
+        # The manifest is compressed, whatever it was.
+        name = cuts.name if cuts.name.endswith(".gz") else cuts.name + ".gz"
+        shards.append(SharShard(cuts, name, begin, len(utterances), recordings))
     if not utterances:
         raise ListError(f"{path}: its shards are empty")
-    return Shar(path, utterances, shards, out, record_dir_of(out))
+    return Shar(utterances, out, shards)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ import numpy as np
 
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.datasets.dataset import Utterance
-from mkc_fast.engine.datasets.lines import OWN_FOLDER, check_id
+from mkc_fast.engine.datasets.grouped import GroupedDataset, SourceFile
+from mkc_fast.engine.datasets.lines import check_id
 from mkc_fast.engine.draws import speaker_draw
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.extras import required
@@ -24,8 +24,6 @@ from mkc_fast.text import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from mkc_fast.engine.datasets.shards import Shard
 
 AUDIO_COLUMN, SPEAKER_COLUMN = "audio", "speaker_id"
 _SUFFIXES = frozenset({".parquet", ".arrow"})
@@ -52,110 +50,38 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class TableFile:
-    """A file of a dataset.
+class Table(GroupedDataset[SourceFile]):
+    """Local files of a dataset of Hugging Face: each gets a Parquet file of its name in ``out``.
+
+    The manifest of the run is in a hidden folder: ``load_dataset`` would take it for data.
 
     Attributes:
-        path: The file.
-        name: Of its output, below the output folder.
-        begin: Position of its first utterance.
-        end: Position after its last.
-    """
-
-    path: Path
-    name: str
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Table:
-    """Local files of a dataset of Hugging Face: a ``Dataset``, and the ``Groups`` of its outputs.
-
-    Attributes:
-        utterances: Its rows, file after file.
-        parts: The files.
-        out: The output folder, which gets a Parquet file for each.
         column: The column with the recordings.
     """
 
-    utterances: list[Utterance]
-    parts: list[TableFile]
-    out: Path
-    column: str
-
-    @property
-    def record_dir(self) -> Path:
-        """A hidden folder in ``out``: ``load_dataset`` would take the manifest for data."""
-        return self.out / OWN_FOLDER
-
-    @property
-    def audio_dir(self) -> Path:
-        """Where outputs wait for the others of their file."""
-        return self.record_dir / "waiting"
-
-    @property
-    def described(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def groups(self) -> Table:
-        """The outputs of a file become a file."""
-        return self
-
-    def part(self, shard: Shard) -> Table:
-        """Some of the files, with an output folder of their own."""
-        utterances: list[Utterance] = []
-        parts = []
-        for each in (each for number, each in enumerate(self.parts) if shard.holds_group(number)):
-            begin = len(utterances)
-            utterances += self.utterances[each.begin : each.end]
-            parts.append(replace(each, begin=begin, end=len(utterances)))
-        out = shard.folder(self.out)
-        return replace(self, utterances=utterances, parts=parts, out=out)
-
-    def finish(self, outputs: Mapping[str, Path]) -> None:
-        """Do nothing: the files are complete."""
-
-    def unfinish(self) -> None:
-        """Do nothing: each file that is there is complete."""
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def of(self, position: int) -> int:
-        """The file of an utterance."""
-        return bisect_right(self.parts, position, key=lambda part: part.begin) - 1
+    column: str = AUDIO_COLUMN
 
     def name(self, group: int) -> str:
         """The name of its output."""
-        return self.parts[group].name
+        return self.sources[group].name
 
     def files(self, group: int) -> Sequence[Path]:
         """Its output."""
-        return [self.out / self.parts[group].name]
+        return [self.out / self.sources[group].name]
 
     def complete(self, group: int, outputs: Mapping[str, Path]) -> None:
         """Write the rows of a file with the anonymized recordings; all other columns are kept."""
-        part = self.parts[group]
+        source = self.sources[group]
         (target,) = self.files(group)
         try:
             with atomic_file(target) as temporary:
-                _write(part, self.column, self.utterances[part.begin : part.end], outputs, temporary)
+                _write(source, self.column, self.of_group(group), outputs, temporary)
         except OSError as error:
             raise OutputError(f"{target}: cannot be read or written ({error.strerror or error})") from None
         except (ValueError, LookupError, TypeError, ListError) as error:
             raise OutputError(
-                f"{part.path}: changed during the run, or cannot be written as Parquet ({one_line(str(error), 120)})"
+                f"{source.path}: changed during the run, or cannot be written as Parquet ({one_line(str(error), 120)})"
             ) from None
-
-    def clean(self, group: int) -> None:
-        """Remove the outputs that are in the file now."""
-        part = self.parts[group]
-        for utterance in self.utterances[part.begin : part.end]:
-            for suffix in (".wav", ".flac"):
-                (self.audio_dir / (utterance.id + suffix)).unlink(missing_ok=True)
 
 
 def is_table(text: str) -> bool:
@@ -188,7 +114,7 @@ def read_table(paths: Sequence[Path], out: Path, columns: Columns, *, by_speaker
     with required("a dataset in Parquet or Arrow files", "pyarrow"):
         import pyarrow as pa
     utterances: list[Utterance] = []
-    parts: list[TableFile] = []
+    sources: list[SourceFile] = []
     ids: set[str] = set()
     names: set[str] = set()
     used = first = ""
@@ -224,10 +150,10 @@ def read_table(paths: Sequence[Path], out: Path, columns: Columns, *, by_speaker
                 raise error if str(error).startswith(str(path)) else ListError(f"{path}: {error}") from None
             reason = getattr(error, "strerror", None) or str(error)
             raise ListError(f"{path}: cannot be read ({one_line(reason, 120)})") from None
-        parts.append(TableFile(path, name, begin, len(utterances)))
+        sources.append(SourceFile(path, name, begin, len(utterances)))
     if not utterances:
         raise ListError(f"{paths[0] if paths else out}: holds no rows in .parquet files or in what save_to_disk writes")
-    return Table(utterances, parts, out, used)
+    return Table(utterances, out, sources, used)
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -434,13 +360,13 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
 
 
 def _write(
-    part: TableFile, column: str, utterances: Sequence[Utterance], outputs: Mapping[str, Path], target: Path
+    source: SourceFile, column: str, utterances: Sequence[Utterance], outputs: Mapping[str, Path], target: Path
 ) -> None:
     """Write a file's rows with other recordings."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    schema = _schema(part.path)
+    schema = _schema(source.path)
     struct = _leaf(schema, column) != column
     others = [name for name in schema.names if name != column]
     asked = [
@@ -453,7 +379,7 @@ def _write(
     compression = dict.fromkeys(others, "snappy") | {f"{column}.bytes" if struct else column: "none"}
     done = 0
     with parquet.ParquetWriter(target, made, compression=compression, use_dictionary=others) as writer:
-        for batch in _batches(part.path, asked) if asked else _counted(len(utterances)):
+        for batch in _batches(source.path, asked) if asked else _counted(len(utterances)):
             rows = utterances[done : done + batch.num_rows]
             if len(rows) != batch.num_rows:
                 raise ValueError("it has more rows")

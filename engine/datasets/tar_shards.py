@@ -13,13 +13,13 @@ import re
 import shutil
 import stat
 import tarfile
-from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.datasets.dataset import Utterance
+from mkc_fast.engine.datasets.grouped import GroupedDataset, SourceFile
 from mkc_fast.engine.datasets.kinds import (
     HEAD_BYTES,
     begins_like_sound,
@@ -28,15 +28,13 @@ from mkc_fast.engine.datasets.kinds import (
     how_to_decode,
     sound,
 )
-from mkc_fast.engine.datasets.lines import OWN_FOLDER, check_id
+from mkc_fast.engine.datasets.lines import check_id
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
-
-    from mkc_fast.engine.datasets.shards import Shard
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{},]*(?:,[^{},]*)+)\}")
@@ -48,91 +46,25 @@ _NO_SOUND = frozenset({"json", "txt", "cls", "lang", "id", "spk", "npy", "npz", 
 
 
 @dataclass(frozen=True)
-class TarShard:
-    """A shard that was read.
-
-    Attributes:
-        path: The archive.
-        name: Where its output goes, below the output folder.
-        begin: Position of its first utterance.
-        end: Position behind its last one.
-    """
-
-    path: Path
-    name: str
-    begin: int
-    end: int
-
-    @property
-    def stem(self) -> str:
-        """What the ids of its utterances begin with."""
-        return self.name.removesuffix(".tar")
-
-
-@dataclass(frozen=True)
-class TarShards:
-    """WebDataset shards: a ``Dataset``. Each is a group, whose outputs become a shard again.
-
-    Attributes:
-        utterances: The recordings of all shards, in their order; an id is the shard's name and the member's.
-        out: The output folder.
-        shards: The archives.
-    """
-
-    utterances: list[Utterance]
-    out: Path
-    shards: list[TarShard]
+class TarShards(GroupedDataset[SourceFile]):
+    """WebDataset shards, whose outputs become shards again; an id is the shard's name and the member's."""
 
     @property
     def audio_dir(self) -> Path:
         """A hidden folder in ``out``, where outputs are until their shard is written."""
         return self.record_dir / "members"
 
-    @property
-    def record_dir(self) -> Path:
-        """A hidden folder in ``out``."""
-        return self.out / OWN_FOLDER
-
-    @property
-    def described(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def groups(self) -> TarShards:
-        """The shards."""
-        return self
-
-    def part(self, shard: Shard) -> TarShards:
-        """The archives of a shard of the corpus, each whole."""
-        utterances: list[Utterance] = []
-        shards = []
-        for group, each in enumerate(self.shards):
-            if shard.holds_group(group):
-                begin = len(utterances)
-                utterances += self.utterances[each.begin : each.end]
-                shards.append(TarShard(each.path, each.name, begin, len(utterances)))
-        return TarShards(utterances, shard.folder(self.out), shards)
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def of(self, position: int) -> int:
-        return bisect_right(self.shards, position, key=lambda shard: shard.begin) - 1
-
     def name(self, group: int) -> str:
-        return self.shards[group].stem
+        return self._stem(group)
 
     def files(self, group: int) -> Sequence[Path]:
-        return [self.out / self.shards[group].name]
+        return [self.out / self.sources[group].name]
 
     def complete(self, group: int, outputs: Mapping[str, Path]) -> None:
         """Write a shard: the members of the source in their order, the recordings by their outputs."""
-        shard, (target,) = self.shards[group], self.files(group)
+        shard, (target,) = self.sources[group], self.files(group)
         made = {
-            utterance.span: outputs[utterance.id]
-            for utterance in self.utterances[shard.begin : shard.end]
-            if utterance.span is not None
+            utterance.span: outputs[utterance.id] for utterance in self.of_group(group) if utterance.span is not None
         }
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -151,14 +83,15 @@ class TarShards:
 
     def clean(self, group: int) -> None:
         """Remove the outputs of a shard that is written."""
-        shutil.rmtree(self.audio_dir / self.shards[group].stem, ignore_errors=True)
+        shutil.rmtree(self.audio_dir / self._stem(group), ignore_errors=True)
 
     def finish(self, outputs: Mapping[str, Path]) -> None:  # noqa: ARG002
         """Remove the folder of outputs, which is empty."""
         shutil.rmtree(self.audio_dir, ignore_errors=True)
 
-    def unfinish(self) -> None:
-        """Do nothing: a shard is there only if it is whole."""
+    def _stem(self, group: int) -> str:
+        """What the ids of a shard's utterances begin with."""
+        return self.sources[group].name.removesuffix(".tar")
 
 
 def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
@@ -174,7 +107,7 @@ def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
         OutputError: A shard would be replaced.
     """
     utterances: list[Utterance] = []
-    shards: list[TarShard] = []
+    shards: list[SourceFile] = []
     named: dict[str, Path] = {}
     for path, name in _shards_of(inputs):
         earlier = named.setdefault(name, path)
@@ -186,7 +119,7 @@ def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
         target = out / name
         if target.exists() and target.samefile(path):
             raise OutputError(f"{path}: is in the output folder, and would be replaced; choose another")
-        shards.append(TarShard(path, name, begin, len(utterances)))
+        shards.append(SourceFile(path, name, begin, len(utterances)))
     return TarShards(utterances, out, shards)
 
 

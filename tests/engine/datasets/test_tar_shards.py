@@ -86,7 +86,7 @@ def test_folders_and_patterns_of_shards(tmp_path: Path) -> None:
         shard(tmp_path / "in" / f"s-{number}.tar", (f"k{number}.flac", FLAC))
     for inputs in (["in"], ["in/s-{0..2}.tar"], ["in/s-*.tar"], ["in/s-0.tar", "in/s-[12].tar"]):
         dataset = read_tar_shards([str(tmp_path / name) for name in inputs], tmp_path / "out")
-        assert [each.name for each in dataset.shards] == ["s-0.tar", "s-1.tar", "s-2.tar"]
+        assert [each.name for each in dataset.sources] == ["s-0.tar", "s-1.tar", "s-2.tar"]
     with pytest.raises(ListError, match=r"s-3\.tar: cannot be read"):
         read_tar_shards([str(tmp_path / "in" / "s-{2..3}.tar")], tmp_path / "out")
     for name, words in (("in/t-*.tar", "no such file"), (".", r"no \.tar files")):
