@@ -15,7 +15,7 @@ from mkc_fast.benchmarks.timing import Budget, in_turn, spread
 from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.errors import MkcError
-from mkc_fast.kernels import make_lookup
+from mkc_fast.kernels import half_squared_norms, make_lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -118,7 +118,7 @@ def _back_ends(sample: NDArray[np.float32], count: int, target: Target) -> dict[
         for start in range(0, count, len(sample)):
             part = centroids[start : start + len(sample)]
             part[...] = sample[: len(part)]
-    half_norms = np.stack([0.5 * np.einsum("kd,kd->k", each, each, dtype=np.float64) for each in sample])
+    half_norms = np.stack([half_squared_norms(each) for each in sample])
     half_norms = half_norms[np.arange(count) % len(sample)]
     sizes = [sample.shape[1]] * count
     found: dict[str, Any] = {"mkc-fast numpy": make_lookup(centroids, half_norms, sizes)}

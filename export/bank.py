@@ -20,6 +20,7 @@ from mkc_fast.engine.draws import check_seed, draw_entries
 from mkc_fast.errors import CheckpointError
 from mkc_fast.export.checkpoints.kmeans import memory_needed, read_kmeans, read_kmeans_and_digest
 from mkc_fast.export.checkpoints.readers import reading
+from mkc_fast.kernels import half_squared_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -178,7 +179,7 @@ def _fill(
         raise CheckpointError(f"{path}: cluster_centers_ holds values beyond float32")
     centroids[:clusters] = rows
     # Of the centroids as they are stored: the look-up compares distances to these.
-    half_norms[:clusters] = 0.5 * np.einsum("kd,kd->k", rows, rows, dtype=np.float64)
+    half_norms[:clusters] = half_squared_norms(rows)
     half_norms[clusters:] = np.inf
     return _Entry(digest, list(model.unused), duplicate_rows(rows))
 

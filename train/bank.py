@@ -362,31 +362,35 @@ def _work_folder(work: Path, described: dict[str, Any], *, overwrite: bool) -> I
     Raises:
         OutputError: It is of other settings, in use, or cannot be written.
     """
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        with locked(work / _LOCK):
-            said = work / _SETTINGS
-            if said.is_file():
-                before = json.loads(said.read_text())
-                if before != described and not overwrite:
-                    changed = [name for name in described if before.get(name) != described[name]]
-                    raise OutputError(
-                        f"{work}: holds models of an interrupted training with another {', '.join(changed)}; "
-                        "--overwrite starts over"
-                    )
-                if before != described:
-                    for path in work.iterdir():
-                        if path.name != _LOCK:
-                            path.unlink()
-            with atomic_file(said) as temporary:
-                temporary.write_text(json.dumps(described))
-            yield
-    except OSError as error:
-        raise OutputError(f"{work}: cannot be written ({error.strerror})") from None
-    except ValueError as error:
-        if isinstance(error, MkcError):
-            raise
-        raise OutputError(f"{work / _SETTINGS}: not readable; remove the folder") from None
+    with contextlib.ExitStack() as held:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(work / _LOCK))
+            _prepare(work, described, overwrite=overwrite)
+        except OSError as error:
+            raise OutputError(f"{work}: cannot be written ({error.strerror})") from None
+        yield
+
+
+def _prepare(work: Path, described: dict[str, Any], *, overwrite: bool) -> None:
+    """Note what the models in a folder depend on; those of other settings are removed, or refused."""
+    said = work / _SETTINGS
+    if said.is_file():
+        try:
+            before = json.loads(said.read_text())
+        except ValueError:
+            raise OutputError(f"{said}: not readable; remove the folder") from None
+        changed = [name for name in described if before.get(name) != described[name]]
+        if changed and not overwrite:
+            raise OutputError(
+                f"{work}: holds models of an interrupted training with another {', '.join(changed)}; "
+                "--overwrite starts over"
+            )
+        for path in work.iterdir() if changed else ():
+            if path.name != _LOCK:
+                path.unlink()
+    with atomic_file(said) as temporary:
+        temporary.write_text(json.dumps(described))
 
 
 def _save(folder: Path, models: Sequence[tuple[str, Path]]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.errors import ArgumentError
 from mkc_fast.extras import required
+from mkc_fast.kernels import half_squared_norms, make_lookup
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,20 +135,21 @@ def fit(job: FitJob) -> Fitted:
 
 
 def spread(features: NDArray[np.float32], centroids: NDArray[Any]) -> tuple[float, int]:
-    """Mean squared distance of a frame to its nearest centroid, and how many centroids are nearest to none.
+    """Mean squared distance of a frame to its nearest centroid, as a bank has it, and how many are nearest to none.
 
     Args:
         features: (T, D).
         centroids: (K, D).
     """
-    half_norms = 0.5 * np.einsum("kd,kd->k", centroids, centroids, dtype=np.float64)
-    used = np.zeros(len(centroids), bool)
+    rows = np.ascontiguousarray(centroids, np.float32)
+    lookup = make_lookup(rows[None], half_squared_norms(rows)[None], [len(rows)])
+    used = np.zeros(len(rows), bool)
     total = 0.0
     for first in range(0, len(features), _CHUNK_FRAMES):
         part = np.asarray(features[first : first + _CHUNK_FRAMES])
-        nearest = (part @ centroids.T - half_norms.astype(part.dtype)).argmax(1)
+        nearest = lookup.assign(part, np.zeros(len(part), np.int64))
         used[nearest] = True
-        total += float(np.sum((part - centroids[nearest]).astype(np.float64) ** 2))
+        total += float(np.sum((part - rows[nearest]).astype(np.float64) ** 2))
     return total / len(features), int((~used).sum())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from mkc_fast.benchmarks.gpu.bench import SEED, Bench
 from mkc_fast.engine.artifacts import BankInfo, read_model_info, write_info
+from mkc_fast.kernels import half_squared_norms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,7 @@ def make_bank(folder: Path, entries: int, clusters: int, dim: int) -> None:
     def write(entry: int) -> None:
         values = np.roll(drawn[entry % len(drawn)], entry, axis=0) * np.float32(1 + entry / (2 * entries))
         centroids[entry] = values
-        norms[entry] = 0.5 * np.einsum("kd,kd->k", values, values, dtype=np.float64)
+        norms[entry] = half_squared_norms(values)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(write, range(entries)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mkc_fast.errors import DeviceError
-from mkc_fast.kernels.lookup.interface import Lookup
+from mkc_fast.kernels.lookup.interface import Lookup, half_squared_norms
 from mkc_fast.kernels.lookup.numpy_lookup import NumpyLookup
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Lookup", "NumpyLookup", "make_lookup"]
+__all__ = ["Lookup", "NumpyLookup", "half_squared_norms", "make_lookup"]
 
 
 def make_lookup(

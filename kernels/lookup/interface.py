@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
+def half_squared_norms(centroids: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What look-ups need of centroids (K, D): half the squared norm of each, (K,) float64."""
+    norms: NDArray[np.float64] = 0.5 * np.einsum("kd,kd->k", centroids, centroids, dtype=np.float64)
+    return norms
+
+
 class Lookup(ABC):
     """Nearest centroids in a stack of k-means models.
 
