@@ -228,7 +228,8 @@ def _open(
     files = tuple(file(graph, plan.precision) for graph in GRAPH_FILES)
     weights: dict[str, SharedWeights] = {}
     arena: ArenaUse | None = None
-    parts = _parts_of_vocoder(model, info, plan) if plan.tuning.residual_kernel else ()
+    blocks = _residual_blocks(model, info, plan) if plan.tuning.residual_kernel else None
+    parts = () if blocks is None else tuple(stage_file(number) for number in range(len(blocks.stages) + 1))
     if plan.fused and plan.stream is not None:
         weights, arena = _on_device(model, plan, files + parts)
     for graph, name in zip(GRAPH_FILES, files, strict=True):
@@ -257,12 +258,12 @@ def _open(
         cuda_graph=plan.tuning.cuda_graph,
         files=files + ((*parts, WEIGHTS_FILE) if parts else ()),
         shaped=_shaped(model, info, plan, files, weights, arena) if plan.provider == CUDA else None,
-        staged=_staged(model, info, plan, weights, arena) if parts else None,
+        staged=None if blocks is None else _staged(model, info, plan, blocks, weights, arena),
     )
 
 
-def _parts_of_vocoder(model: Path, info: ModelInfo, plan: Plan) -> tuple[str, ...]:
-    """The graphs of a vocoder that is cut at its residual blocks.
+def _residual_blocks(model: Path, info: ModelInfo, plan: Plan) -> StagedBlocks:
+    """What is between the graphs of a vocoder that is cut at its residual blocks.
 
     Raises:
         DeviceError: There are none, or they are not of the plan's precision.
@@ -276,11 +277,16 @@ def _parts_of_vocoder(model: Path, info: ModelInfo, plan: Plan) -> tuple[str, ..
             f"residual_kernel: {model} lacks {WEIGHTS_FILE}; 'mkc-fast export --cuda' writes it, if the vocoder has "
             "residual blocks that the kernel takes"
         )
-    return tuple(stage_file(number) for number in range(len(StagedBlocks.read(model).stages) + 1))
+    return StagedBlocks.read(model)
 
 
 def _staged(
-    model: Path, info: ModelInfo, plan: Plan, weights: dict[str, SharedWeights], arena: ArenaUse | None
+    model: Path,
+    info: ModelInfo,
+    plan: Plan,
+    blocks: StagedBlocks,
+    weights: dict[str, SharedWeights],
+    arena: ArenaUse | None,
 ) -> StagedSessions:
     """The vocoder in stages, each session of one shape."""
     own = replace(plan, tuning=replace(plan.tuning, buckets=Buckets(fixed=True), cuda_graph=False))
@@ -293,7 +299,7 @@ def _staged(
         _checked_placement(path, own, session)
         return session
 
-    return StagedSessions(StagedBlocks.read(model), opened)
+    return StagedSessions(blocks, opened)
 
 
 def _on_device(model: Path, plan: Plan, files: tuple[str, ...]) -> tuple[dict[str, SharedWeights], ArenaUse | None]:

@@ -9,7 +9,7 @@ import pytest
 
 from mkc_fast.engine.artifacts import read_model_info
 from mkc_fast.engine.sessions import shaped
-from mkc_fast.engine.sessions.opening import _parts_of_vocoder
+from mkc_fast.engine.sessions.opening import _residual_blocks
 from mkc_fast.engine.sessions.providers import Plan
 from mkc_fast.engine.sessions.shaped import ShapedSessions, StagedSessions, Use, share_arena
 from mkc_fast.errors import DeviceError
@@ -103,9 +103,9 @@ def test_the_residual_kernel_is_refused_where_its_files_or_precision_are_missing
     model = cuda_artifacts.model
     info = read_model_info(model)
     half = Plan("cuda", "mixed", 0, fused=True)
-    assert next(iter(_parts_of_vocoder(model, info, half))) == "vocoder.stage0.cuda.fp16.onnx"
+    assert len(_residual_blocks(model, info, half).stages) == len(list(model.glob("vocoder.stage*.onnx"))) - 1
     for plan in (replace(half, precision="fp32"), replace(half, fused=False)):
         with pytest.raises(DeviceError, match="computes in half precision, with the graphs for CUDA"):
-            _parts_of_vocoder(model, info, plan)
+            _residual_blocks(model, info, plan)
     with pytest.raises(DeviceError, match=r"lacks vocoder\.residual\.fp16\.npz; 'mkc-fast export --cuda' writes it"):
-        _parts_of_vocoder(model, replace(info, files={}), half)
+        _residual_blocks(model, replace(info, files={}), half)
