@@ -116,7 +116,9 @@ def read_lines(path: Path, *, standard_input: bool = True) -> Iterator[tuple[int
         raise ListError(f"{where}: cannot be read ({error})") from None
 
 
-def numbered_lines(file: BinaryIO | GzipFile, where: str, most_bytes: int, too_long: str) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(
+    file: BinaryIO | GzipFile, where: str, most_bytes: int, too_long: str
+) -> Iterator[tuple[int, bytes]]:
     """The lines of a file of JSON lines with their numbers, read one by one, without blank ones.
 
     Args:
