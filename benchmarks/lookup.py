@@ -16,6 +16,7 @@ from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.errors import MkcError
 from mkc_fast.kernels import half_squared_norms, make_lookup
+from mkc_fast.kernels.lookup.native_lookup import takes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +122,10 @@ def _back_ends(sample: NDArray[np.float32], count: int, target: Target) -> dict[
     half_norms = np.stack([half_squared_norms(each) for each in sample])
     half_norms = half_norms[np.arange(count) % len(sample)]
     sizes = [sample.shape[1]] * count
-    found: dict[str, Any] = {"mkc-fast numpy": make_lookup(centroids, half_norms, sizes)}
+    found: dict[str, Any] = {}
+    if takes(centroids):
+        found["mkc-fast native"] = make_lookup(centroids, half_norms, sizes, "native", threads=target.used_threads)
+    found["mkc-fast numpy"] = make_lookup(centroids, half_norms, sizes, "numpy")
     index = cuda_index(target.device)
     if index is not None:
         found["mkc-fast cupy"] = make_lookup(centroids, half_norms, sizes, "cupy", index)

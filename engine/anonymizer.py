@@ -202,7 +202,7 @@ class Anonymizer:
             sessions = open_sessions(model_path, device, options)
             check_graphs(model_path, info, sessions)
             verification.begin(model_path, files_of(model_path, info, sessions.files))
-            return cls(info, opened, sessions, _host_lookup(opened), device, options, verification)
+            return cls(info, opened, sessions, _host_lookup(opened, options.threads), device, options, verification)
         from mkc_fast.engine.passes.device import DevicePass
         from mkc_fast.engine.passes.device_context import DeviceContext
 
@@ -264,7 +264,7 @@ class Anonymizer:
         other = copy.copy(self)
         other.bank = opened
         if self._device_pass is None:
-            other._lookup = _host_lookup(opened)
+            other._lookup = _host_lookup(opened, self.options.threads)
         else:
             index = cuda_index(self.device)
             assert index is not None
@@ -727,8 +727,8 @@ class Anonymizer:
         return checked
 
 
-def _host_lookup(bank: Bank) -> Lookup:
-    return make_lookup(bank.centroids, bank.half_norms, bank.info.num_clusters)
+def _host_lookup(bank: Bank, threads: int | None) -> Lookup:
+    return make_lookup(bank.centroids, bank.half_norms, bank.info.num_clusters, threads=threads)
 
 
 def _device_lookup(bank: Bank, index: int) -> CupyLookup:

@@ -10,3 +10,4 @@
 #include "winograd-inl.hpp"
 #include "attention-inl.hpp"
 #include "depthwise-inl.hpp"
+#include "nearest-inl.hpp"

@@ -10,14 +10,9 @@
 #include "operators.hpp"
 
 namespace mkc {
-namespace {
-
-using ort::Api;
-using ort::call;
-using ort::Status;
 
 // Of an instruction set's vectors; larger ones are not used.
-std::atomic<int> most_bits{512};
+static std::atomic<int> most_bits{512};
 
 const Operators* chosen() {
     static const Operators* const best = []() -> const Operators* {
@@ -31,6 +26,12 @@ const Operators* chosen() {
     // A processor with AVX-512 has AVX2.
     return best == &kAvx512 && most_bits < 512 ? &kAvx2 : best;
 }
+
+namespace {
+
+using ort::Api;
+using ort::call;
+using ort::Status;
 
 Status* refuse(Api api, const char* name, const char* why) {
     char text[160];

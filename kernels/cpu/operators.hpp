@@ -12,8 +12,16 @@ struct Operators {
     ort::Status* (*direct_blocks)(const ResidualBlocks&, const Threads&);
     ort::Status* (*attend)(const Attention&, const Threads&);
     ort::Status* (*depthwise)(const Depthwise&, const Threads&);
+    // See nearest-inl.hpp.
+    void (*multiply_frames)(const float* frames, long count, const float* entry, long first, long last, long dim,
+                            float* out, long pitch);
+    int (*decide)(const float* x, const float* dots, const float* entry, const double* half_norms, double largest_norm,
+                  long clusters, long dim);
 };
 
 extern const Operators kAvx2, kAvx512;
+
+// Those for this processor; null if it has neither AVX-512 nor AVX2.
+const Operators* chosen();
 
 }  // namespace mkc

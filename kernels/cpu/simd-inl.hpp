@@ -30,6 +30,14 @@ inline Vector where_positive(Vector x, Vector a, Vector b) {
 // a * 2^n, of a whole number n in [-126, 127]
 inline Vector scale(Vector a, Vector n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline float sum(Vector a) { return _mm512_reduce_add_ps(a.v); }
+// The sums of four vectors.
+inline __m128 sums(Vector a, Vector b, Vector c, Vector d) {
+    const __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
+    const __m512 high = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
+    const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
 inline float highest(Vector a) { return _mm512_reduce_max_ps(a.v); }
 // In a register from here on: compilers rather load a value again for each use.
 inline void hold(Vector& a) { __asm__("" : "+v"(a.v)); }
@@ -91,6 +99,12 @@ inline float sum(Vector a) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+inline __m128 sums(Vector a, Vector b, Vector c, Vector d) {
+    const __m256 low = _mm256_add_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v));
+    const __m256 high = _mm256_add_ps(_mm256_unpacklo_ps(c.v, d.v), _mm256_unpackhi_ps(c.v, d.v));
+    const __m256 all = _mm256_add_ps(_mm256_shuffle_ps(low, high, 0x44), _mm256_shuffle_ps(low, high, 0xee));
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
 }
 inline float highest(Vector a) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

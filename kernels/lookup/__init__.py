@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mkc_fast.errors import DeviceError
 from mkc_fast.kernels.lookup.interface import Lookup, half_squared_norms
+from mkc_fast.kernels.lookup.native_lookup import NativeLookup, takes
 from mkc_fast.kernels.lookup.numpy_lookup import NumpyLookup
 
 if TYPE_CHECKING:
@@ -14,15 +15,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Lookup", "NumpyLookup", "half_squared_norms", "make_lookup"]
+__all__ = ["Lookup", "NativeLookup", "NumpyLookup", "half_squared_norms", "make_lookup"]
 
 
 def make_lookup(
     centroids: NDArray[np.float32],
     half_norms: NDArray[np.float64],
     num_clusters: Sequence[int],
-    backend: str = "numpy",
+    backend: str = "cpu",
     device: int = 0,
+    threads: int | None = None,
 ) -> Lookup:
     """Make the look-up over these arrays (see ``Lookup``).
 
@@ -30,17 +32,22 @@ def make_lookup(
         centroids: (N, K, D) float32.
         half_norms: (N, K) float64, half the squared norm of each centroid.
         num_clusters: K of each of the N entries.
-        backend: ``"numpy"``, or ``"cupy"`` for a GPU.
+        backend: ``"cpu"``: ``"native"`` (C++) where that is here, else ``"numpy"``; or ``"cupy"`` for a GPU.
         device: The number of the CUDA device, for ``"cupy"``.
+        threads: For ``"native"``: at most so many. Default: one a core. NumPy takes what its library takes.
 
     Raises:
         DeviceError: There is no such back end, or it cannot run here.
         BankError: The back end does not take this bank.
     """
+    if backend == "cpu":
+        backend = "native" if takes(centroids) else "numpy"
+    if backend == "native":
+        return NativeLookup(centroids, half_norms, num_clusters, threads)
     if backend == "numpy":
         return NumpyLookup(centroids, half_norms, num_clusters)
     if backend == "cupy":
         from mkc_fast.kernels.lookup.cupy_lookup import CupyLookup
 
         return CupyLookup(centroids, half_norms, num_clusters, device)
-    raise DeviceError(f"no look-up back end {backend!r}; there are: numpy, cupy")
+    raise DeviceError(f"no look-up back end {backend!r}; there are: cpu, native, numpy, cupy")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Frames a product at most: its scores, float32 and float64, stay near 50 MB at K = 1024.
 _MAX_FRAMES = 4096
 _UNIT_ROUNDOFF = 2.0**-24
+_LEAST = 2.0**-149  # of float32's positive numbers
 
 
 class NumpyLookup(Lookup):
@@ -49,17 +50,21 @@ def _nearest(
 
     ½‖x - c‖² = ½‖x‖² - x·c + ½‖c‖², and the first term is the same for all centroids. The product is of float32; its
     error is at most γ‖x‖‖c‖ with γ = Du / (1 - Du), however the sum is ordered (Higham, Accuracy and Stability of
-    Numerical Algorithms, section 3.1). Centroids within twice that of the least are compared anew in float64.
+    Numerical Algorithms, section 3.1), and D 2^-149 for products that are too small for float32. Centroids within twice
+    that of the least are compared anew in float64, and all of them if a product is too large for float32.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows has an infinite error, and is compared anew
-        scores = np.nan_to_num(half_norms - (features @ centroids.T), copy=False, nan=-np.inf)
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = features @ centroids.T
+        scores = np.nan_to_num(half_norms - products, copy=False, nan=-np.inf)
     nearest: NDArray[np.int64] = scores.argmin(axis=1)
     rounding = features.shape[1] * _UNIT_ROUNDOFF
     gamma = rounding / (1 - rounding)
     norms = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
-    error = gamma * norms * np.sqrt(2 * half_norms.max())
+    error = gamma * norms * np.sqrt(2 * half_norms.max()) + features.shape[1] * _LEAST
+    error[~np.isfinite(products).all(axis=1)] = np.inf
     least = scores[np.arange(len(nearest)), nearest]
-    close = scores <= (least + 2 * error)[:, None]
+    with np.errstate(invalid="ignore"):
+        close = ~(scores > (least + 2 * error)[:, None])
     for frame in np.flatnonzero(np.count_nonzero(close, axis=1) > 1):
         candidates = np.flatnonzero(close[frame])
         difference = centroids[candidates].astype(np.float64) - features[frame]

@@ -11,6 +11,7 @@ import pytest
 
 from mkc_fast import BankError, DeviceError
 from mkc_fast.kernels import Lookup, make_lookup
+from mkc_fast.kernels.lookup.native_lookup import native_nearest
 from tests.fakes.cuda import shim
 from tests.fakes.cuda.fake_cupy import FakeCupy
 
@@ -21,11 +22,15 @@ SHAPES = [(1, 1, 4), (5, 7, 12), (3, 64, 1024), (40, 33, 20)]
 FRAMES = [1, 2, 17, 300]
 
 
-@pytest.fixture(params=["numpy", "cuda source on the CPU", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["numpy", "native", "cuda source on the CPU", pytest.param("cupy", marks=pytest.mark.gpu)])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MakeLookup:
     """``make_lookup`` with each back end."""
     if request.param == "numpy":
-        return make_lookup
+        return functools.partial(make_lookup, backend="numpy")
+    if request.param == "native":
+        if native_nearest() is None:
+            pytest.skip("the native operators are not built here, or the processor has neither AVX-512 nor AVX2")
+        return functools.partial(make_lookup, backend="native")
     if request.param == "cupy":
         try:
             make_lookup(np.zeros((1, 1, 4), np.float32), np.zeros((1, 1)), [1], backend="cupy")
@@ -83,6 +88,19 @@ def test_near_ties_far_from_the_origin_are_decided_in_float64(make: MakeLookup) 
     expected = brute_force(lookup, features, banks)
     assert (naive != expected).mean() > 0.5, "this test asks nothing of float64"
     np.testing.assert_array_equal(lookup.assign(features, banks), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e18, 1e25, 1e37])
+def test_numbers_of_any_size(make: MakeLookup, request: pytest.FixtureRequest, scale: float) -> None:
+    # The products of small ones are below float32's range, and those of large ones above it.
+    if request.node.callspec.params["make"] not in {"numpy", "native"} and scale < 1e-15:
+        pytest.skip("on a GPU, products must be within float32's range")
+    rng = np.random.default_rng(3)
+    centroids = (rng.standard_normal((2, 50, 64)) * scale).astype(np.float32)
+    half_norms = 0.5 * (centroids.astype(np.float64) ** 2).sum(-1)
+    features, banks = (rng.standard_normal((60, 64)) * scale).astype(np.float32), rng.integers(0, 2, 60)
+    lookup = make(centroids, half_norms, [50, 50])
+    np.testing.assert_array_equal(lookup.assign(features, banks), brute_force(lookup, features, banks))
 
 
 def test_ties_go_to_the_lowest_id(make: MakeLookup) -> None:

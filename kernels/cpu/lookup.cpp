@@ -1,0 +1,179 @@
+// The look-up on a CPU: shares the frames of a call out to threads, each bank entry read once. Called through ctypes.
+
+#include <pmmintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "operators.hpp"
+
+namespace mkc {
+namespace {
+
+// Frames of a task: with D = 1024, 400 KB of features that stay in the second cache.
+constexpr long kTaskFrames = 96;
+// Tasks that a thread should have at least, so that all end at about the same time.
+constexpr long kTasksOfThread = 4;
+// A thread is worth its start if it has so many multiplications.
+constexpr double kThreadWork = 4e6;
+// Frames of one round: their products with all centroids are kept.
+constexpr long kRoundFrames = 4096;
+// Centroids of a task at least.
+constexpr long kLeastClusters = 64;
+
+// Frames of one entry, and of its centroids those from `first` to `last`.
+struct Task {
+    long begin, count;  // in the order of entries
+    long first, last;
+};
+
+struct Bank {
+    const float* centroids;
+    const double* half_norms;
+    const int64_t* num_clusters;
+    long clusters, dim;
+};
+
+// Denormal numbers are numbers here, whatever other libraries have set for this thread.
+class FullRange {
+   public:
+    FullRange() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~(0x8000u | 0x0040u)); }
+    ~FullRange() { _mm_setcsr(before_); }
+    FullRange(const FullRange&) = delete;
+    FullRange& operator=(const FullRange&) = delete;
+
+   private:
+    unsigned before_;
+};
+
+// Runs work(0) .. work(count - 1), on as many threads as there are to be had. Returns false if memory ran out.
+template <class Work>
+bool share(long count, int threads, const Work& work) {
+    std::atomic<long> next{0};
+    std::atomic<bool> enough{true};
+    const auto run = [&] {
+        const FullRange range;
+        try {
+            for (long task; enough && (task = next++) < count;) work(task);
+        } catch (const std::bad_alloc&) {
+            enough = false;
+        }
+    };
+    std::vector<std::thread> others;
+    try {
+        others.reserve(threads);
+        while (static_cast<long>(others.size()) + 1 < std::min<long>(threads, count)) others.emplace_back(run);
+    } catch (const std::system_error&) {  // those that there are do all
+    } catch (const std::bad_alloc&) {
+    }
+    run();
+    for (std::thread& other : others) other.join();
+    return enough;
+}
+
+double largest_norm(const Bank& bank, long entry) {
+    const double* half_norms = bank.half_norms + entry * bank.clusters;
+    return std::sqrt(2 * *std::max_element(half_norms, half_norms + bank.num_clusters[entry]));
+}
+
+// The frames `order` of one round.
+bool assign_round(const Operators& with, const Bank& bank, const float* features, const int64_t* bank_ids,
+                  const int64_t* order, long frames, int threads, int32_t* out) {
+    std::vector<Task> tasks;
+    for (long begin = 0, end; begin < frames; begin = end) {
+        const int64_t entry = bank_ids[order[begin]];
+        for (end = begin + 1; end < frames && bank_ids[order[end]] == entry;) end++;
+        const long parts = (end - begin + kTaskFrames - 1) / kTaskFrames;
+        for (long part = 0; part < parts; part++) {
+            const long first = begin + (end - begin) * part / parts;
+            tasks.push_back({first, begin + (end - begin) * (part + 1) / parts - first, 0, bank.num_clusters[entry]});
+        }
+    }
+    const auto copy = [&](const Task& task, float* to) {
+        for (long i = 0; i < task.count; i++)
+            std::memcpy(to + i * bank.dim, features + order[task.begin + i] * bank.dim, bank.dim * sizeof(float));
+    };
+    const auto decide = [&](const Task& task, const float* frame, const float* dots, double norm, long i) {
+        const int64_t entry = bank_ids[order[task.begin + i]];
+        out[order[task.begin + i]] =
+            with.decide(frame, dots, bank.centroids + entry * bank.clusters * bank.dim,
+                        bank.half_norms + entry * bank.clusters, norm, bank.num_clusters[entry], bank.dim);
+    };
+    const auto entry_of = [&](const Task& task) { return bank_ids[order[task.begin]]; };
+    const long wanted = threads * kTasksOfThread;
+    if (threads == 1 || static_cast<long>(tasks.size()) >= wanted)
+        return share(static_cast<long>(tasks.size()), threads, [&](long number) {
+            static thread_local Scratch frame_memory, dot_memory;
+            const Task& task = tasks[number];
+            const int64_t entry = entry_of(task);
+            float* copied = frame_memory.floats(task.count * bank.dim);
+            float* dots = dot_memory.floats(task.count * task.last);
+            copy(task, copied);
+            with.multiply_frames(copied, task.count, bank.centroids + entry * bank.clusters * bank.dim, 0, task.last,
+                                 bank.dim, dots, task.last);
+            const double norm = largest_norm(bank, entry);
+            for (long i = 0; i < task.count; i++) decide(task, copied + i * bank.dim, dots + i * task.last, norm, i);
+        });
+    // Fewer entries than that: threads share an entry's centroids, and decide when all products are there.
+    std::vector<Task> parts;
+    const long each = (wanted + static_cast<long>(tasks.size()) - 1) / static_cast<long>(tasks.size());
+    for (const Task& task : tasks) {
+        const long split = std::max(1L, std::min(each, task.last / kLeastClusters));
+        for (long part = 0; part < split; part++)
+            parts.push_back({task.begin, task.count, task.last * part / split, task.last * (part + 1) / split});
+    }
+    Scratch frame_memory, dot_memory;
+    float* copied = frame_memory.floats(frames * bank.dim);
+    float* dots = dot_memory.floats(frames * bank.clusters);
+    for (const Task& task : tasks) copy(task, copied + task.begin * bank.dim);
+    return share(static_cast<long>(parts.size()), threads,
+                 [&](long number) {
+                     const Task& part = parts[number];
+                     with.multiply_frames(copied + part.begin * bank.dim, part.count,
+                                          bank.centroids + entry_of(part) * bank.clusters * bank.dim, part.first,
+                                          part.last, bank.dim, dots + part.begin * bank.clusters, bank.clusters);
+                 }) &&
+           share(static_cast<long>(tasks.size()), threads, [&](long number) {
+               const Task& task = tasks[number];
+               const double norm = largest_norm(bank, entry_of(task));
+               for (long i = 0; i < task.count; i++)
+                   decide(task, copied + (task.begin + i) * bank.dim, dots + (task.begin + i) * bank.clusters, norm, i);
+           });
+}
+
+}  // namespace
+}  // namespace mkc
+
+// Ids of the nearest centroids; all arguments have been checked. Returns 0, or 1 if memory ran out.
+//
+//   features (frames, dim), bank_ids (frames,) in [0, N), centroids (N, clusters, dim), half_norms (N, clusters),
+//   num_clusters (N,), out (frames,); all contiguous.
+extern "C" __attribute__((visibility("default"))) int mkc_fast_nearest(
+    const float* features, const int64_t* bank_ids, long frames, const float* centroids, const double* half_norms,
+    const int64_t* num_clusters, long clusters, long dim, int threads, int32_t* out) {
+    using namespace mkc;
+    try {
+        const FullRange range;
+        std::vector<int64_t> order(frames);
+        for (long frame = 0; frame < frames; frame++) order[frame] = frame;
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int64_t a, int64_t b) { return bank_ids[a] < bank_ids[b]; });
+        const Bank bank{centroids, half_norms, num_clusters, clusters, dim};
+        for (long first = 0; first < frames; first += kRoundFrames) {
+            const long count = std::min(kRoundFrames, frames - first);
+            const double work = static_cast<double>(count) * static_cast<double>(clusters) * static_cast<double>(dim);
+            const int useful = static_cast<int>(std::clamp(work / kThreadWork, 1.0, static_cast<double>(threads)));
+            if (!assign_round(*chosen(), bank, features, bank_ids, order.data() + first, count, useful, out)) return 1;
+        }
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
