@@ -85,7 +85,7 @@ def _compared(what: str, file: str, mode: str) -> Row:
 
 def _looked_up(entries: int, frames: int, stride: int) -> Row:
     at = f"cases[entries={entries},frames={frames},stride={stride}].frames_a_second"
-    names = ("mkc-fast numpy", "scikit-learn predict", "PyTorch cdist, grouped", "FAISS flat, grouped")
+    names = ("mkc-fast native", "scikit-learn predict", "PyTorch cdist, grouped", "FAISS flat, grouped")
     what = f"{entries:,} {'entry' if entries == 1 else 'entries'}, {frames:,} frames, stride {stride}"
     return Row(what, tuple(Value(f'{at}."{name}"') for name in names), _LOOKUP)
 

@@ -21,8 +21,8 @@ namespace {
 constexpr long kTaskFrames = 96;
 // Tasks that a thread should have at least, so that all end at about the same time.
 constexpr long kTasksOfThread = 4;
-// A thread is worth its start if it has so many multiplications.
-constexpr double kThreadWork = 4e6;
+// A thread is worth its start if it has so many multiplications, or so many numbers to read.
+constexpr double kThreadWork = 3e7, kThreadNumbers = 2e6;
 // Frames of one round: their products with all centroids are kept.
 constexpr long kRoundFrames = 4096;
 // Centroids of a task at least.
@@ -53,29 +53,23 @@ class FullRange {
     unsigned before_;
 };
 
-// Runs work(0) .. work(count - 1), on as many threads as there are to be had. Returns false if memory ran out.
+// Runs work(task, thread) of tasks 0 .. count - 1, on as many threads as there are to be had.
 template <class Work>
-bool share(long count, int threads, const Work& work) {
+void share(long count, int threads, const Work& work) {
     std::atomic<long> next{0};
-    std::atomic<bool> enough{true};
-    const auto run = [&] {
+    const auto run = [&](int thread) {
         const FullRange range;
-        try {
-            for (long task; enough && (task = next++) < count;) work(task);
-        } catch (const std::bad_alloc&) {
-            enough = false;
-        }
+        for (long task; (task = next++) < count;) work(task, thread);
     };
     std::vector<std::thread> others;
     try {
         others.reserve(threads);
-        while (static_cast<long>(others.size()) + 1 < std::min<long>(threads, count)) others.emplace_back(run);
+        while (static_cast<long>(others.size()) + 1 < std::min<long>(threads, count)) others.emplace_back(run, static_cast<int>(others.size()) + 1);
     } catch (const std::system_error&) {  // those that there are do all
     } catch (const std::bad_alloc&) {
     }
-    run();
+    run(0);
     for (std::thread& other : others) other.join();
-    return enough;
 }
 
 double largest_norm(const Bank& bank, long entry) {
@@ -84,10 +78,13 @@ double largest_norm(const Bank& bank, long entry) {
 }
 
 // The frames `order` of one round.
-bool assign_round(const Operators& with, const Bank& bank, const float* features, const int64_t* bank_ids,
+void assign_round(const Operators& with, const Bank& bank, const float* features, const int64_t* bank_ids,
                   const int64_t* order, long frames, int threads, int32_t* out) {
+    // Memory is this thread's, which keeps it: new memory costs as much time as the products of a short call.
+    static thread_local Scratch frame_memory, dot_memory;
     std::vector<Task> tasks;
-    for (long begin = 0, end; begin < frames; begin = end) {
+    long entries = 0;
+    for (long begin = 0, end; begin < frames; begin = end, entries++) {
         const int64_t entry = bank_ids[order[begin]];
         for (end = begin + 1; end < frames && bank_ids[order[end]] == entry;) end++;
         const long parts = (end - begin + kTaskFrames - 1) / kTaskFrames;
@@ -107,20 +104,27 @@ bool assign_round(const Operators& with, const Bank& bank, const float* features
                         bank.half_norms + entry * bank.clusters, norm, bank.num_clusters[entry], bank.dim);
     };
     const auto entry_of = [&](const Task& task) { return bank_ids[order[task.begin]]; };
+    const double numbers = static_cast<double>(bank.clusters) * static_cast<double>(bank.dim);
+    const double useful = std::max(static_cast<double>(frames) * numbers / kThreadWork,
+                                   static_cast<double>(entries) * numbers / kThreadNumbers);
+    threads = static_cast<int>(std::clamp(useful, 1.0, static_cast<double>(threads)));
     const long wanted = threads * kTasksOfThread;
-    if (threads == 1 || static_cast<long>(tasks.size()) >= wanted)
-        return share(static_cast<long>(tasks.size()), threads, [&](long number) {
-            static thread_local Scratch frame_memory, dot_memory;
+    if (threads == 1 || static_cast<long>(tasks.size()) >= wanted) {
+        float* all_copied = frame_memory.floats(threads * kTaskFrames * bank.dim);
+        float* all_dots = dot_memory.floats(threads * kTaskFrames * bank.clusters);
+        share(static_cast<long>(tasks.size()), threads, [&](long number, int thread) {
             const Task& task = tasks[number];
             const int64_t entry = entry_of(task);
-            float* copied = frame_memory.floats(task.count * bank.dim);
-            float* dots = dot_memory.floats(task.count * task.last);
+            float* copied = all_copied + thread * kTaskFrames * bank.dim;
+            float* dots = all_dots + thread * kTaskFrames * bank.clusters;
             copy(task, copied);
             with.multiply_frames(copied, task.count, bank.centroids + entry * bank.clusters * bank.dim, 0, task.last,
                                  bank.dim, dots, task.last);
             const double norm = largest_norm(bank, entry);
             for (long i = 0; i < task.count; i++) decide(task, copied + i * bank.dim, dots + i * task.last, norm, i);
         });
+        return;
+    }
     // Fewer entries than that: threads share an entry's centroids, and decide when all products are there.
     std::vector<Task> parts;
     const long each = (wanted + static_cast<long>(tasks.size()) - 1) / static_cast<long>(tasks.size());
@@ -129,23 +133,21 @@ bool assign_round(const Operators& with, const Bank& bank, const float* features
         for (long part = 0; part < split; part++)
             parts.push_back({task.begin, task.count, task.last * part / split, task.last * (part + 1) / split});
     }
-    Scratch frame_memory, dot_memory;
     float* copied = frame_memory.floats(frames * bank.dim);
     float* dots = dot_memory.floats(frames * bank.clusters);
     for (const Task& task : tasks) copy(task, copied + task.begin * bank.dim);
-    return share(static_cast<long>(parts.size()), threads,
-                 [&](long number) {
-                     const Task& part = parts[number];
-                     with.multiply_frames(copied + part.begin * bank.dim, part.count,
-                                          bank.centroids + entry_of(part) * bank.clusters * bank.dim, part.first,
-                                          part.last, bank.dim, dots + part.begin * bank.clusters, bank.clusters);
-                 }) &&
-           share(static_cast<long>(tasks.size()), threads, [&](long number) {
-               const Task& task = tasks[number];
-               const double norm = largest_norm(bank, entry_of(task));
-               for (long i = 0; i < task.count; i++)
-                   decide(task, copied + (task.begin + i) * bank.dim, dots + (task.begin + i) * bank.clusters, norm, i);
-           });
+    share(static_cast<long>(parts.size()), threads, [&](long number, int) {
+        const Task& part = parts[number];
+        with.multiply_frames(copied + part.begin * bank.dim, part.count,
+                             bank.centroids + entry_of(part) * bank.clusters * bank.dim, part.first, part.last,
+                             bank.dim, dots + part.begin * bank.clusters, bank.clusters);
+    });
+    share(static_cast<long>(tasks.size()), threads, [&](long number, int) {
+        const Task& task = tasks[number];
+        const double norm = largest_norm(bank, entry_of(task));
+        for (long i = 0; i < task.count; i++)
+            decide(task, copied + (task.begin + i) * bank.dim, dots + (task.begin + i) * bank.clusters, norm, i);
+    });
 }
 
 }  // namespace
@@ -168,9 +170,7 @@ extern "C" __attribute__((visibility("default"))) int mkc_fast_nearest(
         const Bank bank{centroids, half_norms, num_clusters, clusters, dim};
         for (long first = 0; first < frames; first += kRoundFrames) {
             const long count = std::min(kRoundFrames, frames - first);
-            const double work = static_cast<double>(count) * static_cast<double>(clusters) * static_cast<double>(dim);
-            const int useful = static_cast<int>(std::clamp(work / kThreadWork, 1.0, static_cast<double>(threads)));
-            if (!assign_round(*chosen(), bank, features, bank_ids, order.data() + first, count, useful, out)) return 1;
+            assign_round(*chosen(), bank, features, bank_ids, order.data() + first, count, threads, out);
         }
         return 0;
     } catch (const std::bad_alloc&) {

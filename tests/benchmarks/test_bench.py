@@ -216,7 +216,7 @@ def test_lookup_back_ends_agree(results: Path) -> None:
     for case in record["cases"]:
         assert case["distinct_entries"] <= case["entries"]
         sizes = f"N {case['entries']}, T {case['frames']}, stride {case['stride']}: "
-        for name in ("mkc-fast numpy", "scikit-learn predict", "PyTorch cdist, grouped"):
+        for name in ("mkc-fast native", "mkc-fast numpy", "scikit-learn predict", "PyTorch cdist, grouped"):
             # On a busy machine one may have no room in so short a budget; then the record says so.
             assert name in case["frames_a_second"] or any(line.startswith(sizes + name) for line in record["cut"])
         assert all(rate > 0 for rate in case["frames_a_second"].values())
