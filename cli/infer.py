@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +27,6 @@ from mkc_fast.cli.run_options import (
     KmeansNumOption,
     LevelOption,
     MaxWindowOption,
-    NumProcOption,
     OnFailureOption,
     OverwriteOption,
     PadOption,
@@ -33,6 +34,8 @@ from mkc_fast.cli.run_options import (
     PrivateManifestOption,
     ProviderOption,
     QuietOption,
+    RangedNumProcOption,
+    RayOption,
     RecordDrawsOption,
     SeedOption,
     ShardOption,
@@ -45,6 +48,12 @@ from mkc_fast.cli.running import decoders_off_stdout, signals
 from mkc_fast.cli.show import counted, shown_warnings
 from mkc_fast.cli.sources import Given, resolved
 from mkc_fast.engine.options import DEFAULT_WINDOW_S, EngineOptions
+from mkc_fast.errors import MkcError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mkc_fast.engine.corpus.pool import Cluster
 
 EXIT_FAILED = 1  # some recordings failed, the others were written
 
@@ -144,7 +153,8 @@ def infer(
     gpus: GpusOption = None,
     provider: ProviderOption = Provider.auto,
     precision: PrecisionOption = Precision.auto,
-    num_proc: NumProcOption = None,
+    num_proc: RangedNumProcOption = None,
+    ray: RayOption = None,
     batch_seconds: BatchSecondsOption = None,
     max_window_seconds: MaxWindowOption = DEFAULT_WINDOW_S,
     timeout_seconds: TimeoutOption = 900.0,
@@ -171,9 +181,12 @@ def infer(
     from mkc_fast.engine.datasets.tables import Columns
     from mkc_fast.engine.devices import cuda_index
 
-    devices = gpus or default_devices()
-    for device in devices:
-        cuda_index(device)
+    least, most = _workers(num_proc, ranged=ray is not None)
+    devices: list[str] | None = gpus
+    if ray is None:
+        devices = gpus or default_devices()
+        for device in devices:
+            cuda_index(device)
     options = EngineOptions(
         provider=provider.value, precision=precision.value, batch_s=batch_seconds, max_window_s=max_window_seconds
     )
@@ -221,7 +234,11 @@ def infer(
         settings = f"{sources.mode} mode, stride {stride}{shared}"
         part = "" if shard is None else f" of shard {shard}"
         print(f"{counted(count, 'recording')}{part}, {settings}; draws {draws}{subset}", file=sys.stderr)
-    with signals() as signalled, watching(quiet=quiet, as_json=json_, where=corpus.folders) as watch:
+    with (
+        _cluster(ray) as cluster,
+        signals() as signalled,
+        watching(quiet=quiet, as_json=json_, where=corpus.folders) as watch,
+    ):
         try:
             with decoders_off_stdout(), shown_warnings():
                 summary = anonymize_corpus(
@@ -235,7 +252,9 @@ def infer(
                     pad=pad,
                     record_draws=record_draws,
                     devices=devices,
-                    num_proc=num_proc,
+                    num_proc=most,
+                    least_proc=least,
+                    cluster=cluster,
                     options=options,
                     timeout_s=timeout_seconds,
                     overwrite=overwrite,
@@ -250,3 +269,27 @@ def infer(
     if summary.interrupted:
         return 128 + signalled[0]
     return EXIT_FAILED if len(summary.failed) > summary.silenced else 0
+
+
+def _workers(given: str | None, *, ranged: bool) -> tuple[int | None, int | None]:
+    """The least and the most workers of ``--num-proc``: ``8``, or ``4:64`` where that is possible."""
+    if given is None:
+        return None, None
+    match = re.fullmatch(r"(?:([1-9]\d{0,5}):)?([1-9]\d{0,5})", given)
+    if match is None or (match[1] and int(match[1]) > int(match[2])):
+        raise MkcError(f"--num-proc is {given[:40]!r}; expected a number from 1 up, or MIN:MAX with --ray")
+    if match[1] and not ranged:
+        raise MkcError("--num-proc MIN:MAX is for a cluster that grows (--ray); here, give one number")
+    return int(match[1]) if match[1] else None, int(match[2])
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Cluster | None]:
+    """The Ray cluster at an address, connected to; None without one."""
+    if address is None:
+        yield None
+        return
+    from mkc_fast.engine.cluster.connection import RayCluster
+
+    with RayCluster(address) as cluster:
+        yield cluster

@@ -122,6 +122,24 @@ NumProcOption = Annotated[
     int | None,
     typer.Option(help="Worker processes, over the devices in turn.", min=1, rich_help_panel=panels.DEVICES),
 ]
+RangedNumProcOption = Annotated[
+    str | None,
+    typer.Option(
+        "--num-proc",
+        metavar="N|MIN:MAX",
+        help="Worker processes, over the devices in turn; with --ray also MIN:MAX, for a cluster that grows.",
+        rich_help_panel=panels.DEVICES,
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Spread the run over a Ray cluster: local (one of this machine), auto, host:port or ray://host:port.",
+        rich_help_panel=panels.DEVICES,
+    ),
+]
 BatchSecondsOption = Annotated[
     float | None,
     typer.Option(

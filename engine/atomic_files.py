@@ -8,11 +8,13 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import stat
 import sys
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # Names of ``atomic_file``'s temporaries, whatever process made them; no other program uses such names.
 _TEMPORARY_END = ".mkc-fast.tmp"
+# Digests of machines' names have up to four digits.
+_HOSTS = 10_000
 _TEMPORARY = re.compile(r"\..+\.\d+" + re.escape(_TEMPORARY_END))
 # Ends of the names of ``atomic_directory``'s temporaries: what is being made, and what is being replaced.
 _MADE, _REPLACED = ".mkc-fast-dir.tmp", ".mkc-fast-dir.old"
@@ -306,10 +310,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporary(path: Path, pid: int) -> None:
-    """Remove what a process that is dead now may have left of ``path`` under its temporary name."""
+def remove_temporary(path: Path, pid: int, machine: str | None = None) -> None:
+    """Remove what a process that is dead now may have left of ``path`` under its temporary name.
+
+    Args:
+        path: The final name.
+        pid: Of the process.
+        machine: Its machine (``platform.node()``); default: this one.
+    """
     with contextlib.suppress(OSError):
-        _temporary(path, pid).unlink(missing_ok=True)
+        _temporary(path, pid, machine).unlink(missing_ok=True)
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -321,8 +331,10 @@ def remove_temporaries(folder: Path) -> None:
                     (folder / name).unlink(missing_ok=True)
 
 
-def _temporary(path: Path, pid: int) -> Path:
-    return path.with_name(f".{path.name}.{pid}{_TEMPORARY_END}")
+def _temporary(path: Path, pid: int, machine: str | None = None) -> Path:
+    # Machines that share a folder may have processes of one id.
+    host = zlib.crc32((platform.node() if machine is None else machine).encode())
+    return path.with_name(f".{path.name}.{pid}.{host % _HOSTS}{_TEMPORARY_END}")
 
 
 def open_regular(path: Path) -> int:

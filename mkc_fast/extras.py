@@ -21,6 +21,7 @@ TRAIN_EXTRA: Final = "train"
 DOWNLOAD_EXTRA: Final = "download"
 AV_EXTRA: Final = "av"
 PARQUET_EXTRA: Final = "parquet"
+RAY_EXTRA: Final = "ray"
 # By the name that Python imports: the package's name in a message, and its extra in pyproject.toml.
 _PACKAGES = {
     "onnxruntime": ("ONNX Runtime", CPU_EXTRA),
@@ -39,6 +40,7 @@ _PACKAGES = {
     "gdown": ("gdown", DOWNLOAD_EXTRA),
     "av": ("PyAV", AV_EXTRA),
     "pyarrow": ("pyarrow", PARQUET_EXTRA),
+    "ray": ("Ray", RAY_EXTRA),
 }
 EXPORT_MODULES: Final = ("torch", "onnx", "onnxscript")
 

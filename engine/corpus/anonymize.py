@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from os import PathLike
 
+    from mkc_fast.engine.corpus.pool import Cluster
     from mkc_fast.engine.datasets.dataset import Dataset
     from mkc_fast.names import AudioFormat, Level, Mode, OnFailure
 
@@ -226,6 +227,8 @@ def anonymize_corpus(
     allow_mixed: bool = False,
     private_manifest: bool = False,
     on_failure: OnFailure = STOP,
+    cluster: Cluster | None = None,
+    least_proc: int | None = None,
     progress: Callable[[Status], None] | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Summary:
@@ -274,6 +277,10 @@ def anonymize_corpus(
         on_failure: What becomes of a recording that fails twice, the second time alone. ``"stop"``: it gets no output,
             and its data directory is not completed: it has no ``wav.scp``. ``"copy-silence"``: its output is silence of
             its length.
+        cluster: The machines that the workers run on, such as an open ``mkc_fast.engine.cluster.RayCluster``. All of
+            them must see the paths of recordings, outputs, model and bank. Default: this machine.
+        least_proc: On a cluster, so many of the ``num_proc`` workers are kept to the end; the others are let go once
+            there is nothing left for them, so that their machines can be returned. Default: all.
         progress: Called with a ``Status`` several times a second, in this thread, and with ``Status.done`` at the end.
             If it raises, the workers are ended and the error is passed on.
         stopped: Called often. Once it returns true, the run ends within seconds and ``Summary.interrupted`` is set.
@@ -291,9 +298,12 @@ def anonymize_corpus(
         WriteError: The disk is full, or a manifest was removed during the run.
         StoppedError: Workers no longer start. What was written is complete, and the same call continues.
     """
-    used = default_devices() if devices is None else list(devices)
-    for device in used:
-        cuda_index(device)
+    if cluster is not None:
+        used = cluster.devices(devices)
+    else:
+        used = default_devices() if devices is None else list(devices)
+        for device in used:
+            cuda_index(device)
     if corpus is None:
         corpus = open_corpus(
             audio_list=audio_list,
@@ -324,6 +334,8 @@ def anonymize_corpus(
         allow_mixed=allow_mixed,
         private_manifest=private_manifest,
         on_failure=on_failure,
+        cluster=cluster,
+        least=least_proc,
     )
     watch = progress or (lambda _: None)
     summary = run_corpus(run, stopped=stopped or (lambda: False), watch=watch, begun=corpus.unfinish)

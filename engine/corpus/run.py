@@ -21,7 +21,7 @@ from mkc_fast.engine.corpus.scheduler import Scheduler, worker_configs
 from mkc_fast.engine.corpus.status import FolderSummary, Status, Summary
 from mkc_fast.engine.corpus.subset import entries_used, random_subset
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
-from mkc_fast.engine.devices import cuda_index, device_kind
+from mkc_fast.engine.devices import cuda_index, device_kind, parse_device
 from mkc_fast.engine.draws import check_draw
 from mkc_fast.engine.options import EngineOptions, check_choice, default_batch_s
 from mkc_fast.engine.passes.shapes import whole_steps
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Sequence
 
     from mkc_fast.engine.corpus.outputs import Folder
+    from mkc_fast.engine.corpus.pool import Cluster
     from mkc_fast.names import OnFailure
 
 
@@ -55,6 +56,8 @@ class Run:
             operators or versions, or batched and not batched.
         private_manifest: Keep recordings' paths out of the manifest.
         on_failure: What becomes of a recording that fails: nothing, or silence as its output.
+        cluster: Machines that the workers run on; default: this one.
+        least: Workers that are kept to the end; default: all.
     """
 
     folders: list[Folder]
@@ -71,6 +74,8 @@ class Run:
     allow_mixed: bool = False
     private_manifest: bool = False
     on_failure: OnFailure = STOP
+    cluster: Cluster | None = None
+    least: int | None = None
 
     @property
     def banks(self) -> list[Path]:
@@ -85,6 +90,8 @@ class Run:
     def batch_s(self) -> float:
         """Padded seconds of audio that run at once."""
         given = self.options.batch_s
+        if self.cluster is not None:
+            return self.cluster.batch_s(self.devices, self.options)
         return min(map(default_batch_s, self.devices)) if given is None else given
 
 
@@ -114,8 +121,11 @@ def run_corpus(
     """
     check_draw(run.settings.mode, run.settings.stride, run.settings.seed)
     for device in run.devices:
-        check_choice(cuda_index(device), run.options.provider, run.options.precision)
-    _check_kinds(run)
+        # A cluster's devices are not here; its workers say what they have.
+        index = cuda_index(device) if run.cluster is None else parse_device(device)
+        check_choice(index, run.options.provider, run.options.precision)
+    if run.cluster is None:
+        _check_kinds(run)
     if run.on_failure not in ON_FAILURE:
         raise ArgumentError(f"on_failure is {run.on_failure!r}; expected one of {', '.join(ON_FAILURE)}")
     run = _with_secret(run)
@@ -256,7 +266,7 @@ def _work(
         return
     begin = time.perf_counter()
     config = WorkerConfig(run.model, tuple(banks), CPU, run.options, 1, run.settings, run.factory)
-    scheduler = Scheduler(worker_configs(config, run.devices, run.num_proc)[: len(tasks)], run.timeout_s)
+    scheduler = _scheduler(run, config, len(tasks))
     batched = run.batch_s > 0
     info = read_model_info(run.model)
     admitted = False
@@ -317,6 +327,16 @@ def _work(
             retrying = len(scheduler.retrying)
             yield Status(summary, max(0.0, remaining_s), elapsed_s, scheduler.workers, failure, notes, retrying)
     summary.interrupted = stopped() and summary.written + len(summary.failed) < len(tasks)
+
+
+def _scheduler(run: Run, config: WorkerConfig, num_tasks: int) -> Scheduler:
+    """Gives the run's batches to processes of this machine, or to the cluster's workers."""
+    if run.cluster is None:
+        return Scheduler(worker_configs(config, run.devices, run.num_proc)[:num_tasks], run.timeout_s)
+    configs = run.cluster.configs(config, run.devices, run.num_proc)[:num_tasks]
+    # A copy of an utterance has the same draws only if there is a seed, and recorded draws must be the output's.
+    copies = run.settings.draw_seed is not None or not run.settings.record_draws
+    return Scheduler(configs, run.timeout_s, run.cluster.pool, least=run.least, copies=copies)
 
 
 def _record(task: Task, outcome: Outcome) -> dict[str, Any]:

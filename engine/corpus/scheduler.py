@@ -1,24 +1,22 @@
-"""Gives batches from one queue to worker processes, replaces workers that die, and finds the recording at fault."""
+"""Gives batches from one queue to workers, replaces workers that die, and finds the recording at fault.
+
+Where the workers run is a ``Pool``: processes of this machine (``processes.py``) or actors of a cluster. All rules
+about what is tried again, how often and with what beside it are here, so that they are the same everywhere.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 import mkc_fast
-from mkc_fast.engine.atomic_files import remove_temporary
-from mkc_fast.engine.corpus.protocol import AHEAD_ON_GPU, EXIT_LOST_DEVICE, Outcome, Task, WorkerConfig
-from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S, Clock, SilenceTimer, is_stopped
+from mkc_fast.engine.corpus.processes import LAST_WAIT_S, Processes
+from mkc_fast.engine.corpus.protocol import AHEAD_ON_GPU, Outcome, Task, WorkerConfig
+from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S, Clock, SilenceTimer
 from mkc_fast.engine.devices import cores
 from mkc_fast.errors import MkcError
 from mkc_fast.names import CPU
@@ -28,23 +26,24 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from mkc_fast.engine.corpus.plan import Plan
+    from mkc_fast.engine.corpus.pool import Pool, WorkerHandle
 
 # If so many workers died while they computed one recording alone, it is the cause. Fewer deaths can be chance: a
 # machine that is short of memory kills the process that asks last.
 _DEATHS_OF_ONE = 3
 # If a worker dies so many times in a row before it is ready, it cannot start.
 _DEATHS_AT_START = 5
-# If so many workers die before any recording has an outcome, the recordings are not the cause.
+# If so many workers die before any recording has an outcome, the recordings are not the cause. With many workers, one
+# machine that fails may take a good part of them with it: then so many times as many as there are.
 _DEATHS_WITHOUT_OUTCOME = 20
+_DEATHS_OF_EACH = 2
 _TICK_S = 0.2
-# Not ``python -m``: pickled objects must be of the module's classes, not of ``__main__``'s.
-_START = "from mkc_fast.engine.corpus.worker import main; main()"
+# A batch that has taken so many times as long as others is given to a second worker, if one has nothing else to do.
+_LATE = 2.0
 # A run that was stopped waits so long for the batches that are computed.
 _GRACE_S = 2.0
 # A worker that has closed its connection gets so long to exit by itself.
 _EXIT_S = 1.0
-# A killed process is waited for so long. One that a driver holds inside the kernel may never end.
-_LAST_WAIT_S = 5.0
 
 
 @dataclass
@@ -53,23 +52,24 @@ class WorkerState:
 
     Attributes:
         config: What it was started with.
+        handle: How it is talked to.
         failed_starts: How many of its predecessors in a row died before they were ready.
         outstanding: Its batches by number, with the tasks of each that it has not reported.
         started: The last batch that it has begun to compute.
         busy_s: Seconds that it has computed, as far as reported.
         ready_at: When it was ready (``time.perf_counter``), None before.
         load_s: Seconds it took to load the models.
+        sent_at: When each of its batches was sent.
         silence: How long it has reported nothing.
         chosen: What its graphs run on, in one line.
         ran: What decides the last bits of what it computes.
-        pid: Of its process.
     """
 
     config: WorkerConfig
-    process: subprocess.Popen[bytes]
-    connection: Connection[Any, Any]
+    handle: WorkerHandle
     failed_starts: int = 0
     outstanding: OrderedDict[int, dict[int, Task]] = field(default_factory=OrderedDict)
+    sent_at: dict[int, float] = field(default_factory=dict)
     started: int = 0
     busy_s: float = 0.0
     ready_at: float | None = None
@@ -80,37 +80,21 @@ class WorkerState:
 
     @property
     def device(self) -> str:
-        """The device on which it computes."""
-        return self.config.device
+        """The device on which it computes, and the machine where that is not this one."""
+        return f"{self.config.device} of {self.handle.where}" if self.handle.where else self.config.device
 
     @property
     def pid(self) -> int:
         """The id of its process."""
-        return self.process.pid
-
-    def end(self, grace_s: float = 0.0) -> int:
-        """Kill its process, with the commands that it has begun, and return its exit code.
-
-        Args:
-            grace_s: Seconds that it may take to exit by itself.
-        """
-        for seconds in (grace_s, _LAST_WAIT_S):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=seconds)
-            with contextlib.suppress(OSError):
-                os.killpg(self.pid, signal.SIGKILL)  # it leads its own process group
-        code = self.process.returncode
-        return -signal.SIGKILL if code is None else code
+        return self.handle.pid
 
     def remove_temporaries(self) -> None:
         """Remove the files that it was writing; for a worker that is dead."""
-        for batch in self.outstanding.values():
-            for task in batch.values():
-                remove_temporary(task.output, self.pid)
+        self.handle.remove_temporaries(chain.from_iterable(batch.values() for batch in self.outstanding.values()))
 
 
 class Scheduler:
-    """Runs batches of tasks on worker processes, one for each configuration given.
+    """Runs batches of tasks on workers, one for each configuration given.
 
     Attributes:
         workers: The workers at work.
@@ -122,14 +106,33 @@ class Scheduler:
         admit: Called with the ``ran`` of each worker that is ready, before it gets a batch; an error ends the run.
     """
 
-    def __init__(self, configs: Sequence[WorkerConfig], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        configs: Sequence[WorkerConfig],
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        pool: Pool | None = None,
+        *,
+        least: int | None = None,
+        copies: bool = False,
+    ) -> None:
         """Prepare for workers of these configurations.
 
         Args:
             configs: One for each worker.
             timeout_s: A worker that is silent for longer than this, beyond what the length of its work and its own
                 pace explain, is killed and treated like one that died; 0 is no limit.
+            pool: Where they run. Default: processes of this machine.
+            least: Of them, so many are kept to the end of the run; the others are let go once there is nothing left for
+                them. Default: all are kept.
+            copies: At the end, give the batches that are still out to idle workers, too: what comes first counts.
         """
+        self.pool: Pool = Processes() if pool is None else pool
+        self._least = len(configs) if least is None else least
+        self._copies = copies
+        self._copied: set[int] = set()
+        self._batches_done = 0
+        self._batch_seconds = 0.0
+        self._done: set[int] = set()
         self.configs = list(configs)
         self.timeout_s = timeout_s
         self.workers: list[WorkerState] = []
@@ -177,6 +180,7 @@ class Scheduler:
             while (self.queue or self._outstanding()) and not stopped():
                 self._fill_workers()
                 yield from self._receive()
+                self._let_go()
                 yield None
             self._stopping = True
             begun = [(worker, number) for worker in self.workers for number in worker.outstanding]
@@ -192,31 +196,7 @@ class Scheduler:
         return any(worker.outstanding for worker in self.workers)
 
     def _spawn(self, config: WorkerConfig, failed_starts: int = 0) -> WorkerState:
-        # A socket and a new interpreter: nothing of this process is inherited, its main module is not imported again
-        # (so scripts need no guard), and either side notices at once when the other has ended.
-        parent_end, worker_end = socket.socketpair()
-        environment = {**os.environ, "PYTHONPATH": _import_path()}
-        if config.blas_threads:
-            for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-                environment[variable] = str(config.blas_threads)
-        try:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
-                [sys.executable, "-c", _START, str(worker_end.fileno())],
-                pass_fds=[worker_end.fileno()],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # decoders print messages about damaged files there
-                # A terminal sends Ctrl-C to its whole process group; this process decides what follows.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise MkcError(f"{sys.executable}: a worker cannot start ({error.strerror})") from None
-        worker_end.close()
-        connection: Connection[Any, Any] = Connection(parent_end.detach())
-        worker = WorkerState(config, process, connection, failed_starts)
-        with contextlib.suppress(OSError):  # it is dead, which is handled in _receive
-            connection.send(config)
-        return worker
+        return WorkerState(config, self.pool.start(config), failed_starts)
 
     def _fill_workers(self) -> None:
         for batches in range(max(config.ahead for config in self.configs)):  # idle workers first
@@ -226,32 +206,72 @@ class Scheduler:
 
     def _send_next(self, worker: WorkerState) -> None:
         """Send the next batch; a worker with a suspect batch gets no other, so its death has one possible cause."""
-        if not self.queue or (worker.outstanding and self._has_suspect(self.queue[0], *worker.outstanding.values())):
+        if not self.queue:
+            if self._copies and not worker.outstanding:
+                self._send_copy(worker)
             return
-        batch = self.queue[0]
+        if worker.outstanding and self._has_suspect(self.queue[0], *worker.outstanding.values()):
+            return
+        if self._send(worker, self.queue[0]):
+            self.queue.popleft()
+
+    def _send(self, worker: WorkerState, batch: list[Task]) -> bool:
+        """Send a batch; false if the worker is dead, which is handled when it is to be heard."""
         try:
-            worker.connection.send((self._number + 1, batch, self._lengths))
+            worker.handle.send((self._number + 1, batch, self._lengths))
         except OSError:
-            return  # it is dead, which is handled in _receive
-        self.queue.popleft()
+            return False
         self._number += 1
         worker.outstanding[self._number] = {task.index: task for task in batch}
+        worker.sent_at[self._number] = time.perf_counter()
+        return True
+
+    def _send_copy(self, worker: WorkerState) -> None:
+        """Give a worker with nothing to do the batch that another has not begun, or takes long for."""
+        now = time.perf_counter()
+        usual_s = self._batch_seconds / max(1, self._batches_done)
+        candidates = [
+            (number <= other.started, other.sent_at[number], number, list(batch.values()))
+            for other in self.workers
+            if other is not worker
+            for number, batch in other.outstanding.items()
+        ]
+        for begun, sent_at, _, batch in sorted(candidates, key=lambda found: found[:3]):
+            if begun and now - sent_at < _LATE * usual_s:
+                continue
+            if self._has_suspect(batch) or not self._copied.isdisjoint(task.index for task in batch):
+                continue  # what may kill workers gets one at a time
+            if self._send(worker, batch):
+                self._copied.update(task.index for task in batch)
+            return
+
+    def _let_go(self) -> None:
+        """End workers that have nothing to do, beyond those that are to be kept."""
+        if self.queue:
+            return
+        for worker in list(self.workers):
+            if len(self.workers) <= self._least:
+                return
+            if not worker.outstanding and (worker.ready_at is not None or not worker.handle.placed):
+                self.workers.remove(worker)
+                worker.handle.end()
 
     def _has_suspect(self, tasks: Iterable[Task], *batches: Iterable[int]) -> bool:
         return not self.suspects.isdisjoint(chain((task.index for task in tasks), *batches))
 
     def _receive(self) -> Iterator[Outcome]:
-        by_connection = {worker.connection: worker for worker in self.workers}
-        for connection in wait(list(by_connection), timeout=_TICK_S):
-            worker = by_connection[connection]  # type: ignore[index]
+        by_handle = {worker.handle: worker for worker in self.workers}
+        for handle in self.pool.wait(list(by_handle), _TICK_S):
+            worker = by_handle[handle]
             try:
-                message = worker.connection.recv()
+                messages = handle.receive()
             except (EOFError, OSError):
                 yield from self._handle_death(worker)
                 continue
-            outcome = self._handle_message(worker, *message)
-            if outcome is not None:
-                yield outcome
+            for message in messages:
+                outcome = self._handle_message(worker, *message)
+                if outcome is not None:
+                    yield outcome
         if self.timeout_s and not self._stopping:
             yield from self._end_hung()
 
@@ -262,11 +282,11 @@ class Scheduler:
             return
         for worker in list(self.workers):
             loading, silence = worker.ready_at is None, worker.silence
-            if not loading and not worker.outstanding:
+            if not worker.handle.placed or (not loading and not worker.outstanding):
                 continue
             tasks = chain.from_iterable(batch.values() for batch in worker.outstanding.values())
             limit_s = silence.limit_s(self.timeout_s, loading, tasks)
-            if silence.silent_s + step_s > limit_s / 2 and is_stopped(worker.pid):
+            if silence.silent_s + step_s > limit_s / 2 and worker.handle.is_stopped():
                 continue  # once it is continued, it still has the other half
             silence.silent_s += step_s
             if silence.silent_s > limit_s:
@@ -297,8 +317,9 @@ class Scheduler:
             number, outcome = content
             tasks = worker.outstanding.get(number, {})
             task = tasks.pop(outcome.index, None)
-            if not tasks:
-                worker.outstanding.pop(number, None)
+            if not tasks and worker.outstanding.pop(number, None) is not None:
+                self._batches_done += 1
+                self._batch_seconds += time.perf_counter() - worker.sent_at.pop(number)
             self._any_outcome = True
             worker.silence.heard(outcome.audio_s)
             seconds = outcome.stage_seconds
@@ -306,9 +327,23 @@ class Scheduler:
             if task is None or (outcome.error is not None and self._retry(task)):
                 return None
             self.retrying.discard(outcome.index)
+            if outcome.index in self._copied and not self._first(outcome.index):
+                return None
             counted: Outcome = replace(outcome, ran=worker.ran)
             return counted
         return None
+
+    def _first(self, index: int) -> bool:
+        """Whether this outcome is the first of a task that several workers have; the others need not report it."""
+        if index in self._done:
+            return False
+        self._done.add(index)
+        for worker in self.workers:
+            for number, tasks in list(worker.outstanding.items()):
+                tasks.pop(index, None)
+                if not tasks:
+                    del worker.outstanding[number], worker.sent_at[number]
+        return True
 
     def _retry(self, task: Task) -> bool:
         """Queue a task that failed once more, alone and as the last: the cause may be gone by then."""
@@ -326,12 +361,15 @@ class Scheduler:
             worker: It has closed its connection, or hangs.
             cause: Why it is killed; None if it has died.
         """
-        worker.connection.close()
-        code = worker.end(_EXIT_S if cause is None else 0.0)
-        cause = cause or _cause(code)
+        died_of = worker.handle.end(_EXIT_S if cause is None else 0.0)
+        cause = cause or died_of
         worker.remove_temporaries()
-        batches = {number: list(batch.values()) for number, batch in worker.outstanding.items()}
+        batches = {
+            number: [task for task in batch.values() if task.index not in self._done]
+            for number, batch in worker.outstanding.items()
+        }
         worker.outstanding.clear()
+        worker.sent_at.clear()
         # Batches before the one being computed were only being written; those after it may have been decoded already.
         self.queue.extendleft(batch for number, batch in reversed(batches.items()) if number < worker.started)
         suspects = [batch for number, batch in batches.items() if number >= worker.started]
@@ -354,6 +392,8 @@ class Scheduler:
             self.queue.append(batch)
         else:
             self._any_outcome = True
+            if task.index in self._copied and not self._first(task.index):
+                return
             yield Outcome(task.index, error=f"{task.utterance.shown}: {_DEATHS_OF_ONE} workers died of it ({cause})")
 
     def _replace(self, worker: WorkerState, cause: str) -> None:
@@ -364,7 +404,8 @@ class Scheduler:
         failed_starts = worker.failed_starts + 1 if worker.ready_at is None else 0
         if failed_starts < _DEATHS_AT_START:
             self.replaced += 1
-            if self.replaced >= _DEATHS_WITHOUT_OUTCOME and not self._any_outcome:
+            most = max(_DEATHS_WITHOUT_OUTCOME, _DEATHS_OF_EACH * len(self.configs))
+            if self.replaced >= most and not self._any_outcome:
                 raise MkcError(f"{self.replaced} workers died, and nothing came of any recording ({cause})")
             self.workers.insert(position, self._spawn(worker.config, failed_starts))
         else:
@@ -378,29 +419,13 @@ class Scheduler:
         for worker in self.workers:
             if not worker.outstanding and worker.ready_at is not None:
                 with contextlib.suppress(OSError):
-                    worker.connection.send(None)
+                    worker.handle.send(None)
                     exiting.append(worker)
-        deadline = time.perf_counter() + _LAST_WAIT_S
+        deadline = time.perf_counter() + LAST_WAIT_S
         for worker in self.workers:
-            worker.end(max(0.0, deadline - time.perf_counter()) if worker in exiting else 0.0)
+            worker.handle.end(max(0.0, deadline - time.perf_counter()) if worker in exiting else 0.0)
         for worker in self.workers:
-            worker.connection.close()
             worker.remove_temporaries()
-
-
-def _import_path() -> str:
-    """The import path of this process, so that a worker can import the same modules, also those of tests."""
-    return os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
-
-
-def _cause(code: int) -> str:
-    if code == EXIT_LOST_DEVICE:
-        return "the device was lost"
-    if code == -signal.SIGKILL:
-        return "killed, perhaps because memory ran out"
-    if code < 0:
-        return f"signal {-code}, {signal.strsignal(-code)}"
-    return f"exit code {code}"
 
 
 def worker_configs(config: WorkerConfig, devices: Sequence[str], num_proc: int | None) -> list[WorkerConfig]:
