@@ -20,7 +20,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from mkc_fast import __version__
 from mkc_fast.engine.audio.read import Recording, peak_of, read_utterance
@@ -92,10 +92,20 @@ def _forwarded_warnings(send: Callable[[str, str], None], kind: str) -> Iterator
         logger.removeHandler(handler)
 
 
+class Channel(Protocol):
+    """What a worker needs of a connection."""
+
+    def send(self, message: Any, /) -> None:
+        """Send to the scheduler; raises OSError once it has ended."""
+
+    def recv(self) -> Any:
+        """Wait for a message of the scheduler; raises EOFError or OSError once it has ended."""
+
+
 class Worker:
     """The worker's side of a connection to the scheduler."""
 
-    def __init__(self, connection: Connection, config: WorkerConfig) -> None:
+    def __init__(self, connection: Channel, config: WorkerConfig) -> None:
         self.connection = connection
         self.config = config
         self.sending = threading.Lock()
