@@ -9,10 +9,13 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
+from mkc_fast.engine.cluster.ray_module import set_variables
 from mkc_fast.errors import MkcError
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mkc_fast.engine.corpus.protocol import WorkerConfig
 
 # The most messages that are taken at a time: a taker that was away gets them in several answers.
@@ -61,7 +64,8 @@ class WorkerActor:
     It has two threads for calls: one for ``take``, which waits, and one for ``put``.
     """
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, environment: Mapping[str, str | None]) -> None:
+        set_variables(environment)
         self.mailbox = Mailbox()
         self.mailbox.send(("placed", platform.node(), os.getpid()))
         threading.Thread(target=self._work, args=[config], daemon=True).start()

@@ -11,7 +11,7 @@ from mkc_fast.errors import MkcError
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mkc_fast.engine.corpus.pool import WorkerHandle
     from mkc_fast.engine.corpus.protocol import Task, WorkerConfig
@@ -98,8 +98,9 @@ class RayWorker:
 class Actors:
     """Starts actors and waits for what they say: a ``Pool``."""
 
-    def __init__(self, ray: Any, share: Share) -> None:
+    def __init__(self, ray: Any, share: Share, environment: Mapping[str, str | None]) -> None:
         self._ray = ray
+        self._environment = environment
         self._share = share
         # No restarts and no retries by Ray: the scheduler knows which recordings the actor had, and tries them again
         # apart. Actors end with this process, their owner.
@@ -113,7 +114,7 @@ class Actors:
         )
 
     def start(self, config: WorkerConfig) -> RayWorker:
-        actor = self._kind.remote(config)
+        actor = self._kind.remote(config, self._environment)
         return RayWorker(self._ray, actor, actor.take.remote(_TAKE_S))
 
     def wait(self, workers: Sequence[WorkerHandle], timeout_s: float) -> list[WorkerHandle]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import secrets
 import shutil
 import tempfile
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.cluster.actors import Actors, Share
-from mkc_fast.engine.cluster.ray_module import load_ray
+from mkc_fast.engine.cluster.ray_module import asking_no_cloud, load_ray
 from mkc_fast.engine.corpus.protocol import AHEAD_ON_GPU
 from mkc_fast.engine.options import default_batch_s
 from mkc_fast.errors import ArgumentError, DeviceError, MkcError
@@ -31,13 +34,18 @@ _CORES_BESIDE_GPU = 2
 # Rows are paths, so hardly anything is kept in Ray's object store: the least that Ray admits.
 _OBJECT_STORE_BYTES = 80 << 20
 _CUDA = "cuda:0"  # Ray shows each actor its own GPU alone
+# What a cluster of this machine asks of who connects; Ray would keep one for all its clusters in the home folder.
+_TOKEN = secrets.token_hex(32)
+_TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105 - its name
+_TOKEN_PLACES = (_TOKEN_VARIABLE, "RAY_AUTH_TOKEN_PATH")
 
 
 class RayCluster:
     """A Ray cluster, connected to while it is used as a context; a ``Cluster`` of ``anonymize_corpus``.
 
-    With the address ``local`` a cluster of this machine alone is started: without a dashboard, in a folder that only
-    this user can read, and removed at the end. Ray's usage statistics are off in what is started here.
+    With the address ``local`` a cluster of this machine alone is started: without a dashboard, with a token that this
+    process alone has, in a folder that only this user can read and that is removed at the end. Ray's usage statistics
+    are off in what is started here.
     """
 
     def __init__(self, address: str = "auto", *, num_cpus: int | None = None) -> None:
@@ -59,6 +67,7 @@ class RayCluster:
         self._ray = load_ray()
         self._folder: str | None = None
         self._share = Share(1)
+        self._environment: dict[str, str | None] = {}
 
     def __enter__(self) -> RayCluster:  # noqa: PYI034 - Self is in Python 3.11
         """Connect.
@@ -73,8 +82,11 @@ class RayCluster:
             self._folder = tempfile.mkdtemp(prefix="mkc-ray-", dir="/tmp")
             options |= {"include_dashboard": False, "_temp_dir": self._folder, "num_cpus": self._num_cpus}
             options["object_store_memory"] = _OBJECT_STORE_BYTES
+            if not any(name in os.environ for name in _TOKEN_PLACES):
+                os.environ[_TOKEN_VARIABLE] = _TOKEN
         try:
-            self._ray.init(self.address, **options)
+            with asking_no_cloud() if self.address == LOCAL else nullcontext({}) as self._environment:
+                self._ray.init(self.address, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             self._remove_folder()
             raise DeviceError(f"Ray at {self.address}: no cluster answers ({one_line(str(error), 200)})") from None
@@ -90,11 +102,13 @@ class RayCluster:
     def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            if os.environ.get(_TOKEN_VARIABLE) == _TOKEN:
+                del os.environ[_TOKEN_VARIABLE]
 
     @property
     def pool(self) -> Actors:
         """Where workers run: as actors, each with its share."""
-        return Actors(self._ray, self._share)
+        return Actors(self._ray, self._share, self._environment)
 
     def devices(self, asked: Sequence[str] | None) -> list[str]:
         """GPUs if the cluster has any, else CPUs; of what is asked for, only ``cpu`` is a choice."""

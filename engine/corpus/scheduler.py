@@ -365,8 +365,9 @@ class Scheduler:
         cause = cause or died_of
         worker.remove_temporaries()
         batches = {
-            number: [task for task in batch.values() if task.index not in self._done]
+            number: left
             for number, batch in worker.outstanding.items()
+            if (left := [task for task in batch.values() if task.index not in self._done])
         }
         worker.outstanding.clear()
         worker.sent_at.clear()

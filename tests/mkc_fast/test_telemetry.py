@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,16 @@ def can_trace() -> bool:
     )
 
 
+def own_address() -> str:
+    """This machine's address, as others see it; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
 def has_telemetry() -> bool:
     """Whether the ONNX Runtime installed here would report: not before 1.29, and not if built without."""
     import onnxruntime
@@ -136,6 +147,25 @@ def test_workers_send_and_leave_nothing(fresh_home, artifacts: Artifacts, tmp_pa
         ORT_DISABLE_TELEMETRY="0",  # whatever the user's own settings are
     )  # fmt: skip
     assert (found.code, found.files, found.reached) == (0, [], []), found
+
+
+def test_a_ray_cluster_of_this_machine_sends_and_leaves_nothing(
+    fresh_home, artifacts: Artifacts, tmp_path: Path, clip: np.ndarray
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    soundfile.write(tmp_path / "u.wav", clip, 16000)
+    found = fresh_home(
+        "-m", "mkc_fast", "infer", "--model", str(artifacts.model), "--bank", str(artifacts.bank), "--input",
+        str(tmp_path / "u.wav"), "--output-dir", str(tmp_path / "out"), "--ray", "local",
+        RAY_USAGE_STATS_ENABLED="1",  # whatever the user's own settings are
+        RAY_USAGE_STATS_REPORT_INTERVAL_S="1",
+    )  # fmt: skip
+    assert (found.code, found.files) == (0, []), found
+    # Its processes talk by this machine's address, which Ray asks the system for: a datagram socket is connected to an
+    # address elsewhere, and nothing is sent on it.
+    own = re.compile(rf'"(::ffff:)?({re.escape(own_address())}|0\.0\.0\.0)"|"::"')
+    reached = [line for line in found.reached if not own.search(line)]
+    assert not [line for line in reached if not re.search(r'connect\(.*htons\(53\).*"8\.8\.8\.8"\)', line)], reached
 
 
 def test_doctor_sends_and_leaves_nothing(fresh_home) -> None:

@@ -22,6 +22,7 @@ from mkc_fast import ArgumentError, anonymize_corpus
 from mkc_fast.cli import main
 from mkc_fast.engine.cluster import AnonymizeBatch, RayCluster
 from mkc_fast.engine.cluster.actor import Mailbox
+from mkc_fast.engine.cluster.ray_module import SILENCE
 from mkc_fast.engine.corpus import anonymize
 from mkc_fast.engine.corpus.run import Run
 from mkc_fast.engine.corpus.status import Status
@@ -39,7 +40,8 @@ def nodes() -> Iterator[object]:
     before = {process.pid for process in psutil.process_iter()}
     # Importing it imports Ray, so statistics are switched off first, as a run does.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in SILENCE.items():
+            patch.setenv(name, value)
         patch.setenv("PYTHONPATH", str(ROOT))
         # How soon a machine that is gone is missed.
         patch.setenv("RAY_health_check_period_ms", "500")
@@ -164,9 +166,10 @@ def test_messages_come_in_the_order_in_which_they_were_sent() -> None:
 
 
 def test_usage_statistics_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    for name in SILENCE:
+        monkeypatch.setenv(name, "1")
     RayCluster("local")
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert {name: os.environ[name] for name in SILENCE} == SILENCE
 
 
 @pytest.mark.parametrize("address", ["", "http://x", "host", "ray://", "local;x"])
