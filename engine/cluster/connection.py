@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,9 @@ class RayCluster:
             if not any(name in os.environ for name in _TOKEN_PLACES):
                 os.environ[_TOKEN_VARIABLE] = _TOKEN
         try:
-            with asking_no_cloud() if self.address == LOCAL else nullcontext({}) as self._environment:
+            with ExitStack() as stack:
+                if self.address == LOCAL:
+                    self._environment = stack.enter_context(asking_no_cloud())
                 self._ray.init(self.address, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             self._remove_folder()
