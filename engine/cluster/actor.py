@@ -61,7 +61,7 @@ class Mailbox:
 class WorkerActor:
     """One worker on some machine of a cluster; it loads the model once, and lives as long as the run.
 
-    It has two threads for calls: one for ``take``, which waits, and one for ``put``.
+    Its calls have several threads: while ``take`` waits, ``put`` is answered.
     """
 
     def __init__(self, config: WorkerConfig, environment: Mapping[str, str | None]) -> None:

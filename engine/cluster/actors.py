@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.atomic_files import remove_temporary
@@ -42,7 +42,6 @@ class RayWorker:
     Attributes:
         pid: Of its process, on its machine.
         where: Its machine.
-        node: Its machine, as Ray names it.
     """
 
     ray: Any
@@ -50,10 +49,8 @@ class RayWorker:
     answer: Any  # of the call of ``take`` that is under way
     pid: int = 0
     where: str = ""
-    node: str = ""
     _sent: int = 0
     _error: str = ""
-    _calls: list[Any] = field(default_factory=list)
 
     @property
     def placed(self) -> bool:
