@@ -39,6 +39,8 @@ struct Bank {
     const double* half_norms;
     const int64_t* num_clusters;
     long clusters, dim;
+    const float* entry(int64_t number) const { return centroids + number * clusters * dim; }
+    const double* norms(int64_t number) const { return half_norms + number * clusters; }
 };
 
 // Denormal numbers are numbers here, whatever other libraries have set for this thread.
@@ -64,17 +66,12 @@ void share(long count, int threads, const Work& work) {
     std::vector<std::thread> others;
     try {
         others.reserve(threads);
-        while (static_cast<long>(others.size()) + 1 < std::min<long>(threads, count)) others.emplace_back(run, static_cast<int>(others.size()) + 1);
+        for (int thread = 1; thread < std::min<long>(threads, count); thread++) others.emplace_back(run, thread);
     } catch (const std::system_error&) {  // those that there are do all
     } catch (const std::bad_alloc&) {
     }
     run(0);
     for (std::thread& other : others) other.join();
-}
-
-double largest_norm(const Bank& bank, long entry) {
-    const double* half_norms = bank.half_norms + entry * bank.clusters;
-    return std::sqrt(2 * *std::max_element(half_norms, half_norms + bank.num_clusters[entry]));
 }
 
 // The frames `order` of one round.
@@ -97,13 +94,20 @@ void assign_round(const Operators& with, const Bank& bank, const float* features
         for (long i = 0; i < task.count; i++)
             std::memcpy(to + i * bank.dim, features + order[task.begin + i] * bank.dim, bank.dim * sizeof(float));
     };
-    const auto decide = [&](const Task& task, const float* frame, const float* dots, double norm, long i) {
-        const int64_t entry = bank_ids[order[task.begin + i]];
-        out[order[task.begin + i]] =
-            with.decide(frame, dots, bank.centroids + entry * bank.clusters * bank.dim,
-                        bank.half_norms + entry * bank.clusters, norm, bank.num_clusters[entry], bank.dim);
-    };
     const auto entry_of = [&](const Task& task) { return bank_ids[order[task.begin]]; };
+    const auto multiply = [&](const Task& task, const float* copied, float* dots) {
+        with.multiply_frames(copied, task.count, bank.entry(entry_of(task)), task.first, task.last, bank.dim, dots,
+                             bank.clusters);
+    };
+    const auto decide = [&](const Task& task, const float* copied, const float* dots) {
+        const int64_t entry = entry_of(task);
+        const long clusters = bank.num_clusters[entry];
+        const double* norms = bank.norms(entry);
+        const double largest = std::sqrt(2 * *std::max_element(norms, norms + clusters));
+        for (long i = 0; i < task.count; i++)
+            out[order[task.begin + i]] = with.decide(copied + i * bank.dim, dots + i * bank.clusters,
+                                                     bank.entry(entry), norms, largest, clusters, bank.dim);
+    };
     const double numbers = static_cast<double>(bank.clusters) * static_cast<double>(bank.dim);
     const double useful = std::max(static_cast<double>(frames) * numbers / kThreadWork,
                                    static_cast<double>(entries) * numbers / kThreadNumbers);
@@ -114,14 +118,11 @@ void assign_round(const Operators& with, const Bank& bank, const float* features
         float* all_dots = dot_memory.floats(threads * kTaskFrames * bank.clusters);
         share(static_cast<long>(tasks.size()), threads, [&](long number, int thread) {
             const Task& task = tasks[number];
-            const int64_t entry = entry_of(task);
             float* copied = all_copied + thread * kTaskFrames * bank.dim;
             float* dots = all_dots + thread * kTaskFrames * bank.clusters;
             copy(task, copied);
-            with.multiply_frames(copied, task.count, bank.centroids + entry * bank.clusters * bank.dim, 0, task.last,
-                                 bank.dim, dots, task.last);
-            const double norm = largest_norm(bank, entry);
-            for (long i = 0; i < task.count; i++) decide(task, copied + i * bank.dim, dots + i * task.last, norm, i);
+            multiply(task, copied, dots);
+            decide(task, copied, dots);
         });
         return;
     }
@@ -138,15 +139,11 @@ void assign_round(const Operators& with, const Bank& bank, const float* features
     for (const Task& task : tasks) copy(task, copied + task.begin * bank.dim);
     share(static_cast<long>(parts.size()), threads, [&](long number, int) {
         const Task& part = parts[number];
-        with.multiply_frames(copied + part.begin * bank.dim, part.count,
-                             bank.centroids + entry_of(part) * bank.clusters * bank.dim, part.first, part.last,
-                             bank.dim, dots + part.begin * bank.clusters, bank.clusters);
+        multiply(part, copied + part.begin * bank.dim, dots + part.begin * bank.clusters);
     });
     share(static_cast<long>(tasks.size()), threads, [&](long number, int) {
         const Task& task = tasks[number];
-        const double norm = largest_norm(bank, entry_of(task));
-        for (long i = 0; i < task.count; i++)
-            decide(task, copied + (task.begin + i) * bank.dim, dots + (task.begin + i) * bank.clusters, norm, i);
+        decide(task, copied + task.begin * bank.dim, dots + task.begin * bank.clusters);
     });
 }
 
@@ -156,7 +153,7 @@ void assign_round(const Operators& with, const Bank& bank, const float* features
 // Ids of the nearest centroids; all arguments have been checked. Returns 0, or 1 if memory ran out.
 //
 //   features (frames, dim), bank_ids (frames,) in [0, N), centroids (N, clusters, dim), half_norms (N, clusters),
-//   num_clusters (N,), out (frames,); all contiguous.
+//   num_clusters (N,), out (frames,); all contiguous. At most so many threads; 0: one a core.
 extern "C" __attribute__((visibility("default"))) int mkc_fast_nearest(
     const float* features, const int64_t* bank_ids, long frames, const float* centroids, const double* half_norms,
     const int64_t* num_clusters, long clusters, long dim, int threads, int32_t* out) {
@@ -167,10 +164,11 @@ extern "C" __attribute__((visibility("default"))) int mkc_fast_nearest(
         for (long frame = 0; frame < frames; frame++) order[frame] = frame;
         std::stable_sort(order.begin(), order.end(),
                          [&](int64_t a, int64_t b) { return bank_ids[a] < bank_ids[b]; });
+        const int most = threads > 0 ? threads : Threads::cores();
         const Bank bank{centroids, half_norms, num_clusters, clusters, dim};
         for (long first = 0; first < frames; first += kRoundFrames) {
             const long count = std::min(kRoundFrames, frames - first);
-            assign_round(*chosen(), bank, features, bank_ids, order.data() + first, count, threads, out);
+            assign_round(*chosen(), bank, features, bank_ids, order.data() + first, count, most, out);
         }
         return 0;
     } catch (const std::bad_alloc&) {

@@ -173,7 +173,7 @@ class CupyLookup(Lookup):
 
     def _lookup(self, bank_ids: NDArray[np.int64], cluster_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         if self._cache:  # rows from the host's copy, instead of whole entries to the device
-            return np.ascontiguousarray(self.centroids[bank_ids, cluster_ids])
+            return super()._lookup(bank_ids, cluster_ids)
         rows = np.empty((len(bank_ids), self.dim), np.float32)
         with self._on(self._stream):
             for start in range(0, len(rows), _MAX_FRAMES):

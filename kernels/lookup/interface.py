@@ -93,9 +93,9 @@ class Lookup(ABC):
     def _assign(self, features: NDArray[np.float32], bank_ids: NDArray[np.int64]) -> NDArray[np.int32]:
         """``assign`` with checked arguments."""
 
-    @abstractmethod
     def _lookup(self, bank_ids: NDArray[np.int64], cluster_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """``lookup`` with checked arguments."""
+        """``lookup`` with checked arguments; here from the host's centroids."""
+        return np.ascontiguousarray(self.centroids[bank_ids, cluster_ids])
 
     def _check_features(self, features: ArrayLike) -> NDArray[np.float32]:
         array = np.asarray(features)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +28,7 @@ class NativeLookup(Lookup):
         threads: At most so many compute. Default: one for each core that this process may use.
 
     Raises:
-        MkcError: The library is not here, or lacks the look-up.
+        MkcError: The library is not here, or the centroids do not lie in memory as it takes them.
     """
 
     def __init__(
@@ -40,11 +39,12 @@ class NativeLookup(Lookup):
         threads: int | None = None,
     ) -> None:
         super().__init__(centroids, half_norms, num_clusters)
-        function = native_nearest()
-        if function is None:
-            raise MkcError("the native look-up is not here: it was not built, or the processor has no AVX2")
-        self._nearest = function
-        self._threads = threads or len(os.sched_getaffinity(0))
+        if not takes(self.centroids):
+            raise MkcError(
+                "the native look-up takes C-contiguous float32 on a processor with AVX2, where its library was built"
+            )
+        self._nearest = native_nearest()
+        self._threads = threads or 0
         self._half_norms = np.ascontiguousarray(half_norms)
 
     def _assign(self, features: NDArray[np.float32], bank_ids: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -65,9 +65,6 @@ class NativeLookup(Lookup):
         if short_of_memory:
             raise MemoryError("the look-up is out of memory")
         return cluster_ids
-
-    def _lookup(self, bank_ids: NDArray[np.int64], cluster_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.ascontiguousarray(self.centroids[bank_ids, cluster_ids])
 
 
 def takes(centroids: NDArray[np.float32]) -> bool:

@@ -32,9 +32,6 @@ class NumpyLookup(Lookup):
                 cluster_ids[part] = _nearest(features[part], centroids, half_norms)
         return cluster_ids
 
-    def _lookup(self, bank_ids: NDArray[np.int64], cluster_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.ascontiguousarray(self.centroids[bank_ids, cluster_ids])
-
 
 def _grouped(bank_ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each entry that occurs, in ascending order, with the frames that have it."""

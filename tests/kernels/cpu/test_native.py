@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +50,6 @@ PLAIN = {
 NONE, GELU, SILU, GLU = range(4)
 
 Array = np.ndarray
-
-
-@pytest.fixture(params=[512, 256], ids=["AVX-512", "AVX2"])
-def bits(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Each instruction set that this processor has."""
-    library = ctypes.CDLL(str(native_library()))
-    if library.mkc_fast_vector_bits() < request.param:
-        pytest.skip(f"this processor has no vectors of {request.param} bits")
-    library.mkc_fast_limit_vector_bits(request.param)
-    assert library.mkc_fast_vector_bits() == request.param
-    yield request.param
-    library.mkc_fast_limit_vector_bits(512)
 
 
 def session(operator: str, inputs: dict[str, Array | None], threads: int, **attributes: Any) -> ort.InferenceSession:

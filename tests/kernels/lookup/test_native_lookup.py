@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from mkc_fast.kernels import NativeLookup, NumpyLookup, half_squared_norms, make_lookup
-from mkc_fast.kernels.cpu.loader import native_library
 from mkc_fast.kernels.lookup.native_lookup import native_nearest
+from tests.kernels.lookup.test_lookup import brute_force
 
-pytestmark = pytest.mark.skipif(
-    native_nearest() is None, reason="the native operators are not built or cannot run here"
-)
+pytestmark = pytest.mark.usefixtures("bits")
 
-
-@pytest.fixture(params=[512, 256], ids=["AVX-512", "AVX2"], autouse=True)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    library = ctypes.CDLL(str(native_library()))
-    library.mkc_fast_limit_vector_bits(request.param)
-    if library.mkc_fast_vector_bits() != request.param:
-        pytest.skip("this processor has no AVX-512")
-    yield
-    library.mkc_fast_limit_vector_bits(512)
+if native_nearest() is None:
+    pytest.skip("the native operators are not built here: no C++ compiler, or no AVX2", allow_module_level=True)
 
 
 def bank(centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -34,12 +22,6 @@ def bank(centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
             np.stack([half_squared_norms(each) for each in centroids]),
             [centroids.shape[1]] * len(centroids),
         )
-
-
-def nearest(centroids: np.ndarray, features: np.ndarray, banks: np.ndarray) -> np.ndarray:
-    wide = centroids.astype(np.float64)
-    pairs = zip(features.astype(np.float64), banks, strict=True)
-    return np.array([((wide[entry] - frame) ** 2).sum(-1).argmin() for frame, entry in pairs])
 
 
 def test_the_default_on_a_cpu_is_native() -> None:
@@ -63,10 +45,9 @@ def test_tiles_of_every_size(count: int, clusters: int) -> None:
     rng = np.random.default_rng(count)
     centroids = rng.standard_normal((2, clusters, 37), np.float32)
     features, banks = rng.standard_normal((2 * count, 37), np.float32), np.repeat([1, 0], count)
-    expected = nearest(centroids, features, banks)
     for threads in (1, 3, 16):
-        found = make_lookup(*bank(centroids), "native", threads=threads).assign(features, banks)
-        np.testing.assert_array_equal(found, expected)
+        lookup = make_lookup(*bank(centroids), "native", threads=threads)
+        np.testing.assert_array_equal(lookup.assign(features, banks), brute_force(lookup, features, banks))
 
 
 @pytest.mark.parametrize("threads", [2, 5])
@@ -75,8 +56,8 @@ def test_threads_share_entries_and_centroids(threads: int, entries: int, frames:
     rng = np.random.default_rng(entries)
     centroids = rng.standard_normal((entries, 300, 256), np.float32)
     features, banks = rng.standard_normal((frames, 256), np.float32), rng.integers(0, entries, frames)
-    found = make_lookup(*bank(centroids), "native", threads=threads).assign(features, banks)
-    np.testing.assert_array_equal(found, nearest(centroids, features, banks))
+    lookup = make_lookup(*bank(centroids), "native", threads=threads)
+    np.testing.assert_array_equal(lookup.assign(features, banks), brute_force(lookup, features, banks))
 
 
 def test_more_frames_than_a_round() -> None:
