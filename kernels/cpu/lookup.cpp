@@ -55,7 +55,7 @@ class FullRange {
     unsigned before_;
 };
 
-// Runs work(task, thread) of tasks 0 .. count - 1, on as many threads as there are to be had.
+// Runs work(task, thread) of tasks 0 .. count - 1, on so many threads, or on fewer if the system starts no more.
 template <class Work>
 void share(long count, int threads, const Work& work) {
     std::atomic<long> next{0};
@@ -67,7 +67,7 @@ void share(long count, int threads, const Work& work) {
     try {
         others.reserve(threads);
         for (int thread = 1; thread < std::min<long>(threads, count); thread++) others.emplace_back(run, thread);
-    } catch (const std::system_error&) {  // those that there are do all
+    } catch (const std::system_error&) {  // the threads that did start do all the work
     } catch (const std::bad_alloc&) {
     }
     run(0);
@@ -77,7 +77,7 @@ void share(long count, int threads, const Work& work) {
 // The frames `order` of one round.
 void assign_round(const Operators& with, const Bank& bank, const float* features, const int64_t* bank_ids,
                   const int64_t* order, long frames, int threads, int32_t* out) {
-    // Memory is this thread's, which keeps it: new memory costs as much time as the products of a short call.
+    // This thread keeps its memory from call to call: new memory takes as long as the products of a short call.
     static thread_local Scratch frame_memory, dot_memory;
     std::vector<Task> tasks;
     long entries = 0;

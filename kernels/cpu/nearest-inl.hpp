@@ -124,7 +124,7 @@ inline double squared_distance(const float* x, const float* c, long dim) {
     return sums[0];
 }
 
-// The id of the centroid nearest to x, from the products with all of them.
+// The id of the centroid nearest to x. `dots` are the products of x with all centroids.
 inline int decide(const float* x, const float* dots, const float* entry, const double* half_norms, double largest_norm,
                   long clusters, long dim) {
     constexpr int kLanes = 16;
