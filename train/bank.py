@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,33 +14,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.artifacts import MODEL_FILE, BankInfo, TrainedEntry, identity
-from mkc_fast.engine.atomic_files import atomic_file, locked
+from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.audio.read import Recording, read_utterance
 from mkc_fast.engine.corpus.plan import lengths_s
-from mkc_fast.engine.datasets.kaldi import read_data_directory
 from mkc_fast.engine.datasets.lines import check_name
-from mkc_fast.engine.datasets.path_lists import read_audio_list
-from mkc_fast.engine.datasets.speakers import read_utt2spk
 from mkc_fast.engine.devices import cores
 from mkc_fast.engine.draws import check_seed
 from mkc_fast.engine.encoder import Encoder
-from mkc_fast.errors import ArgumentError, ListError, MkcError, OutputError
+from mkc_fast.errors import ListError, MkcError, OutputError
 from mkc_fast.export.bank import build_bank
 from mkc_fast.extras import required
 from mkc_fast.names import CPU
 from mkc_fast.text import one_line, printable
 from mkc_fast.train.groups import ALL, REFUSE, SPEAKER, Group, grouped, speakers_a_model, with_enough
 from mkc_fast.train.kmeans import FitJob, Fitted, KMeansSettings
+from mkc_fast.train.speech import NEEDED, UNUSED, read_speech
+from mkc_fast.train.work_folder import work_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
-    from mkc_fast.engine.datasets.dataset import Utterance
     from mkc_fast.engine.options import EngineOptions
 
 MODELS_LIST = "kmeans.scp"
-_SETTINGS, _LOCK = "settings.json", "lock"
 # Of a recording, kept in memory: longer ones are read window by window.
 _MOST_IN_MEMORY_S = 600
 
@@ -143,7 +139,14 @@ def train_bank(
     out_path = Path(out)
     if out_path.is_dir() and any(out_path.iterdir()) and not overwrite:
         raise OutputError(f"{out_path}: already there; --overwrite replaces it")
-    utterances, speakers = _speech(audio_list, data_dirs, utt2spk, per, allow_commands=allow_commands)
+    utterances, speakers = read_speech(
+        audio_list,
+        data_dirs,
+        utt2spk,
+        speakers=UNUSED if per == ALL else NEEDED,
+        allow_commands=allow_commands,
+        otherwise=f", except with --per {ALL}",
+    )
     encoder = Encoder.load(model, device, options=options)
     frames = [encoder.info.frames(int(length * encoder.info.sample_rate)) for length in lengths_s(utterances)]
     least = settings.clusters if min_frames is None else max(min_frames, settings.clusters)
@@ -153,7 +156,7 @@ def train_bank(
     described = _described(Path(model), groups, settings, seed)
     # Fits run in a folder of their own.
     work = out_path.absolute().with_name(f"{out_path.name}.training")
-    with _work_folder(work, described, overwrite=overwrite):
+    with work_folder(work, described, "models of an interrupted training", overwrite=overwrite):
         training = _Training(work, groups, encoder, settings, seed, least, jobs, progress or (lambda _: None))
         training.run()
         models = work / MODELS_LIST
@@ -304,41 +307,6 @@ class _Training:
         return self._work / f"{index:06d}.json"
 
 
-def _speech(
-    audio_list: str | PathLike[str] | None,
-    data_dirs: Sequence[str | PathLike[str]],
-    utt2spk: str | PathLike[str] | None,
-    per: str,
-    *,
-    allow_commands: bool,
-) -> tuple[list[Utterance], dict[str, str]]:
-    """The utterances, and the speaker of each where ``per`` needs them."""
-    if (audio_list is None) == (not data_dirs):
-        raise ArgumentError("give audio_list, or data_dirs")
-    if audio_list is not None:
-        path = Path(audio_list)
-        utterances = read_audio_list(path, allow_commands=allow_commands)
-        if per == ALL:
-            return utterances, {}
-        speakers = path.parent / "utt2spk" if utt2spk is None else Path(utt2spk)
-        if not speakers.is_file():
-            raise ListError(f"{speakers}: not there; it must say who speaks, except with --per {ALL}")
-        return utterances, read_utt2spk(speakers)
-    if utt2spk is not None:
-        raise ArgumentError("utt2spk is for audio_list; data directories have their own")
-    utterances, known, found = [], set(), {}
-    for each in data_dirs:
-        directory = read_data_directory(Path(each), ".training", allow_commands=allow_commands)
-        for utterance in directory.utterances:
-            if utterance.id in known:
-                raise ListError(f"{each}: the utterance '{printable(utterance.id)}' is in another directory, too")
-            known.add(utterance.id)
-        utterances += directory.utterances
-        if per != ALL:
-            found.update(read_utt2spk(Path(each) / "utt2spk"))
-    return utterances, found
-
-
 def _described(model: Path, groups: Sequence[Group], settings: KMeansSettings, seed: int | None) -> dict[str, Any]:
     """What models that are kept depend on."""
     digest = hashlib.sha256()
@@ -353,44 +321,6 @@ def _described(model: Path, groups: Sequence[Group], settings: KMeansSettings, s
         "kmeans": dataclasses.asdict(settings),
         "seed": seed,
     }
-
-
-@contextlib.contextmanager
-def _work_folder(work: Path, described: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
-    """Hold the folder of models that are trained, made or continued.
-
-    Raises:
-        OutputError: It is of other settings, in use, or cannot be written.
-    """
-    with contextlib.ExitStack() as held:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(work / _LOCK))
-            _prepare(work, described, overwrite=overwrite)
-        except OSError as error:
-            raise OutputError(f"{work}: cannot be written ({error.strerror})") from None
-        yield
-
-
-def _prepare(work: Path, described: dict[str, Any], *, overwrite: bool) -> None:
-    """Note what the models in a folder depend on; those of other settings are removed, or refused."""
-    said = work / _SETTINGS
-    if said.is_file():
-        try:
-            before = json.loads(said.read_text())
-        except ValueError:
-            raise OutputError(f"{said}: not readable; remove the folder") from None
-        changed = [name for name in described if before.get(name) != described[name]]
-        if changed and not overwrite:
-            raise OutputError(
-                f"{work}: holds models of an interrupted training with another {', '.join(changed)}; "
-                "--overwrite starts over"
-            )
-        for path in work.iterdir() if changed else ():
-            if path.name != _LOCK:
-                path.unlink()
-    with atomic_file(said) as temporary:
-        temporary.write_text(json.dumps(described))
 
 
 def _save(folder: Path, models: Sequence[tuple[str, Path]]) -> None:

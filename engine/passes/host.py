@@ -71,6 +71,16 @@ class Encoding:
 
         return crossfaded(frames, self._window_frames, self._overlap_frames, compute, NUMPY_ROWS)
 
+    def together(self, waveforms: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Features of waveforms padded to the longest: (B, longest T, D); unchecked, and padding has no meaning."""
+        lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
+        padded = np.zeros((len(waveforms), int(lengths.max())), np.float32)
+        for row, waveform in zip(padded, waveforms, strict=True):
+            row[: len(waveform)] = waveform
+        shape = len(waveforms), self._info.frames(padded.shape[1]), self._info.dim
+        inputs = {"waveform": padded, "lengths": lengths}
+        return check_shape(WAVLM, self._session.run(["features"], inputs)[0], shape)
+
 
 class HostPass:
     """Runs the graphs on arrays of the host, each stage as soon as the one before it has given a piece.
@@ -154,17 +164,12 @@ class HostPass:
             raise error.of(utterances[error.row].name) from None
 
     def _run_together(self, waveforms: list[NDArray[np.float32]], banks: list[NDArray[np.int64]]) -> list[Result]:
-        clock, dim = StageClock(), self._info.dim
+        clock = StageClock()
         with clock.measure(ENCODE):
-            lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
-            padded = np.zeros((len(waveforms), int(lengths.max())), np.float32)
-            for row, waveform in zip(padded, waveforms, strict=True):
-                row[: len(waveform)] = waveform
-            shape = len(waveforms), self._info.frames(padded.shape[1]), dim
-            features = self._run(WAVLM, "features", {"waveform": padded, "lengths": lengths}, shape)
+            features = self._encoding.together(waveforms)
         counts = [len(part) for part in banks]
         with clock.measure(ASSIGN):
-            together = np.concatenate(_rows(ENCODE, features, counts))
+            together = np.concatenate(checked_rows(ENCODE, features, counts))
             all_banks = np.concatenate(banks)
             all_ids = self._lookup.assign(together, all_banks)
             quantized = np.zeros_like(features)
@@ -174,10 +179,10 @@ class HostPass:
                 quantized, counts, np.split(self._lookup.lookup(all_banks, all_ids), ends[:-1]), strict=True
             ):
                 row[:count] = part
-            _rows(LOOKUP, quantized, counts)
+            checked_rows(LOOKUP, quantized, counts)
         with clock.measure(RESTORE):
             inputs = {"features": quantized, "lengths": np.array(counts, np.int64)}
-            restored = _rows(RESTORE, self._run(CONFORMER, "restored", inputs, shape), counts)
+            restored = checked_rows(RESTORE, self._run(CONFORMER, "restored", inputs, features.shape), counts)
         with clock.measure(VOCODE):
             speech = self._vocode_batch(restored)
         # An utterance's share of the batch's time is its share of the frames.
@@ -230,7 +235,7 @@ class HostPass:
         return check_shape(graph, session.run([output], inputs)[0], shape)
 
 
-def _rows(stage: Stage, values: NDArray[np.float32], counts: list[int]) -> list[NDArray[np.float32]]:
+def checked_rows(stage: Stage, values: NDArray[np.float32], counts: list[int]) -> list[NDArray[np.float32]]:
     """The values of each of several utterances: (T, D) of (B, longest T, D), all finite."""
     return [
         check_finite(stage, row[:count], index) for index, (row, count) in enumerate(zip(values, counts, strict=True))

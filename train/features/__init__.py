@@ -1,0 +1,1 @@
+"""Features of speech in a cache on disk, for trainings that read them many times."""
