@@ -169,15 +169,11 @@ def _read_facts(directory: Path) -> CacheFacts:
     if version != CACHE_FORMAT:
         raise ArtifactError(f"{path}: format version {version!r:.20}, expected {CACHE_FORMAT}; make the cache again")
     try:
+        sizes: list[object] = [said["encoder"]["dim"], said["utterances"], *said["shard_frames"]]
         facts = CacheFacts(**{**said, "encoder": EncoderFacts(**said["encoder"])})
     except (TypeError, KeyError):
         raise ArtifactError(f"{path}: damaged; make the cache again") from None
-    whole = [
-        facts.encoder.dim,
-        facts.utterances,
-        *(facts.shard_frames if isinstance(facts.shard_frames, list) else [None]),
-    ]
-    if facts.dtype not in DTYPES or any(type(number) is not int or number < 0 for number in whole):
+    if facts.dtype not in DTYPES or any(type(size) is not int or size < 0 for size in sizes):
         raise ArtifactError(f"{path}: damaged; make the cache again")
     return facts
 
@@ -207,11 +203,12 @@ def _read_index(path: Path, facts: CacheFacts) -> Iterator[Entry]:
 
 
 def _entry(line: str, facts: CacheFacts) -> Entry:
-    entry = Entry(**json.loads(line))
-    numbers = (entry.shard, entry.offset, entry.frames)
+    said = json.loads(line)
+    entry = Entry(**said)
+    numbers: list[object] = [said["shard"], said["offset"], said["frames"]]
     if (
-        not isinstance(entry.id, str)
-        or not (entry.speaker is None or isinstance(entry.speaker, str))
+        type(said["id"]) is not str
+        or type(said["speaker"]) not in (str, type(None))
         or any(type(number) is not int or number < 0 for number in numbers)
         or entry.shard >= len(facts.shard_frames)
         or not 0 < entry.frames <= facts.shard_frames[entry.shard] - entry.offset
