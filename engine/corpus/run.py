@@ -270,15 +270,16 @@ def _work(
     batched = run.batch_s > 0
     info = read_model_info(run.model)
     admitted = False
+    folders = {task.folder for task in tasks}
+    used_manifests = {manifest: banks[task.bank] for manifest, task in zip(task_manifests, tasks, strict=True)}
 
     def admit(ran: dict[str, object]) -> None:
         """Check that the outputs of a worker that is ready may stand beside the others, and record what it runs."""
         nonlocal admitted
-        used_manifests = {manifest: banks[task.bank] for manifest, task in zip(task_manifests, tasks, strict=True)}
         for manifest in used_manifests:
             manifest.check_ran({**ran, "batched": batched})
         if not admitted:
-            begun({task.folder for task in tasks})
+            begun(folders)
             admitted = True
         for manifest, bank in used_manifests.items():
             manifest.begin({**ran, "batched": batched}, bank.entries if run.settings.record_draws else None)
@@ -302,7 +303,10 @@ def _work(
                 ready = [worker.ready_at for worker in scheduler.workers if worker.ready_at is not None]
                 started_at = max(planned_at, min(ready)) if ready else None
             failure = None
-            if outcome is not None:
+            if outcome is None:  # all that has come is recorded
+                for manifest in used_manifests:
+                    manifest.flush()
+            else:
                 task = tasks[outcome.index]
                 remaining_s -= task.audio_s
                 record = _record(task, outcome)

@@ -46,7 +46,7 @@ _GRACE_S = 2.0
 _EXIT_S = 1.0
 
 
-@dataclass
+@dataclass(eq=False)
 class WorkerState:
     """What the scheduler knows of a worker.
 
@@ -129,11 +129,13 @@ class Scheduler:
         self.pool: Pool = Processes() if pool is None else pool
         self._least = len(configs) if least is None else least
         self._copies = copies
-        self._copied: set[int] = set()
+        # Of the tasks that were copied, the workers that have each, and the numbers of the batches with it.
+        self._copied: dict[int, list[tuple[WorkerState, int]]] = {}
         self._batches_done = 0
         self._batch_seconds = 0.0
         self._done: set[int] = set()
         self.configs = list(configs)
+        self._most_ahead = max((config.ahead for config in self.configs), default=0)
         self.timeout_s = timeout_s
         self.workers: list[WorkerState] = []
         self.queue: deque[list[Task]] = deque()
@@ -199,16 +201,19 @@ class Scheduler:
         return WorkerState(config, self.pool.start(config), failed_starts)
 
     def _fill_workers(self) -> None:
-        for batches in range(max(config.ahead for config in self.configs)):  # idle workers first
+        for batches in range(self._most_ahead):  # idle workers first
+            if not self.queue:
+                break
             for worker in self.workers:
                 if worker.ready_at is not None and len(worker.outstanding) <= batches < worker.config.ahead:
                     self._send_next(worker)
+        if self._copies and not self.queue:
+            ready = (worker for worker in self.workers if worker.ready_at is not None)
+            self._send_copies([worker for worker in ready if not worker.outstanding])
 
     def _send_next(self, worker: WorkerState) -> None:
         """Send the next batch; a worker with a suspect batch gets no other, so its death has one possible cause."""
         if not self.queue:
-            if self._copies and not worker.outstanding:
-                self._send_copy(worker)
             return
         if worker.outstanding and self._has_suspect(self.queue[0], *worker.outstanding.values()):
             return
@@ -224,26 +229,36 @@ class Scheduler:
         self._number += 1
         worker.outstanding[self._number] = {task.index: task for task in batch}
         worker.sent_at[self._number] = time.perf_counter()
+        for task in batch if self._copied else ():
+            if task.index in self._copied:
+                self._copied[task.index].append((worker, self._number))
         return True
 
-    def _send_copy(self, worker: WorkerState) -> None:
-        """Give a worker with nothing to do the batch that another has not begun, or takes long for."""
-        now = time.perf_counter()
-        usual_s = self._batch_seconds / max(1, self._batches_done)
-        candidates = [
-            (number <= other.started, other.sent_at[number], number, list(batch.values()))
-            for other in self.workers
-            if other is not worker
-            for number, batch in other.outstanding.items()
-        ]
-        for begun, sent_at, _, batch in sorted(candidates, key=lambda found: found[:3]):
-            if begun and now - sent_at < _LATE * usual_s:
-                continue
-            if self._has_suspect(batch) or not self._copied.isdisjoint(task.index for task in batch):
-                continue  # what may kill workers gets one at a time
-            if self._send(worker, batch):
-                self._copied.update(task.index for task in batch)
+    def _send_copies(self, idle: Sequence[WorkerState]) -> None:
+        """Give workers with nothing to do the batches that others have not begun, or take long for."""
+        if not idle:
             return
+        now = time.perf_counter()
+        late_s = _LATE * self._batch_seconds / max(1, self._batches_done)
+        candidates = [
+            (number <= worker.started, worker.sent_at[number], number, worker)
+            for worker in self.workers
+            for number in worker.outstanding
+        ]
+        waiting = deque(idle)
+        for begun, sent_at, number, worker in sorted(candidates, key=lambda found: found[:3]):
+            if not waiting:
+                return
+            if begun and now - sent_at < late_s:
+                continue
+            batch = list(worker.outstanding[number].values())
+            # What may kill workers gets one at a time.
+            if self._has_suspect(batch) or any(task.index in self._copied for task in batch):
+                continue
+            self._copied.update({task.index: [(worker, number)] for task in batch})
+            if not self._send(waiting.popleft(), batch):
+                for task in batch:
+                    del self._copied[task.index]
 
     def _let_go(self) -> None:
         """End workers that have nothing to do, beyond those that are to be kept."""
@@ -257,6 +272,8 @@ class Scheduler:
                 worker.handle.end()
 
     def _has_suspect(self, tasks: Iterable[Task], *batches: Iterable[int]) -> bool:
+        if not self.suspects:
+            return False
         return not self.suspects.isdisjoint(chain((task.index for task in tasks), *batches))
 
     def _receive(self) -> Iterator[Outcome]:
@@ -329,8 +346,9 @@ class Scheduler:
             self.retrying.discard(outcome.index)
             if outcome.index in self._copied and not self._first(outcome.index):
                 return None
-            counted: Outcome = replace(outcome, ran=worker.ran)
-            return counted
+            outcome.ran = worker.ran
+            finished: Outcome = outcome
+            return finished
         return None
 
     def _first(self, index: int) -> bool:
@@ -338,11 +356,10 @@ class Scheduler:
         if index in self._done:
             return False
         self._done.add(index)
-        for worker in self.workers:
-            for number, tasks in list(worker.outstanding.items()):
-                tasks.pop(index, None)
-                if not tasks:
-                    del worker.outstanding[number], worker.sent_at[number]
+        for worker, number in self._copied[index]:
+            tasks = worker.outstanding.get(number)
+            if tasks is not None and tasks.pop(index, None) is not None and not tasks:
+                del worker.outstanding[number], worker.sent_at[number]
         return True
 
     def _retry(self, task: Task) -> bool:

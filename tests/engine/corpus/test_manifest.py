@@ -199,7 +199,8 @@ def test_a_manifest_that_is_removed_meanwhile_is_noticed(replaced: bool, tmp_pat
     (tmp_path / MANIFEST_FILE).unlink()
     if replaced:
         (tmp_path / MANIFEST_FILE).write_text("another's")
-    for act in (lambda: manifest.append(U1, DONE, RAN), manifest.check_there):
+    manifest.append(U1, DONE, RAN)
+    for act in (manifest.flush, manifest.check_there):
         with pytest.raises(WriteError, match="removed or replaced during the run"):
             act()
     manifest.close()
@@ -235,3 +236,14 @@ def test_the_entries_drawn_from_are_recorded_where_that_is_asked(tmp_path: Path)
     again = opened(tmp_path)
     assert again.entries == [1, 5, 6]
     assert again.continues
+
+
+def test_lines_are_written_together_and_none_is_lost(tmp_path: Path) -> None:
+    with closing(opened(tmp_path)) as manifest:
+        manifest.begin(RAN)
+        manifest.append(U1, DONE, RAN)
+        assert len(lines(tmp_path)) == 1
+        manifest.flush()
+        assert len(lines(tmp_path)) == 2
+        manifest.append(replace(U1, id="u2"), DONE, RAN)
+    assert [line["id"] for line in lines(tmp_path)[1:]] == ["u1", "u2"]
