@@ -22,6 +22,7 @@ DOWNLOAD_EXTRA: Final = "download"
 AV_EXTRA: Final = "av"
 PARQUET_EXTRA: Final = "parquet"
 RAY_EXTRA: Final = "ray"
+REMOTE_EXTRA: Final = "remote"
 # By the name that Python imports: the package's name in a message, and its extra in pyproject.toml.
 _PACKAGES = {
     "onnxruntime": ("ONNX Runtime", CPU_EXTRA),
@@ -41,6 +42,7 @@ _PACKAGES = {
     "av": ("PyAV", AV_EXTRA),
     "pyarrow": ("pyarrow", PARQUET_EXTRA),
     "ray": ("Ray", RAY_EXTRA),
+    "fsspec": ("fsspec", REMOTE_EXTRA),
 }
 EXPORT_MODULES: Final = ("torch", "onnx", "onnxscript")
 

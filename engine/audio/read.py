@@ -20,7 +20,9 @@ from mkc_fast.engine.audio.headers import HEAD_BYTES, claimed_bytes, is_cut_ogg,
 from mkc_fast.engine.audio.waveform import LEAST_RATE, NOT_FINITE, absolute_peak, check_peak, check_waveform
 from mkc_fast.engine.datasets.rows import row_bytes
 from mkc_fast.engine.options import DEFAULT_WINDOW_S
-from mkc_fast.errors import AudioError
+from mkc_fast.engine.storage.addresses import is_address
+from mkc_fast.engine.storage.reading import MOST_IN_MEMORY_BYTES, NamelessFile, ObjectFile, read_object
+from mkc_fast.errors import AudioError, MkcError
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ _TOO_LONG = "longer than 24 h; cut it into parts (segments of a data directory)"
 # to this recording.
 _MAX_OVERSHOOT_S = 0.5
 _LARGEST_S = 1e9
+# Bytes of an object whose size was not asked for: more than any store takes.
+_LARGEST_OBJECT = 1 << 50
 COMMAND_TIMEOUT_S = 600
 # The frame counts of these codecs are estimates, so fewer decoded samples do not mean damage.
 _ESTIMATED_LENGTH = "MPEG_LAYER"  # in files of its own, or in WAV
@@ -185,7 +189,7 @@ def read_encoded(content: bytes, shown: str, sample_rate: int, min_samples: int 
 def read_utterance(
     utterance: Utterance, sample_rate: int, min_samples: int, most_samples: int | None = None
 ) -> NDArray[np.float32] | Recording:
-    """``read_waveform`` of an utterance: its file, its part of a file, or what its command prints.
+    """``read_waveform`` of an utterance: its file or object, its part of one, or what its command prints.
 
     Args:
         utterance: The recording.
@@ -199,6 +203,12 @@ def read_utterance(
     """
     begin_s, end_s = utterance.begin_s, utterance.end_s
     if utterance.command is None:
+        if is_address(str(utterance.file)):
+            content = _object_source(str(utterance.file), utterance.span)
+            shown, channel = utterance.shown, utterance.channel
+            return _read(
+                _Encoded(content, shown, sample_rate, begin_s, end_s, channel=channel), min_samples, most_samples
+            )
         encoded = _encoded_file(utterance.path, sample_rate, begin_s, end_s)
         if utterance.row is not None:
             encoded = replace(encoded, source=row_bytes(utterance))
@@ -231,6 +241,8 @@ def duration_s(utterance: Utterance) -> float:
         return DEFAULT_WINDOW_S
     if utterance.row is not None:
         return max(0.0, _length_of(row_bytes(utterance)) - utterance.begin_s)
+    if is_address(str(utterance.file)):
+        return max(0.0, _object_length_s(str(utterance.file), utterance.span) - utterance.begin_s)
     try:
         known = utterance.path.stat()
         if not stat.S_ISREG(known.st_mode):  # opening a pipe would block until a writer opens it
@@ -256,9 +268,45 @@ def _length_of(content: bytes) -> float:
     return min(claimed, len(content) * 8.0 / 1000)
 
 
-def _decoder_length_s(source: Path | bytes, span: tuple[int, int] | None) -> float:
+def _object_length_s(url: str, span: tuple[int, int] | None) -> float:
+    """Seconds of an object, or of a member of an archive, as its header has them; 0 if it cannot be read.
+
+    Of a WAV or FLAC file one request gets the beginning, and its size is not asked for.
+    """
+    offset, size = span or (0, 0)
+    try:
+        head = read_object(url, AudioError, offset, offset + HEAD_BYTES)
+        claimed = length_s(head, size or _LARGEST_OBJECT)
+        if claimed is None or claimed > _LONGEST_S:
+            with ObjectFile(url, AudioError) as file:
+                size = size or file.size
+                claimed = length_s(head, size)
+                if claimed is None:
+                    claimed = _decoder_length_s(io.BufferedReader(file), span)
+    except (MkcError, *_NOT_READABLE):
+        return 0.0
+    return min(claimed, (size or _LARGEST_OBJECT) * 8.0 / 1000)
+
+
+def _object_source(url: str, span: tuple[int, int] | None) -> bytes | NamelessFile:
+    """An object or a part of one, which is read at once unless it is long.
+
+    Raises:
+        AudioError: It is not there, cannot be read, or ends before the part does.
+    """
+    if span is not None:
+        offset, size = span
+        content = read_object(url, AudioError, offset, offset + size)
+        if len(content) != size:
+            raise AudioError(f"{url}: ends before the member of {size} bytes at {offset}")
+        return content
+    content = read_object(url, AudioError, 0, MOST_IN_MEMORY_BYTES + 1)
+    return content if len(content) <= MOST_IN_MEMORY_BYTES else NamelessFile(url, AudioError)
+
+
+def _decoder_length_s(source: Path | bytes | io.BufferedReader, span: tuple[int, int] | None) -> float:
     """Seconds of a file, or of a member of an archive, as the decoder that opens it finds them in its header."""
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as whole:
+    with _opened_source(source) as whole:
         file: BinaryIO = whole if span is None else io.BufferedReader(Span(whole, *span))
         try:
             info = soundfile.info(source if span is None and isinstance(source, Path) else file)
@@ -266,6 +314,12 @@ def _decoder_length_s(source: Path | bytes, span: tuple[int, int] | None) -> flo
             kind = container_format(_reader(file))
             return 0.0 if kind is None else container_length_s(file, kind)
         return float(info.frames / max(1, info.samplerate))
+
+
+def _opened_source(source: Path | bytes | io.BufferedReader) -> BinaryIO:
+    if isinstance(source, Path):
+        return source.open("rb")
+    return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def _reader(file: BinaryIO) -> Callable[[int, int], bytes]:
@@ -312,7 +366,7 @@ class _Encoded:
     """A recording, or a part of one, as a file or as the bytes of one.
 
     Attributes:
-        source: The file, or what a command printed or a row of a table holds.
+        source: The file, or what a command printed, a row of a table or an object holds.
         shown: Its name in messages.
         sample_rate: To resample to.
         begin_s: Where the part begins, in seconds.
@@ -321,7 +375,7 @@ class _Encoded:
         channel: The one of its channels; None is the mean of all.
     """
 
-    source: Path | bytes
+    source: Path | bytes | NamelessFile
     shown: str
     sample_rate: int
     begin_s: float
@@ -375,6 +429,8 @@ class _Encoded:
     def _opened(self) -> BinaryIO:
         if isinstance(self.source, bytes):
             return io.BytesIO(self.source)
+        if isinstance(self.source, NamelessFile):
+            return self.source.open()
         file = self.source.open("rb")
         return file if self.span is None else io.BufferedReader(Span(file, *self.span))
 

@@ -21,6 +21,8 @@ from mkc_fast.engine.datasets.speakers import with_draw_ids
 from mkc_fast.engine.datasets.tables import Columns
 from mkc_fast.engine.devices import cuda_device_names, cuda_index
 from mkc_fast.engine.options import EngineOptions
+from mkc_fast.engine.storage.addresses import Address, is_address, place_of
+from mkc_fast.engine.storage.file_systems import file_system
 from mkc_fast.errors import ArgumentError, ListError
 from mkc_fast.names import CPU, FRAME, STOP, UTTERANCE, WAV
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.corpus.pool import Cluster
     from mkc_fast.engine.datasets.dataset import Dataset
+    from mkc_fast.engine.storage.addresses import Place
     from mkc_fast.names import AudioFormat, Level, Mode, OnFailure
 
 DEFAULT_SUFFIX = "_mkc"
@@ -133,8 +136,9 @@ def open_corpus(
         datasets = [read_inputs([os.fspath(each) for each in inputs], asked, input_form)]
     else:
         assert audio_list is not None
-        utterances = read_audio_list(Path(audio_list), allow_commands=allow_commands)
-        utterances = with_draw_ids(utterances, level, _utt2spk_of(Path(audio_list), utt2spk))
+        where = place_of(audio_list)
+        utterances = read_audio_list(where, allow_commands=allow_commands)
+        utterances = with_draw_ids(utterances, level, _utt2spk_of(where, utt2spk))
         datasets = [AudioList(utterances, Path(out))]
     return plan_corpus(datasets, audio_format=audio_format, level=level, shard=shard)
 
@@ -170,6 +174,7 @@ def plan_corpus(
     """
     ids = [[utterance.id for utterance in each.utterances] for each in datasets]
     datasets = [each if shard is None else each.part(shard) for each in datasets]
+    _check_protocols(datasets)
     settings = Settings(format=audio_format)
     folders = [
         plan_folder(each.utterances, each.record_dir, each.audio_dir, settings, each.out, each.groups)
@@ -184,12 +189,30 @@ def plan_corpus(
     return Corpus(datasets, folders, audio_format)
 
 
-def _utt2spk_of(audio_list: Path, given: str | PathLike[str] | None) -> Path | None:
+def _utt2spk_of(audio_list: Place, given: str | PathLike[str] | None) -> Path | None:
     """The list of speakers: the one given, else ``utt2spk`` beside the list of recordings, if it is there."""
     if given is not None:
         return Path(given)
+    if isinstance(audio_list, Address):
+        return None
     beside = audio_list.parent / "utt2spk"
     return beside if str(audio_list) != "-" and beside.is_file() else None
+
+
+def _check_protocols(datasets: Sequence[Dataset]) -> None:
+    """Find the packages of all protocols of the recordings' addresses here, before each recording fails without them.
+
+    Raises:
+        MkcError: One is not installed, or a protocol is unknown.
+    """
+    found: dict[str, str] = {}
+    for dataset in datasets:
+        for utterance in dataset.utterances:
+            text = str(utterance.file)
+            if "://" in text and utterance.command is None and is_address(text):
+                found.setdefault(text.partition("://")[0].lower(), text)
+    for text in found.values():
+        file_system(text)
 
 
 def default_devices() -> list[str]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mkc_fast.engine.storage.addresses import is_address
 from mkc_fast.errors import OutputError, WriteError
 from mkc_fast.names import UTTERANCE
 from mkc_fast.text import printable
@@ -385,6 +386,8 @@ class Manifest:
         source: dict[str, object] = {}
         if utterance.command is not None:
             source["command"] = utterance.command
+        elif is_address(str(utterance.file)):
+            source["source"] = str(utterance.file)
         else:
             # Absolute: one relative path means different files in different working directories.
             path = os.path.join(self._where, utterance.file)  # noqa: PTH118 - a million of them

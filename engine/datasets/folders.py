@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.kinds import decodable, ending_of, how_to_decode, sound
 from mkc_fast.engine.datasets.lines import OWN_FOLDER, check_id
+from mkc_fast.engine.storage.addresses import is_address
+from mkc_fast.engine.storage.listing import objects_below
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
 
@@ -46,7 +48,9 @@ def read_folders(inputs: Sequence[str], out: Path) -> list[Utterance]:
     found = _Found(out)
     folders = [path for path in inputs if os.path.isdir(path)]  # noqa: PTH112
     for path in inputs:
-        if path in folders:
+        if is_address(path):
+            found.objects(path, len(inputs) > 1)
+        elif path in folders:
             found.folder(path, f"{_name_of(path)}/" if len(inputs) > 1 else "")
         elif os.path.lexists(path):
             found.add(_without_ending(os.path.basename(path)), path)  # noqa: PTH119
@@ -107,6 +111,20 @@ class _Found:
             links = []
             while following:
                 self._walk(*following.pop(), links)
+
+    def objects(self, url: str, several: bool) -> None:
+        """Take the object at an address, or the recordings among those below it, in the order of their names."""
+        below = objects_below(url, ListError)
+        top = url.rstrip("/")
+        if not below:
+            self.add(_without_ending(top.rpartition("/")[2]), url)
+            return
+        prefix = f"{top.rpartition('/')[2]}/" if several else ""
+        for name in sorted(below):
+            if ending_of(name) in decodable():
+                self.add(prefix + _without_ending(name), f"{top}/{name}")
+            else:
+                self.others[ending_of(name)] += 1
 
     def report(self) -> None:
         """Warn of recordings that cannot be decoded here, and say what was left out."""

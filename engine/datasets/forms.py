@@ -15,7 +15,8 @@ from mkc_fast.engine.datasets.shar import Shar, is_shar, read_shar
 from mkc_fast.engine.datasets.speakers import with_draw_ids
 from mkc_fast.engine.datasets.tables import Columns, Table, is_table, read_table
 from mkc_fast.engine.datasets.tar_shards import TarShards, expanded, is_pattern, read_tar_shards
-from mkc_fast.errors import ArgumentError
+from mkc_fast.engine.storage.addresses import is_address, place_of, read_entry
+from mkc_fast.errors import ArgumentError, ListError
 from mkc_fast.names import FILES, HUGGING_FACE, JSONL, LHOTSE, SHAR, SPEAKER, UTTERANCE, WEBDATASET
 from mkc_fast.text import printable
 
@@ -77,7 +78,7 @@ def _read_folders(inputs: Sequence[str], asked: Asked) -> Dataset:
 
 
 def _read_manifests(inputs: Sequence[str], asked: Asked) -> Dataset:
-    dataset, speakers = read_manifests([Path(text) for text in inputs], asked.out)
+    dataset, speakers = read_manifests([place_of(text) for text in inputs], asked.out)
     return _at_level(dataset, asked, speakers)
 
 
@@ -130,6 +131,8 @@ FORMS: Final = (
     Form(JSONL, _is_manifest, _read_manifests),
     Form(FILES, lambda _: True, _read_folders),
 )
+# The forms that are read at addresses (s3://…), too.
+_AT_ADDRESSES: Final = frozenset({WEBDATASET, JSONL, FILES})
 FORM_NAMES: Final = tuple(form.name for form in FORMS)
 
 
@@ -150,8 +153,14 @@ def read_inputs(inputs: Sequence[str], asked: Asked, form: str | None = None) ->
         raise ArgumentError("no input is given, or its name is empty")
     if form is not None and form not in FORM_NAMES:
         raise ArgumentError(f"input_form is {form!r}; expected one of {', '.join(FORM_NAMES)}")
+    inputs = [read_entry(text) if is_address(text) else text for text in inputs]
     chosen = {text: next(each for each in FORMS if form in {None, each.name} and (form or each.recognizes(text)))
               for text in inputs}  # fmt: skip
+    for text, each in chosen.items():
+        if is_address(text) and each.name not in _AT_ADDRESSES:
+            raise ListError(
+                f"{printable(text, 300)}: inputs of the form {each.name} are read from paths, not addresses"
+            )
     names = {each.name for each in chosen.values()}
     if len(names) > 1:
         shown = ", ".join(f"{printable(text, 100)} ({each.name})" for text, each in chosen.items())

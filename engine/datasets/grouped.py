@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.datasets.dataset import Utterance
     from mkc_fast.engine.datasets.shards import Shard
+    from mkc_fast.engine.storage.addresses import Place
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class SourceFile:
     """A file that was read, with its recordings.
 
     Attributes:
-        path: The file.
+        path: The file, or the address of an object.
         name: Of its output, below the output folder.
         begin: Position of its first utterance.
         end: Position after its last.
     """
 
-    path: Path
+    path: Place
     name: str
     begin: int
     end: int

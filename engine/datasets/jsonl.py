@@ -17,6 +17,8 @@ from mkc_fast.engine.datasets.dataset import Utterance
 from mkc_fast.engine.datasets.durations import lengths_of
 from mkc_fast.engine.datasets.kinds import ending_of, sound
 from mkc_fast.engine.datasets.lines import OWN_FOLDER, PathResolver, check_id, check_regular, numbered_lines
+from mkc_fast.engine.storage.addresses import Address, is_address
+from mkc_fast.engine.storage.reading import object_size, opened_place
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from mkc_fast.engine.datasets.shards import Shard
+    from mkc_fast.engine.storage.addresses import Place
 
 _logger = logging.getLogger("mkc_fast")
 AUDIO_FOLDER = "audio"
@@ -39,12 +42,12 @@ class _Source:
     """A manifest that was read.
 
     Attributes:
-        path: Where it is.
+        path: Where it is: a file or an object.
         state: Its size and time, by which a change is noticed.
         lines: The position in ``utterances`` that each of its lines is about; several lines may be about one.
     """
 
-    path: Path
+    path: Place
     state: tuple[int, int]
     lines: array[int]
 
@@ -116,7 +119,7 @@ class JsonlManifests:
                 raise OutputError(f"{target}: cannot be removed ({error.strerror})") from None
 
 
-def read_manifests(paths: Sequence[Path], out: Path) -> tuple[JsonlManifests, dict[str, str]]:
+def read_manifests(paths: Sequence[Place], out: Path) -> tuple[JsonlManifests, dict[str, str]]:
     """Read manifests, all of whose outputs go into one folder.
 
     A line is an object with ``audio_filepath``, and perhaps ``duration`` and ``offset`` in seconds: without an offset
@@ -126,7 +129,7 @@ def read_manifests(paths: Sequence[Path], out: Path) -> tuple[JsonlManifests, di
     recording, offset and duration share an output.
 
     Args:
-        paths: The manifests; their names differ.
+        paths: The manifests, files or objects; their names differ.
         out: The output folder.
 
     Returns:
@@ -137,16 +140,16 @@ def read_manifests(paths: Sequence[Path], out: Path) -> tuple[JsonlManifests, di
             two manifests have one name.
         OutputError: A manifest would be replaced.
     """
-    by_name: dict[str, Path] = {}
+    by_name: dict[str, Place] = {}
     for path in paths:
         if by_name.setdefault(path.name, path) is not path:
             raise ListError(f"{path} and {by_name[path.name]}: would have one name in the output folder")
         with contextlib.suppress(OSError):
-            if (out / path.name).samefile(path):
+            if isinstance(path, Path) and (out / path.name).samefile(path):
                 raise OutputError(f"{path}: is in the output folder, and would be replaced; choose another")
     files: dict[str, str] = {}  # each path once: many lines may name it
     keys: dict[tuple[str, float, float | None, bool], int] = {}
-    first: list[tuple[Path, int]] = []
+    first: list[tuple[Place, int]] = []
     spoken: dict[int, str] = {}
     sources = []
     kept: dict[str, str] = {}
@@ -156,7 +159,8 @@ def read_manifests(paths: Sequence[Path], out: Path) -> tuple[JsonlManifests, di
             entry = _parsed(line, path, number)
             where = f"{path}, line {number}"
             text = os.path.expanduser(_text_of(entry, where))  # noqa: PTH111
-            file = os.path.abspath(resolver.resolve(text))  # noqa: PTH100
+            file = resolver.resolve(text)
+            file = file if is_address(file) else os.path.abspath(file)  # noqa: PTH100
             file = files.setdefault(file, file)
             begin_s, end_s, is_part = _bounds(entry, where)
             position = keys.setdefault((file, begin_s, end_s, is_part), len(keys))
@@ -185,16 +189,16 @@ def read_manifests(paths: Sequence[Path], out: Path) -> tuple[JsonlManifests, di
 
 def _named(
     keys: Mapping[tuple[str, float, float | None, bool], int],
-    first: Sequence[tuple[Path, int]],
+    first: Sequence[tuple[Place, int]],
     spoken: Mapping[int, str],
 ) -> tuple[list[Utterance], dict[str, str]]:
     """The utterances by the paths below the folder that all share, and their speakers by id."""
-    folders = {os.path.dirname(file) for file, *_ in keys}  # noqa: PTH120
+    folders = {os.path.dirname(_below_root(file)) for file, *_ in keys}  # noqa: PTH120
     root = os.path.commonpath(folders) if folders else ""
     cut = len(root.rstrip("/")) + 1
     utterances, ids = [], dict[str, int]()
     for (file, begin_s, end_s, is_part), position in keys.items():
-        name = os.path.splitext(file[cut:])[0]  # noqa: PTH122
+        name = os.path.splitext(_below_root(file)[cut:])[0]  # noqa: PTH122
         if is_part:
             end = "end" if end_s is None else f"{round(1000 * end_s):07d}"
             name = f"{name}-{round(1000 * begin_s):07d}-{end}"
@@ -211,15 +215,21 @@ def _named(
     return utterances, {utterances[position].id: speaker for position, speaker in spoken.items()}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _below_root(file: str) -> str:
+    """An absolute path as it is; ``/s3/bucket/key`` of the address ``s3://bucket/key``."""
+    return f"/{file.replace('://', '/', 1)}" if is_address(file) else file
+
+
+def _lines(path: Place) -> Iterator[tuple[int, str]]:
     """The lines of a manifest with their numbers, without blank ones.
 
     Raises:
         ListError: It cannot be read, or a line is too long.
     """
     try:
-        check_regular(path)
-        with path.open("rb") as file:
+        if isinstance(path, Path):
+            check_regular(path)
+        with opened_place(path, ListError) as file:
             for number, line in numbered_lines(file, str(path), _MOST_LINE_BYTES, "too long for a line of a manifest"):
                 try:
                     # The first may begin with a byte order mark.
@@ -232,7 +242,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ListError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Place) -> tuple[int, int]:
+    """A file's size and time; of an object the size alone."""
+    if isinstance(path, Address):
+        return object_size(path.url, ListError), 0
     try:
         found = path.stat()
     except OSError as error:
@@ -240,7 +253,7 @@ def _state(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+def _parsed(line: str, path: Place, number: int) -> dict[str, Any]:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -275,11 +288,11 @@ def _bounds(entry: Mapping[str, Any], where: str) -> tuple[float, float | None, 
 def _rewritten(line: str, path: Path, out: Path, length: tuple[int, int] | None) -> str:
     """A line about an output: its path, its duration and an offset of 0; the other fields as they are, in their order.
 
-    A relative path stays relative, now to the folder of the manifest.
+    A relative path stays relative, now to the folder of the manifest; an address becomes an absolute path.
     """
     entry = json.loads(line)
     key = next(name for name in _PATHS if name in entry)
-    absolute = os.path.isabs(os.path.expanduser(entry[key]))  # noqa: PTH111, PTH117
+    absolute = is_address(entry[key]) or os.path.isabs(os.path.expanduser(entry[key]))  # noqa: PTH111, PTH117
     entry[key] = os.path.abspath(path) if absolute else os.path.relpath(path, out)  # noqa: PTH100
     if "duration" in entry and length is not None:
         entry["duration"] = round(length[0] / length[1], 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import unicodedata
@@ -9,13 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mkc_fast.errors import ListError
+from mkc_fast.engine.storage.addresses import Address, is_address, read_entry
+from mkc_fast.engine.storage.reading import opened_place
+from mkc_fast.errors import ArgumentError, ListError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from gzip import GzipFile
     from typing import BinaryIO, TextIO
+
+    from mkc_fast.engine.storage.addresses import Place
 
 # A list of train-clean-360 has 10 MB; a file a hundred times as large is not a list.
 _MAX_LIST_BYTES = 1 << 30
@@ -79,7 +84,7 @@ def check_id(name: str, where: str) -> None:
         raise ListError(f"{where}: '{printable(name)}' cannot name an output file: it {reason}")
 
 
-def read_lines(path: Path, *, standard_input: bool = True) -> Iterator[tuple[int, str]]:
+def read_lines(path: Place, *, standard_input: bool = True) -> Iterator[tuple[int, str]]:
     """The lines of a list with their numbers, read one by one, without blank lines and comments.
 
     Blanks around a line are removed; those after its first word are replaced by one space.
@@ -151,7 +156,11 @@ def check_regular(path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path, standard_input: bool) -> Iterator[TextIO]:
+def _opened(path: Place, standard_input: bool) -> Iterator[TextIO]:
+    if isinstance(path, Address):
+        with io.TextIOWrapper(opened_place(path, ListError), encoding="utf-8-sig") as file:
+            yield file
+        return
     if standard_input and path == _STANDARD_INPUT:
         with open(0, encoding="utf-8-sig", closefd=False) as file:
             yield file
@@ -163,7 +172,7 @@ def _opened(path: Path, standard_input: bool) -> Iterator[TextIO]:
         yield file
 
 
-def shown_list(path: Path) -> str:
+def shown_list(path: Place) -> str:
     """The name of a list in messages."""
     return "standard input" if path == _STANDARD_INPUT else str(path)
 
@@ -185,9 +194,13 @@ class PathResolver:
     if several folders have such a directory.
     """
 
-    def __init__(self, path: Path, *, parents: bool = False) -> None:
-        """Resolve the paths of this list; with ``parents`` also against the folders above it, the nearest first."""
-        self._folder = str(path.parent)
+    def __init__(self, path: Place, *, parents: bool = False) -> None:
+        """Resolve the paths of this list; with ``parents`` also against the folders above it, the nearest first.
+
+        Those of a list at an address are against the working directory alone.
+        """
+        self._list = shown_list(path)
+        self._folder = os.curdir if isinstance(path, Address) else str(path.parent)
         folders = [self._folder]
         if parents:
             folders += [str(parent) for parent in Path(os.path.abspath(self._folder)).parents]  # noqa: PTH100
@@ -198,8 +211,17 @@ class PathResolver:
     def resolve(self, text: str) -> str:
         """A path of the list: unchanged if absolute or found in the working directory, else where it is found.
 
-        One that is nowhere is taken to be where its directory is, the working directory first.
+        One that is nowhere is taken to be where its directory is, the working directory first. An address
+        (``s3://bucket/key``) is returned as it is, and of one that begins with ``file://`` the path.
+
+        Raises:
+            ListError: It is an address that is refused.
         """
+        if "://" in text and is_address(text):
+            try:
+                return read_entry(text)
+            except ArgumentError as error:
+                raise ListError(f"{self._list}: {error}") from None
         if not self._folders or text.startswith("/") or os.path.isabs(text):  # noqa: PTH117 - as text it costs a tenth
             return text
         folders = self._with_directory(os.path.dirname(text))  # noqa: PTH120
@@ -209,7 +231,9 @@ class PathResolver:
         return candidates[0] if candidates else text
 
     def names_file(self, line: str) -> bool:
-        """Whether a line with spaces in it is, as a whole, the path of a file that is there."""
+        """Whether a line with spaces in it is, as a whole, an address or the path of a file that is there."""
+        if "://" in line and is_address(line):
+            return True
         first, _, _ = line.partition("/")
         if " " in first and not self._may_begin(first):
             return False

@@ -29,12 +29,17 @@ from mkc_fast.engine.datasets.kinds import (
     sound,
 )
 from mkc_fast.engine.datasets.lines import check_id
+from mkc_fast.engine.storage.addresses import is_address, place_of
+from mkc_fast.engine.storage.listing import matching_objects
+from mkc_fast.engine.storage.reading import opened_place, place_size
 from mkc_fast.errors import ListError, OutputError
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
+
+    from mkc_fast.engine.storage.addresses import Place
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{},]*(?:,[^{},]*)+)\}")
@@ -98,7 +103,7 @@ def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
     """Find the recordings of shards, without unpacking them.
 
     Args:
-        inputs: Archives, patterns of them (``shards-{000..010}.tar``, ``shards-*.tar``), and folders of them.
+        inputs: Archives (files, or addresses of objects), patterns of them (``shards-{000..010}.tar``, ``shards-*.tar``), and folders of them.
         out: The output folder; a shard keeps its name there.
 
     Raises:
@@ -108,7 +113,7 @@ def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
     """
     utterances: list[Utterance] = []
     shards: list[SourceFile] = []
-    named: dict[str, Path] = {}
+    named: dict[str, Place] = {}
     for path, name in _shards_of(inputs):
         earlier = named.setdefault(name, path)
         if earlier is not path:
@@ -117,7 +122,7 @@ def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
         begin = len(utterances)
         utterances += _utterances_of(path, name)
         target = out / name
-        if target.exists() and target.samefile(path):
+        if isinstance(path, Path) and target.exists() and target.samefile(path):
             raise OutputError(f"{path}: is in the output folder, and would be replaced; choose another")
         shards.append(SourceFile(path, name, begin, len(utterances)))
     return TarShards(utterances, out, shards)
@@ -153,11 +158,13 @@ def is_pattern(text: str) -> bool:
     return bool(_RANGE.search(text) or _LIST.search(text) or glob.has_magic(text)) and not os.path.lexists(text)
 
 
-def _shards_of(inputs: Sequence[str]) -> Iterator[tuple[Path, str]]:
+def _shards_of(inputs: Sequence[str]) -> Iterator[tuple[Place, str]]:
     """Each archive, and its name below the output folder."""
     for text in inputs:
         for name in expanded(text) if is_pattern(text) else [text]:
-            if is_pattern(name):
+            if is_address(name):
+                yield from _shards_at(name)
+            elif is_pattern(name):
                 found = sorted(glob.glob(name))  # noqa: PTH207 - as text
                 if not found:
                     raise ListError(f"{printable(name, 300)}: no such file")
@@ -169,6 +176,18 @@ def _shards_of(inputs: Sequence[str]) -> Iterator[tuple[Path, str]]:
                 yield from ((path, path.name) for path in tars)
             else:
                 yield Path(name), os.path.basename(name)  # noqa: PTH119
+
+
+def _shards_at(url: str) -> Iterator[tuple[Place, str]]:
+    """The archives at an address, or at those that match its pattern; and their names below the output folder."""
+    found = [url]
+    if glob.has_magic(url):
+        found = matching_objects(url, ListError)
+        if not found:
+            raise ListError(f"{printable(url, 300)}: no such object")
+    for each in found:
+        place = place_of(each)
+        yield place, place.name
 
 
 class _Limited:
@@ -188,15 +207,14 @@ class _Limited:
 class _opened:  # noqa: N801 - used as a function
     """Open an archive to go through its members, once, from the first to the last."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
 
     def __enter__(self) -> tarfile.TarFile:
         try:
-            if not stat.S_ISREG(self.path.stat().st_mode):
+            if isinstance(self.path, Path) and not stat.S_ISREG(self.path.stat().st_mode):
                 raise ListError(f"{self.path}: not a regular file")
-            self.file = self.path.open("rb")
-            self.size = self.path.stat().st_size
+            self.file = opened_place(self.path, ListError)
             head = self.file.read(6)
             self.file.seek(0)
             for magic, kind in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstd")):
@@ -215,14 +233,14 @@ class _opened:  # noqa: N801 - used as a function
         self.file.close()
 
 
-def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile, path: Place) -> Iterator[tarfile.TarInfo]:
     """The members of an archive, each checked.
 
     Raises:
         ListError: The archive is cut off or damaged, or a member is a link, a device, or not a plain file below a
             folder.
     """
-    size, before = path.stat().st_size, -1
+    size, before = place_size(path, ListError), -1
     while True:
         try:
             member = tar.next()
@@ -254,11 +272,11 @@ def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
         raise ListError(f"{path}: more follows its end mark at {end:,} bytes, which readers of archives would not see")
 
 
-def _utterances_of(path: Path, name: str) -> list[Utterance]:
+def _utterances_of(path: Place, name: str) -> list[Utterance]:
     """The recordings of an archive."""
     stem, found = name.removesuffix(".tar"), []
     members: dict[str, str] = {}
-    with _opened(path) as tar, path.open("rb") as file:
+    with _opened(path) as tar, opened_place(path, ListError) as file:
         for member in _members(tar, path):
             if not member.isreg() or not _is_recording(member, path, file):
                 continue
@@ -275,7 +293,7 @@ def _utterances_of(path: Path, name: str) -> list[Utterance]:
     return found
 
 
-def _is_recording(member: tarfile.TarInfo, path: Path, file: BinaryIO) -> bool:
+def _is_recording(member: tarfile.TarInfo, path: Place, file: BinaryIO) -> bool:
     """Whether a member is a recording; one that cannot be decoded is an error, since it would be copied as it is."""
     ending = ending_of(member.name)
     if ending in decodable():
