@@ -180,6 +180,8 @@ def infer(
     from mkc_fast.engine.datasets.shards import Shard
     from mkc_fast.engine.datasets.tables import Columns
     from mkc_fast.engine.devices import cuda_index
+    from mkc_fast.engine.storage.addresses import Address, place_of
+    from mkc_fast.engine.storage.fetching import fetched_bank, fetched_model
 
     least, most = _workers(num_proc, ranged=ray is not None)
     devices: list[str] | None = gpus
@@ -225,7 +227,10 @@ def infer(
     for note in () if quiet else sources.notes:
         print(note, file=sys.stderr)
     model, bank = sources.model_directory(cache_dir), sources.bank_directory(cache_dir)
-    models = check_fit(model, bank)
+    for place in () if quiet else map(place_of, (model, bank)):
+        if isinstance(place, Address):
+            print(f"{place} is fetched into the cache folder, unless it is there", file=sys.stderr)
+    models = check_fit(fetched_model(model), fetched_bank(bank))
     if not quiet:
         draws = "from the system's entropy, not repeatable" if seed is None else f"from seed {seed}, repeatable"
         count = sum(len(folder.utterances) for folder in corpus.folders)

@@ -11,6 +11,7 @@ import numpy as np
 from mkc_fast.engine.audio.read import read_encoded, read_waveform
 from mkc_fast.engine.audio.waveform import resampled
 from mkc_fast.engine.draws import waveform_id
+from mkc_fast.engine.storage.fetching import fetched_bank, fetched_model
 from mkc_fast.errors import LostDeviceError, MkcError
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ class AnonymizeBatch:
         """Open the model and the bank.
 
         Args:
-            model: Directory made by ``export_model``, on a path that this machine sees.
-            bank: Directory made by ``build_bank``.
+            model: Directory made by ``export_model``, on a path that this machine sees; or its address
+                (``s3://bucket/model``), which each machine fetches once into its cache folder.
+            bank: Directory made by ``build_bank``, or its address.
             device: ``cpu`` or ``cuda:0``. Default: the GPU that Ray gave to this actor, or the CPU if it gave none.
             mode: As in ``Anonymizer.anonymize``.
             stride: The same.
@@ -70,7 +72,8 @@ class AnonymizeBatch:
         device = device or ("cuda:0" if cuda_device_names() else "cpu")
         if options is None:
             options = EngineOptions(threads=_cores_given() if device == "cpu" else None)
-        self.anonymizer = Anonymizer.load(model, bank, device, options=options)
+        here = fetched_model(model, options.cache), fetched_bank(bank, options.cache)
+        self.anonymizer = Anonymizer.load(*here, device, options=options)
         self.mode, self.stride, self.seed = mode, stride, seed
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:

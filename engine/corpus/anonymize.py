@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE
 from mkc_fast.engine.corpus.outputs import Folder, plan_folder
 from mkc_fast.engine.corpus.protocol import Settings
 from mkc_fast.engine.corpus.provenance import write_provenance
@@ -22,6 +23,7 @@ from mkc_fast.engine.datasets.tables import Columns
 from mkc_fast.engine.devices import cuda_device_names, cuda_index
 from mkc_fast.engine.options import EngineOptions
 from mkc_fast.engine.storage.addresses import Address, is_address, place_of
+from mkc_fast.engine.storage.fetching import RemoteArtifact, looked_up, on_this_machine
 from mkc_fast.engine.storage.file_systems import file_system
 from mkc_fast.errors import ArgumentError, ListError
 from mkc_fast.names import CPU, FRAME, STOP, UTTERANCE, WAV
@@ -262,9 +264,11 @@ def anonymize_corpus(
     import the calling script, so the call needs no ``if __name__ == "__main__"``.
 
     Args:
-        model: Directory made by ``export_model``.
-        bank: Directory made by ``build_bank``.
-        audio_list: List of ``path`` or ``utt-id path`` a line (Kaldi ``wav.scp``); ``-`` is the standard input.
+        model: Directory made by ``export_model``; or the address of one (``s3://bucket/model``), which each machine
+            fetches once into its cache folder.
+        bank: Directory made by ``build_bank``, or its address.
+        audio_list: List of ``path`` or ``utt-id path`` a line (Kaldi ``wav.scp``); ``-`` is the standard input. The
+            list and the paths in it may be addresses (``s3://bucket/key``, through fsspec).
         input: Or files and folders of recordings, JSONL manifests, WebDataset shards, files of a dataset of Hugging
             Face; or one CutSet or Shar directory of Lhotse.
         input_form: ``"files"``, ``"jsonl"``, ``"webdataset"``, ``"huggingface"``, ``"lhotse"`` or ``"shar"``. Default:
@@ -343,14 +347,17 @@ def anonymize_corpus(
         )
     elif audio_list is not None or out is not None or data_dirs or input:
         raise ArgumentError("give corpus, or what it is read from, not both")
+    options = options or EngineOptions()
+    looked = looked_up(model, MODEL_FILE), looked_up(bank, BANK_FILE)
+    model_here, bank_here = (on_this_machine(each, options.cache) for each in looked)
     run = Run(
         folders=corpus.folders,
-        model=Path(model),
-        bank=Path(bank),
+        model=model_here,
+        bank=bank_here,
         settings=Settings(mode, stride, seed, corpus.audio_format, record_draws, pad),
         devices=used,
         num_proc=num_proc,
-        options=options or EngineOptions(),
+        options=options,
         overwrite=overwrite,
         timeout_s=timeout_s,
         kmeans_num=kmeans_num,
@@ -359,6 +366,11 @@ def anonymize_corpus(
         on_failure=on_failure,
         cluster=cluster,
         least=least_proc,
+        remote={
+            here: each
+            for here, each in zip((model_here, bank_here), looked, strict=True)
+            if isinstance(each, RemoteArtifact)
+        },
     )
     watch = progress or (lambda _: None)
     summary = run_corpus(run, stopped=stopped or (lambda: False), watch=watch, begun=corpus.unfinish)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.datasets.dataset import Utterance
     from mkc_fast.engine.options import EngineOptions
+    from mkc_fast.engine.storage.fetching import RemoteArtifact
     from mkc_fast.names import AudioFormat, Mode
 
 # Batches that a worker is sent before it has reported the first: one is computed, one is decoded.
@@ -117,11 +118,11 @@ class BankDraws:
     """A bank, and what frames draw from.
 
     Attributes:
-        path: The bank.
+        path: The bank: a directory, or one at an address that each machine fetches.
         entries: Those of its entries that frames draw from; None draws from all.
     """
 
-    path: Path
+    path: Path | RemoteArtifact
     entries: tuple[int, ...] | None = None
 
 
@@ -130,7 +131,7 @@ class WorkerConfig:
     """What a worker needs to start.
 
     Attributes:
-        model: Exported model.
+        model: Exported model: a directory, or one at an address that each machine fetches.
         banks: The banks, one of which each task names.
         device: ``cpu`` or ``cuda:<number>``.
         options: How the engine runs, with the threads of this worker.
@@ -141,7 +142,7 @@ class WorkerConfig:
         blas_threads: Of NumPy's products in the look-up; None leaves it to their library.
     """
 
-    model: Path
+    model: Path | RemoteArtifact
     banks: tuple[BankDraws, ...]
     device: str
     options: EngineOptions

@@ -29,10 +29,11 @@ from mkc_fast.errors import ArgumentError, DeviceError, MkcError, OutputError, S
 from mkc_fast.names import COPY_SILENCE, CPU, ON_FAILURE, STOP, UTTERANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Sequence
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
     from mkc_fast.engine.corpus.outputs import Folder
     from mkc_fast.engine.corpus.pool import Cluster
+    from mkc_fast.engine.storage.fetching import RemoteArtifact
     from mkc_fast.names import OnFailure
 
 
@@ -58,6 +59,7 @@ class Run:
         on_failure: What becomes of a recording that fails: nothing, or silence as its output.
         cluster: Machines that the workers run on; default: this one.
         least: Workers that are kept to the end; default: all.
+        remote: Where the machines of a cluster fetch the model or a bank from, by its directory here, if they do.
     """
 
     folders: list[Folder]
@@ -76,6 +78,11 @@ class Run:
     on_failure: OnFailure = STOP
     cluster: Cluster | None = None
     least: int | None = None
+    remote: Mapping[Path, RemoteArtifact] = field(default_factory=dict)
+
+    def for_workers(self, path: Path) -> Path | RemoteArtifact:
+        """A model or a bank as workers are told it: those of a cluster fetch it, if it is at an address."""
+        return path if self.cluster is None else self.remote.get(path, path)
 
     @property
     def banks(self) -> list[Path]:
@@ -265,7 +272,8 @@ def _work(
     if not tasks:
         return
     begin = time.perf_counter()
-    config = WorkerConfig(run.model, tuple(banks), CPU, run.options, 1, run.settings, run.factory)
+    told = tuple(replace(each, path=run.for_workers(path)) for each, path in zip(banks, run.banks, strict=True))
+    config = WorkerConfig(run.for_workers(run.model), told, CPU, run.options, 1, run.settings, run.factory)
     scheduler = _scheduler(run, config, len(tasks))
     batched = run.batch_s > 0
     info = read_model_info(run.model)

@@ -26,6 +26,7 @@ from mkc_fast import __version__
 from mkc_fast.engine.audio.read import Recording, peak_of, read_utterance
 from mkc_fast.engine.audio.write import write_waveform, written_waveform
 from mkc_fast.engine.corpus.protocol import EXIT_LOST_DEVICE, Outcome
+from mkc_fast.engine.storage.fetching import on_this_machine
 from mkc_fast.errors import ArtifactError, LostDeviceError, MkcError, WriteError
 from mkc_fast.text import one_line
 
@@ -118,10 +119,12 @@ class Worker:
         begin = time.perf_counter()
         with _forwarded_warnings(self.send, "load note"):
             kind = getattr(importlib.import_module(module), name)
-            first, *others = config.banks
-            self.anonymizer: Anonymizer = kind.load(config.model, first.path, config.device, options=config.options)
+            cache = config.options.cache
+            model = on_this_machine(config.model, cache)
+            first, *others = [on_this_machine(each.path, cache) for each in config.banks]
+            self.anonymizer: Anonymizer = kind.load(model, first, config.device, options=config.options)
             # One for each bank; they share the graphs.
-            self.anonymizers = [self.anonymizer, *(self.anonymizer.with_bank(each.path) for each in others)]
+            self.anonymizers = [self.anonymizer, *(self.anonymizer.with_bank(each) for each in others)]
         self.load_s = time.perf_counter() - begin
 
     def send(self, kind: str, *content: object) -> None:

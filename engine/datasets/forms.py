@@ -158,9 +158,7 @@ def read_inputs(inputs: Sequence[str], asked: Asked, form: str | None = None) ->
               for text in inputs}  # fmt: skip
     for text, each in chosen.items():
         if is_address(text) and each.name not in _AT_ADDRESSES:
-            raise ListError(
-                f"{printable(text, 300)}: inputs of the form {each.name} are read from paths, not addresses"
-            )
+            raise ListError(f"{printable(text, 300)}: the form {each.name} is read from paths, not from addresses")
     names = {each.name for each in chosen.values()}
     if len(names) > 1:
         shown = ", ".join(f"{printable(text, 100)} ({each.name})" for text, each in chosen.items())

@@ -68,9 +68,10 @@ def read_audio_list(path: Place, *, allow_commands: bool = False) -> list[Uttera
     """Read a list of ``path`` or ``utt-id path`` a line; without an id, the file's stem is the id.
 
     Blank lines are skipped, and so are comments, lines that begin with ``#`` (blanks before it do not count). Relative
-    paths are against the working directory, else against the list's own folder. A line that ends in ``|`` is a command
-    (as Kaldi has them). A path may be an address (``s3://bucket/key``). If it only decodes a file (``flac -c -d -s PATH |``, see ``decoded_file``), the file is read
-    directly; any other is refused unless ``allow_commands``.
+    paths are against the working directory, else against the list's own folder; a path may be an address
+    (``s3://bucket/key``). A line that ends in ``|`` is a command (as Kaldi has them). If it only decodes a file
+    (``flac -c -d -s PATH |``, see ``decoded_file``), the file is read directly; any other is refused unless
+    ``allow_commands``.
 
     Args:
         path: The list; ``-`` is the standard input, with paths against the working directory alone, as of a list at an

@@ -74,6 +74,7 @@ class Shar(GroupedDataset[SharShard]):
     def complete(self, group: int, outputs: Mapping[str, Path]) -> None:
         """Write the archive of a shard, and then its manifest."""
         shard = self.sources[group]
+        assert isinstance(shard.path, Path)
         archive, manifest = self.files(group)
         cuts: list[dict[str, Any]] = []
         target = archive

@@ -366,6 +366,7 @@ def _write(
     import pyarrow as pa
     from pyarrow import parquet
 
+    assert isinstance(source.path, Path)
     schema = _schema(source.path)
     struct = _leaf(schema, column) != column
     others = [name for name in schema.names if name != column]

@@ -103,7 +103,8 @@ def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
     """Find the recordings of shards, without unpacking them.
 
     Args:
-        inputs: Archives (files, or addresses of objects), patterns of them (``shards-{000..010}.tar``, ``shards-*.tar``), and folders of them.
+        inputs: Archives (files, or addresses of objects), patterns of them (``shards-{000..010}.tar``,
+            ``shards-*.tar``), and folders of them.
         out: The output folder; a shard keeps its name there.
 
     Raises:
