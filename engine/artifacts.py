@@ -297,16 +297,6 @@ def listed_files(directory: Path, json_file: str) -> dict[str, FileFacts]:
     return _read_info(directory, json_file, kind).files
 
 
-def listed_files(directory: Path, json_file: str) -> dict[str, FileFacts]:
-    """The files that ``model.json`` or ``bank.json`` lists, which need not be there.
-
-    Raises:
-        ArtifactError: The JSON is missing, damaged, or of another format version.
-    """
-    kind: type[ModelInfo | BankInfo] = ModelInfo if json_file == MODEL_FILE else BankInfo
-    return _read_info(directory, json_file, kind).files
-
-
 def write_info(directory: Path, info: _Info, files: Mapping[str, FileFacts] | None = None) -> _Info:
     """Write ``model.json`` or ``bank.json`` into a directory, with the size and the digest of every file there.
 

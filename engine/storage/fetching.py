@@ -1,7 +1,7 @@
 """Fetches a model or a bank from an address into the cache folder: once on a machine, whole or not at all.
 
-What an artifact is called there is the SHA-256 of its JSON, which has the digests of all other files. So a folder of the
-cache holds what its name says, wherever it came from, and a machine that has it asks for nothing. Every file is
+What an artifact is called there is the SHA-256 of its JSON, which has the digests of all other files. So a folder of
+the cache holds what its name says, wherever it came from, and a machine that has it asks for nothing. Every file is
 compared with its digest before the folder gets its name.
 """
 
