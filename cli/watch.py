@@ -165,8 +165,15 @@ def as_dict(summary: Summary) -> dict[str, object]:
     return fields
 
 
+def _shown(folder: Folder) -> str:
+    """Where outputs are."""
+    if folder.remote is not None:
+        return folder.shown
+    return str(folder.outputs.folder if folder.groups is None else folder.out)
+
+
 def _show(summary: Summary, where: Sequence[Folder]) -> None:
-    folders = ", ".join(str(folder.outputs.folder if folder.groups is None else folder.out) for folder in where)
+    folders = ", ".join(_shown(folder) for folder in where)
     earlier = f", {summary.present} were there already" if summary.present else ""
     failed = f", {len(summary.failed)} failed" if summary.failed else ""
     ended = " (interrupted; run the same command again to continue)" if summary.interrupted else ""
@@ -177,10 +184,10 @@ def _show(summary: Summary, where: Sequence[Folder]) -> None:
     if summary.silenced:
         console.print(f"{counted(summary.silenced, 'recording')} that failed: silence was written in their place")
     for folder in where:
-        if folder.out is not None and folder.out != folder.path and str(folder.out) in summary.incomplete:
+        if folder.out is not None and folder.out != folder.path and folder.shown in summary.incomplete:
             lacks = "no list of its outputs (wav.scp or JSONL)" if folder.groups is None else "not all of its shards"
             console.print(
-                f"{folder.out} is not complete and has {lacks}, since recordings of it failed: run the command "
+                f"{folder.shown} is not complete and has {lacks}, since recordings of it failed: run the command "
                 "again once they can be read, or with --on-failure copy-silence",
                 soft_wrap=True,
             )

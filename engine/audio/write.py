@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import soundfile
 
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.audio.waveform import to_pcm16
+from mkc_fast.engine.storage.writing import upload_file, write_object
 from mkc_fast.errors import WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from mkc_fast.engine.storage.addresses import Place
 
 _BLOCK_SAMPLES = 1 << 18
 
@@ -69,14 +74,28 @@ class _Target:
 
 
 @contextlib.contextmanager
-def written_waveform(path: Path, sample_rate: int) -> Iterator[WaveformWriter]:
+def written_waveform(place: Place, sample_rate: int) -> Iterator[WaveformWriter]:
     """Write a waveform block by block as 16-bit PCM, WAV or FLAC by the name's ending.
 
-    The file is written atomically: it gets its name when the ``with`` block ends without an error.
+    It is written atomically: a file gets its name when the ``with`` block ends without an error, and an object is
+    uploaded then.
 
     Raises:
         WriteError: It cannot be written.
     """
+    if isinstance(place, Path):
+        with _written_file(place, sample_rate) as writer:
+            yield writer
+        return
+    with tempfile.TemporaryDirectory(prefix="mkc-fast-") as folder:
+        file = Path(folder) / f"output{place.suffix}"
+        with _written_file(file, sample_rate) as writer:
+            yield writer
+        upload_file(file, place)
+
+
+@contextlib.contextmanager
+def _written_file(path: Path, sample_rate: int) -> Iterator[WaveformWriter]:
     kind = path.suffix[1:].upper()
     try:
         with atomic_file(path) as temporary:
@@ -91,16 +110,22 @@ def written_waveform(path: Path, sample_rate: int) -> Iterator[WaveformWriter]:
         raise WriteError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def write_waveform(path: Path, waveform: NDArray[np.float32], sample_rate: int) -> int:
-    """Write (S,) float32 in [-1, 1] as 16-bit PCM, WAV or FLAC by the name's ending; written atomically.
+def write_waveform(place: Place, waveform: NDArray[np.float32], sample_rate: int) -> int:
+    """Write (S,) float32 in [-1, 1] as 16-bit PCM, WAV or FLAC by the name's ending; a file or object, atomically.
 
     Returns:
-        The file's size in bytes.
+        Its size in bytes.
 
     Raises:
         WriteError: It cannot be written.
         AudioError: A sample is not finite.
     """
-    with written_waveform(path, sample_rate) as writer:
-        writer.write(waveform)
-    return writer.size_bytes
+    if isinstance(place, Path):
+        with written_waveform(place, sample_rate) as writer:
+            writer.write(waveform)
+        return writer.size_bytes
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", sample_rate, 1, "PCM_16", format=place.suffix[1:].upper()) as encoder:
+        WaveformWriter(encoder, _Target(buffer)).write(waveform)
+    write_object(place, buffer.getvalue())
+    return len(buffer.getvalue())

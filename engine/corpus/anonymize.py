@@ -11,10 +11,12 @@ from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE
 from mkc_fast.engine.corpus.outputs import Folder, plan_folder
 from mkc_fast.engine.corpus.protocol import Settings
 from mkc_fast.engine.corpus.provenance import write_provenance
+from mkc_fast.engine.corpus.remote import publish, working_folder
 from mkc_fast.engine.corpus.run import Run, run_corpus
 from mkc_fast.engine.corpus.status import Status, Summary
 from mkc_fast.engine.corpus.watchdog import DEFAULT_TIMEOUT_S
 from mkc_fast.engine.datasets.forms import Asked, read_inputs
+from mkc_fast.engine.datasets.jsonl import JsonlManifests
 from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER, DataDirectory, read_data_directory
 from mkc_fast.engine.datasets.path_lists import AudioList, read_audio_list
 from mkc_fast.engine.datasets.shards import Shard, shared_salt
@@ -25,6 +27,7 @@ from mkc_fast.engine.options import EngineOptions
 from mkc_fast.engine.storage.addresses import Address, is_address, place_of
 from mkc_fast.engine.storage.fetching import RemoteArtifact, looked_up, on_this_machine
 from mkc_fast.engine.storage.file_systems import file_system
+from mkc_fast.engine.storage.writing import remove_object
 from mkc_fast.errors import ArgumentError, ListError
 from mkc_fast.names import CPU, FRAME, STOP, UTTERANCE, WAV
 
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from mkc_fast.names import AudioFormat, Level, Mode, OnFailure
 
 DEFAULT_SUFFIX = "_mkc"
+# What is kept in one process, and what is only read.
+_NOT_WRITTEN = frozenset({"memory", "http", "https", "data"})
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,13 @@ class Corpus:
         for dataset, folder in zip(self.datasets, self.folders, strict=True):
             done = summary.folders[folder.outputs.folder]
             if not done.complete:
-                dataset.unfinish()
+                _unfinish(dataset, folder)
                 continue
             if dataset.described and folder.utterances:
                 write_provenance(folder, model, folder.bank or bank, silenced=done.silenced, role=folder.role)
             dataset.finish(folder.outputs)
+            if folder.remote is not None:
+                publish(folder)
 
     def unfinish(self, audio_dirs: Collection[Path]) -> None:
         """Mark output folders as incomplete again: those whose recordings go to ``audio_dirs``.
@@ -80,9 +87,16 @@ class Corpus:
         Raises:
             OutputError: It cannot be removed.
         """
-        for dataset in self.datasets:
+        for dataset, folder in zip(self.datasets, self.folders, strict=True):
             if dataset.audio_dir in audio_dirs:
-                dataset.unfinish()
+                _unfinish(dataset, folder)
+
+
+def _unfinish(dataset: Dataset, folder: Folder) -> None:
+    dataset.unfinish()
+    if folder.remote is not None and isinstance(dataset, JsonlManifests):
+        for source in dataset.sources:
+            remove_object(folder.remote / source.path.name)
 
 
 def open_corpus(
@@ -113,6 +127,9 @@ def open_corpus(
         OutputError: An output folder cannot be used, or an output would replace a recording.
     """
     datasets: list[Dataset]
+    remote, folder = (None, Path()) if out is None else _output_place(out)
+    if remote is not None and shard is not None:
+        raise ArgumentError(f"{remote}: parts of a corpus go into folders; give a path, or run without shard")
     inputs = [input] if isinstance(input, (str, os.PathLike)) else list(input)
     if data_dirs:
         if audio_list is not None or out is not None or inputs:
@@ -134,15 +151,31 @@ def open_corpus(
         raise ArgumentError("give input and out, or audio_list and out, or data_dirs")
     elif inputs:
         speakers = None if utt2spk is None else Path(utt2spk)
-        asked = Asked(Path(out), level, speakers, allow_commands, columns or Columns())
+        asked = Asked(folder, level, speakers, allow_commands, columns or Columns(), remote)
         datasets = [read_inputs([os.fspath(each) for each in inputs], asked, input_form)]
     else:
         assert audio_list is not None
         where = place_of(audio_list)
         utterances = read_audio_list(where, allow_commands=allow_commands)
         utterances = with_draw_ids(utterances, level, _utt2spk_of(where, utt2spk))
-        datasets = [AudioList(utterances, Path(out))]
-    return plan_corpus(datasets, audio_format=audio_format, level=level, shard=shard)
+        datasets = [AudioList(utterances, folder)]
+    return plan_corpus(datasets, audio_format=audio_format, level=level, shard=shard, remote=remote)
+
+
+def _output_place(out: str | PathLike[str]) -> tuple[Address | None, Path]:
+    """The address of an output folder, if it is at one; and the folder, or the working folder for it.
+
+    Raises:
+        ArgumentError: Nothing can be written at the address.
+        MkcError: The package of its protocol is not installed.
+    """
+    place = place_of(out)
+    if not isinstance(place, Address):
+        return None, place
+    if place.protocol in _NOT_WRITTEN:
+        raise ArgumentError(f"{place}: outputs cannot be written at {place.protocol}:// addresses")
+    file_system(place.url)
+    return place, working_folder(place)
 
 
 def at_level(directory: DataDirectory, level: Level) -> DataDirectory:
@@ -161,6 +194,7 @@ def plan_corpus(
     audio_format: AudioFormat = WAV,
     level: Level = UTTERANCE,
     shard: Shard | None = None,
+    remote: Address | None = None,
 ) -> Corpus:
     """Plan the outputs of what was read; nothing is written.
 
@@ -169,6 +203,7 @@ def plan_corpus(
         audio_format: Of the outputs.
         level: Recorded as theirs.
         shard: Only the utterances of this part.
+        remote: The address of the output folder of all of them, if it is at one.
 
     Raises:
         OutputError: An output folder cannot be used, or an output would replace a recording.
@@ -179,7 +214,7 @@ def plan_corpus(
     _check_protocols(datasets)
     settings = Settings(format=audio_format)
     folders = [
-        plan_folder(each.utterances, each.record_dir, each.audio_dir, settings, each.out, each.groups)
+        plan_folder(each.utterances, each.record_dir, each.audio_dir, settings, each.out, each.groups, remote)
         for each in datasets
     ]
     folders = [replace(folder, level=level) for folder in folders]
@@ -274,7 +309,7 @@ def anonymize_corpus(
         input_form: ``"files"``, ``"jsonl"``, ``"webdataset"``, ``"huggingface"``, ``"lhotse"`` or ``"shar"``. Default:
             by the inputs' names and what they hold.
         out: Output folder for ``audio_list`` and ``input``: ``<utt-id>.wav`` of each recording, and ``manifest.jsonl``;
-            or what the form has instead.
+            or what the form has instead. It may be an address, for lists, files, JSONL manifests and shards.
         data_dirs: Or Kaldi data directories, without ``out``. Each gets an anonymized directory
             beside it, with a ``wav.scp`` and copies of its other lists.
         anon_suffix: Added to the name of each data directory, it names the anonymized one.
@@ -347,6 +382,12 @@ def anonymize_corpus(
         )
     elif audio_list is not None or out is not None or data_dirs or input:
         raise ArgumentError("give corpus, or what it is read from, not both")
+    for folder in corpus.folders if cluster is not None else ():
+        if folder.remote is not None and folder.groups is not None:
+            raise ArgumentError(
+                f"{folder.remote}: on a cluster, outputs that become files together need a folder that all machines "
+                "see, not an address"
+            )
     options = options or EngineOptions()
     looked = looked_up(model, MODEL_FILE), looked_up(bank, BANK_FILE)
     model_here, bank_here = (on_this_machine(each, options.cache) for each in looked)

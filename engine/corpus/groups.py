@@ -6,6 +6,10 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from mkc_fast.engine.storage.listing import objects_below
+from mkc_fast.engine.storage.writing import upload_file
+from mkc_fast.errors import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
@@ -30,6 +34,7 @@ class _FolderGroups:
         self.out = out
         utterances, position = folder.utterances, 0
         self.done: set[int] = set()
+        there = None if folder.remote is None else objects_below(folder.remote.url, OutputError)
         self.left: list[int] = []  # outputs that each group waits for
         self.parts: list[int] = []
         part, in_part = first_part, 0
@@ -38,13 +43,30 @@ class _FolderGroups:
             while position < len(utterances) and groups.of(position) == group:
                 recorded = recorded and utterances[position].id in manifest
                 position += 1
-            if recorded and manifest.group_is_there(groups.name(group), out):
+            if recorded and manifest.group_is_there(groups.name(group), out, there):
                 self.done.add(group)
             if in_part and in_part + position - begin > _IN_A_PART:
                 part, in_part = part + 1, 0
             in_part += position - begin
             self.parts.append(part)
             self.left.append(0)
+
+    def complete(self, group: int) -> None:
+        """Write the files of a group; those of a folder at an address are uploaded."""
+        self.groups.complete(group, self.folder.outputs)
+        if self.folder.remote is not None:
+            for file in self.groups.files(group):
+                upload_file(file, self.folder.address_of(file))
+
+    def record(self, group: int) -> None:
+        """Record a group that is complete, and remove what its files have made superfluous."""
+        files = self.groups.files(group)
+        self.manifest.append_group(self.groups.name(group), self.out, files)
+        self.groups.clean(group)
+        if self.folder.remote is not None:
+            for file in files:
+                file.unlink(missing_ok=True)
+        self.done.add(group)
 
 
 class OpenGroups:
@@ -114,13 +136,13 @@ class OpenGroups:
             wait: Until all are.
 
         Raises:
-            OutputError: A file of a group cannot be read or written.
+            OutputError: A file of a group cannot be read, written or uploaded.
             WriteError: The manifest cannot be written.
         """
         while self._ready or self._working:
             while self._ready and len(self._working) < _MOST_WAITING:
                 of_folder, group = self._ready.popleft()
-                future = self._thread.submit(of_folder.groups.complete, group, of_folder.folder.outputs)
+                future = self._thread.submit(of_folder.complete, group)
                 self._working.append((of_folder, group, future))
             of_folder, group, future = self._working[0]
             # If many wait, the run waits for the oldest: the disk is to hold few outputs that are still apart.
@@ -128,10 +150,7 @@ class OpenGroups:
                 return
             future.result()
             self._working.popleft()
-            groups = of_folder.groups
-            of_folder.manifest.append_group(groups.name(group), of_folder.out, groups.files(group))
-            groups.clean(group)
-            of_folder.done.add(group)
+            of_folder.record(group)
 
     def incomplete(self, folder: Folder) -> Iterator[str]:
         """The names of a folder's groups that are not complete."""

@@ -32,7 +32,7 @@ except ImportError:  # Windows: then nothing keeps two runs apart
     fcntl = None
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
     from typing import TextIO
 
@@ -82,6 +82,7 @@ class Manifest:
         allow_mixed: bool = False,
         private: bool = False,
         salt: str | None = None,
+        shown: str | None = None,
     ) -> None:
         """Open the manifest of ``folder``, which is made.
 
@@ -93,6 +94,7 @@ class Manifest:
             allow_mixed: Admit outputs of something that does not compute the same to the last bit.
             private: Keep salted digests of the recordings' paths instead of the paths.
             salt: Of a new manifest's digests: 32 hexadecimal digits. Default: random.
+            shown: What messages call the folder. Default: its path.
 
         Raises:
             OutputError: The folder holds outputs of other settings, another run is writing there, or it cannot be
@@ -100,6 +102,7 @@ class Manifest:
         """
         self.folder = folder
         self.path = folder / MANIFEST_FILE
+        self.shown = str(folder) if shown is None else shown
         self.entries: object = None
         self.continues = False
         self._settings = {**settings, "private": private}
@@ -186,7 +189,7 @@ class Manifest:
                 continue
             found, asked = _shown_source(json.loads(known.source)), _shown_source(self._open_source(utterance))
             raise OutputError(
-                f"{self.folder}: the output {_shown(utterance.id)} was made of {found}, this run has {asked} under the "
+                f"{self.shown}: the output {_shown(utterance.id)} was made of {found}, this run has {asked} under the "
                 f"same id; give it another id, {_INSTEAD}"
             )
 
@@ -207,7 +210,7 @@ class Manifest:
         there = ", ".join(f"{_shown(name)} {_shown(before.get(name))}" for name in names)
         here = ", ".join(f"{_shown(name)} {_shown(ran.get(name))}" for name in names)
         raise OutputError(
-            f"{self.folder}: its outputs were made with {there}; this run has {here}, which is not equal to the "
+            f"{self.shown}: its outputs were made with {there}; this run has {here}, which is not equal to the "
             "last bit; choose another folder, --overwrite, or --allow-mixed"
         )
 
@@ -242,20 +245,24 @@ class Manifest:
         """Whether anything is recorded of this utterance."""
         return utterance_id in self._known
 
-    def finished(self, utterance_id: str, output: Path) -> bool:
-        """Whether this output was written and still exists with its size."""
+    def finished(self, utterance_id: str, suffix: str, size_of: Callable[[str], int | None]) -> bool:
+        """Whether the output of an utterance was written, with this suffix, and still exists with its size."""
         known = self._known.get(utterance_id)
         if known is None or known.suffix is None:
             return False
-        if (utterance_id + known.suffix).rpartition("/")[2] != output.name:
-            return False
-        with contextlib.suppress(OSError):
-            return output.stat().st_size == known.size_bytes
-        return False
+        return known.suffix == suffix and size_of(utterance_id) == known.size_bytes
 
-    def group_is_there(self, name: str, out: Path) -> bool:
-        """Whether a group of outputs became files, which still exist in ``out`` with their sizes."""
+    def group_is_there(self, name: str, out: Path, objects: Mapping[str, int] | None = None) -> bool:
+        """Whether a group of outputs became files, which still exist in ``out`` with their sizes.
+
+        Args:
+            name: Of the group.
+            out: The output folder.
+            objects: Instead of the folder, names and sizes of what is at its address.
+        """
         sizes = self._groups.get(name)
+        if objects is not None:
+            return bool(sizes) and all(objects.get(file) == size for file, size in (sizes or {}).items())
         with contextlib.suppress(OSError):
             return bool(sizes) and all((out / file).stat().st_size == size for file, size in (sizes or {}).items())
         return False
@@ -370,7 +377,7 @@ class Manifest:
         for name, value in asked.items():
             before = header.get(name, _ABSENT.get(name))
             if before != value:
-                raise OutputError(f"{self.folder}: {_difference(name, before, value)}; {_INSTEAD}")
+                raise OutputError(f"{self.shown}: {_difference(name, before, value)}; {_INSTEAD}")
         if settings["private"] and "source_salt" not in header:
             raise OutputError(f"{self.path}: damaged; {_INSTEAD}")
 

@@ -23,6 +23,7 @@ from mkc_fast.engine.corpus.provenance import PROVENANCE_FILE, read_provenance, 
 from mkc_fast.engine.datasets.dataset import files_of
 from mkc_fast.engine.datasets.kaldi import AUDIO_FOLDER
 from mkc_fast.engine.datasets.shards import Shard, find_shards
+from mkc_fast.engine.storage.addresses import Address, place_of
 from mkc_fast.errors import OutputError
 from mkc_fast.names import FORMATS
 
@@ -120,6 +121,8 @@ def merge_corpus(
         OutputError: Shards are missing, not finished, still at work or of other settings, or a folder cannot be
             written.
     """
+    if out is not None and isinstance(place_of(out), Address):
+        raise OutputError(f"{place_of(out)}: shards are joined in folders, not at addresses")
     corpus = open_corpus(
         audio_list=audio_list,
         input=input,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from mkc_fast.engine.atomic_files import remove_temporaries
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
 from mkc_fast.engine.datasets.dataset import files_of
+from mkc_fast.engine.storage.addresses import is_address
+from mkc_fast.engine.storage.listing import objects_below
 from mkc_fast.errors import ListError, MkcError, OutputError
 from mkc_fast.names import FORMATS, UTTERANCE
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from mkc_fast.engine.corpus.protocol import Settings
     from mkc_fast.engine.datasets.dataset import Groups, Utterance
     from mkc_fast.engine.datasets.shards import Shard
+    from mkc_fast.engine.storage.addresses import Address
     from mkc_fast.names import Level
 
 
@@ -36,12 +39,17 @@ class Outputs(Mapping[str, Path]):
     Attributes:
         folder: Where all of them go.
         suffix: Of their names, with its dot.
+        remote: The address that workers write them to; then ``folder`` only names them. None: they are files.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], folder: Path, suffix: str) -> None:
+    def __init__(
+        self, utterances: Sequence[Utterance], folder: Path, suffix: str, remote: Address | None = None
+    ) -> None:
         self.folder = folder
         self.suffix = suffix
+        self.remote = remote
         self._utterances = utterances
+        self._objects: dict[str, int] | None = None
 
     def __getitem__(self, utterance_id: str) -> Path:
         """The output that an utterance of this id has."""
@@ -55,6 +63,10 @@ class Outputs(Mapping[str, Path]):
 
     def existing(self) -> Iterator[Path]:
         """The outputs that exist, under any name that the file system takes for theirs."""
+        if self.remote is not None:
+            objects = self._listed_objects()
+            yield from (self[name] for name in self if name + self.suffix in objects)
+            return
         folds = _folds_case(self.folder)
         # One listing of each folder instead of a look-up for each utterance.
         listed: dict[str, frozenset[str] | None] = {}
@@ -70,6 +82,30 @@ class Outputs(Mapping[str, Path]):
                     yield self[utterance_id]
             elif names and (_folded(name + self.suffix) if folds else name + self.suffix) in names:
                 yield self[utterance_id]
+
+    def shown(self, output: Path) -> str:
+        """An output as messages call it."""
+        return str(output if self.remote is None else self.remote / relative_name(output, self.folder))
+
+    def size_of(self, utterance_id: str) -> int | None:
+        """The size of an output that exists, in bytes; None if there is none."""
+        if self.remote is not None:
+            return self._listed_objects().get(utterance_id + self.suffix)
+        try:
+            return self[utterance_id].stat().st_size
+        except OSError:
+            return None
+
+    def forget(self) -> None:
+        """Free what was listed at an address."""
+        self._objects = None
+
+    def _listed_objects(self) -> dict[str, int]:
+        """Names and sizes at the address, which is asked once: a run changes them afterwards."""
+        assert self.remote is not None
+        if self._objects is None:
+            self._objects = objects_below(self.remote.url, OutputError, hidden=True)
+        return self._objects
 
     def subfolders(self) -> set[str]:
         """The folders in ``folder`` that ids name (``spk/chapter`` of ``spk/chapter/utt``)."""
@@ -102,6 +138,7 @@ class Folder:
         shard: Which part of a corpus it is, if it is a part.
         salt: Of the digests in its manifest, where it must be that of other folders.
         groups: Which outputs become files together, if any do.
+        remote: The address of ``out``, whose files are then in a working folder of this machine.
     """
 
     path: Path
@@ -114,6 +151,17 @@ class Folder:
     shard: Shard | None = None
     salt: str | None = None
     groups: Groups | None = None
+    remote: Address | None = None
+
+    def address_of(self, path: Path) -> Address:
+        """Where a file of a folder at an address goes."""
+        assert self.remote is not None
+        return self.remote / relative_name(path, self.out or self.path)
+
+    @property
+    def shown(self) -> str:
+        """The output folder as messages call it."""
+        return str(self.remote or self.out or self.path)
 
     @property
     def directories(self) -> set[Path]:
@@ -125,7 +173,11 @@ class Folder:
     def existing(self) -> Iterator[Path]:
         """The outputs that exist, and the files of groups."""
         yield from self.outputs.existing()
-        yield from (path for path in files_of(self.groups) if path.exists())
+        if self.remote is None or self.groups is None:
+            yield from (path for path in files_of(self.groups) if path.exists())
+            return
+        there = objects_below(self.remote.url, OutputError)
+        yield from (path for path in files_of(self.groups) if relative_name(path, self.out or self.path) in there)
 
 
 def plan_folder(
@@ -135,6 +187,7 @@ def plan_folder(
     settings: Settings,
     out: Path | None = None,
     groups: Groups | None = None,
+    remote: Address | None = None,
 ) -> Folder:
     """Plan where each output goes; nothing is written.
 
@@ -145,6 +198,7 @@ def plan_folder(
         settings: Of the run.
         out: Where lists go, if that is another folder.
         groups: Which outputs become files together, if any do.
+        remote: The address of ``out``, which is a working folder then.
 
     Raises:
         ListError: Two outputs have one name where the file system does not tell upper case from lower, or one has the
@@ -160,7 +214,11 @@ def plan_folder(
                 raise OutputError(f"{part}: exists, and is no folder")
         except OSError as error:
             raise OutputError(f"{part}: cannot be used ({error.strerror})") from None
-    outputs = Outputs(utterances, audio_folder, f".{settings.format}")
+    written_to = None
+    if remote is not None and groups is None:
+        below = relative_name(audio_folder, out or folder)
+        written_to = remote if below == os.curdir else remote / below
+    outputs = Outputs(utterances, audio_folder, f".{settings.format}", written_to)
     if _folds_case(folder):
         folded = Counter(_folded(name) for name in outputs)
         for name in outputs:
@@ -170,7 +228,7 @@ def plan_folder(
     for name in outputs if subfolders else ():
         if name + outputs.suffix in subfolders:
             raise ListError(f"{name}{outputs.suffix}: is the output of one recording and the folder of another's")
-    planned = Folder(folder, utterances, outputs, out, groups=groups)
+    planned = Folder(folder, utterances, outputs, out, groups=groups, remote=remote)
     check_recordings([planned])
     return planned
 
@@ -188,14 +246,39 @@ def check_recordings(folders: Sequence[Folder]) -> None:
     Raises:
         OutputError: An output is one.
     """
+    _check_objects(folders)
     existing = (output for folder in folders for output in folder.existing())
     replaced = {file: output for output in existing if (file := _file_of(output))}
-    recordings = {u.path for folder in folders if replaced for u in folder.utterances if u.command is None}
+    recordings = {
+        u.path
+        for folder in folders
+        if replaced
+        for u in folder.utterances
+        if u.command is None and not is_address(str(u.file))
+    }
     for recording in recordings:
         file = _file_of(recording)
         if file in replaced:
             output = replaced[file]
             raise OutputError(f"{output}: is the recording {recording} itself; choose another output folder")
+
+
+def _check_objects(folders: Sequence[Folder]) -> None:
+    """The same for outputs at addresses."""
+    written = {}
+    for folder in folders:
+        if folder.outputs.remote is not None:
+            top = folder.outputs.remote.url
+            written.update({f"{top}/{name}{folder.outputs.suffix}": folder for name in folder.outputs})
+    for folder in folders if written else ():
+        for utterance in folder.utterances:
+            if utterance.file in written:
+                raise OutputError(f"{utterance.file}: is a recording, and would be replaced; choose another address")
+
+
+def relative_name(path: Path, out: Path) -> str:
+    """A path below an output folder, as addresses have it."""
+    return os.path.relpath(path, out).replace(os.sep, "/")
 
 
 def _file_of(path: Path) -> tuple[int, int] | None:
@@ -228,9 +311,9 @@ def check_foreign(folder: Folder) -> None:
     if (folder.path / MANIFEST_FILE).exists():
         return
     for output in folder.existing():
+        shown = folder.outputs.shown(output) if folder.groups is None else str(output)
         raise OutputError(
-            f"{output}: exists, and no run recorded here has written it; choose another folder or suffix, or "
-            "--overwrite"
+            f"{shown}: exists, and no run recorded here has written it; choose another folder or suffix, or --overwrite"
         )
 
 

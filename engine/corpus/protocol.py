@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING
 from mkc_fast.names import FRAME, WAV
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mkc_fast.engine.datasets.dataset import Utterance
     from mkc_fast.engine.options import EngineOptions
+    from mkc_fast.engine.storage.addresses import Address, Place
     from mkc_fast.engine.storage.fetching import RemoteArtifact
     from mkc_fast.names import AudioFormat, Mode
 
@@ -140,6 +142,7 @@ class WorkerConfig:
         factory: ``module:attribute`` whose ``load`` makes the anonymizer; tests and benchmarks put others there.
         ahead: Batches that it is sent before it has reported the first.
         blas_threads: Of NumPy's products in the look-up; None leaves it to their library.
+        written_to: The address that outputs are written to in place of a folder, by the folder of their tasks.
     """
 
     model: Path | RemoteArtifact
@@ -151,3 +154,9 @@ class WorkerConfig:
     factory: str = "mkc_fast.engine.anonymizer:Anonymizer"
     ahead: int = AHEAD
     blas_threads: int | None = None
+    written_to: Mapping[Path, Address] = field(default_factory=dict)
+
+    def place_of(self, task: Task) -> Place:
+        """Where the output of a task is written: a file, or an object at an address."""
+        address = self.written_to.get(task.folder) if self.written_to else None
+        return task.output if address is None else address / (task.utterance.id + task.suffix)

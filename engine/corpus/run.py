@@ -17,6 +17,7 @@ from mkc_fast.engine.corpus.manifest import Manifest
 from mkc_fast.engine.corpus.outputs import check_foreign, check_recordings, remove_left_over
 from mkc_fast.engine.corpus.plan import Padding, planned_batches
 from mkc_fast.engine.corpus.protocol import BankDraws, Outcome, Settings, Task, WorkerConfig
+from mkc_fast.engine.corpus.remote import RemoteManifest, remote_manifests
 from mkc_fast.engine.corpus.scheduler import Scheduler, worker_configs
 from mkc_fast.engine.corpus.status import FolderSummary, Status, Summary
 from mkc_fast.engine.corpus.subset import entries_used, random_subset
@@ -145,11 +146,17 @@ def run_corpus(
     check_recordings(run.folders)
     summary = Summary(files=sum(len(folder.utterances) for folder in run.folders))
     for folder in run.folders:
-        each = FolderSummary(str(folder.out or folder.path), len(folder.utterances))
+        each = FolderSummary(folder.shown, len(folder.utterances))
         summary.folders[folder.outputs.folder] = each
     manifests: list[Manifest] = []
     groups = OpenGroups()
+    uploads = remote_manifests(run.folders)
     try:
+        for upload in uploads:
+            if run.overwrite:
+                upload.forget()
+            else:
+                upload.fetch()
         for folder in run.folders:
             manifest = _open_manifest(run, folder, used[run.bank_of(folder)])
             manifests.append(manifest)
@@ -160,13 +167,17 @@ def run_corpus(
         remove_left_over(run.folders, manifests)
         tasks, task_manifests = _tasks(run, manifests, groups, summary)
         # Closed here, whatever happens: the workers are gone before another run may write in the folders.
-        work = _work(run, banks, tasks, task_manifests, groups, summary, stopped, begun)
+        work = _work(run, banks, tasks, task_manifests, groups, summary, stopped, begun, uploads)
         with closing(groups), closing(work) as statuses:
             groups.begin()
             for status in statuses:
                 groups.advance()
+                for upload in uploads:
+                    upload.advance()
                 watch(status)
             groups.advance(wait=not stopped())
+        for upload in uploads if summary.written or summary.failed else ():
+            upload.finish()
         for manifest in manifests:
             manifest.check_there()
     except WriteError:
@@ -181,7 +192,9 @@ def run_corpus(
     finally:
         remove_left_over(run.folders, manifests)
         for folder, manifest in zip(run.folders, manifests, strict=False):
-            manifest.close(folder.existing())
+            manifest.close(folder.existing() if folder.remote is None else ())
+        for upload in uploads:
+            upload.close()
     return summary
 
 
@@ -195,6 +208,7 @@ def _open_manifest(run: Run, folder: Folder, num_used: int) -> Manifest:
         allow_mixed=run.allow_mixed,
         private=run.private_manifest,
         salt=folder.salt,
+        shown=folder.shown if folder.remote is not None else None,
     )
     try:
         manifest.check_sources(folder.utterances)
@@ -204,7 +218,7 @@ def _open_manifest(run: Run, folder: Folder, num_used: int) -> Manifest:
                 "this run cannot continue it; --overwrite, or start with --seed"
             )
     except BaseException:
-        manifest.close(folder.existing())
+        manifest.close(folder.existing() if folder.remote is None else ())
         raise
     return manifest
 
@@ -246,13 +260,14 @@ def _tasks(
         for position, utterance in enumerate(folder.utterances):
             known = utterance.id in manifest
             grouped, part = group_state(position)
-            if grouped or (known and manifest.finished(utterance.id, outputs[utterance.id])):
+            if grouped or (known and manifest.finished(utterance.id, outputs.suffix, outputs.size_of)):
                 summary.present += 1
                 summary.folders[outputs.folder].present += 1
             else:
                 tasks.append(Task(len(tasks), utterance, outputs.folder, outputs.suffix, bank=bank, part=part))
                 task_manifests.append(manifest)
                 groups.expect(folder, position, tasks[-1].index)
+        outputs.forget()
     for manifest in manifests:
         manifest.forget()
     return tasks, task_manifests
@@ -267,13 +282,24 @@ def _work(
     summary: Summary,
     stopped: Callable[[], bool],
     begun: Callable[[Collection[Path]], None],
+    uploads: Sequence[RemoteManifest],
 ) -> Generator[Status, None, None]:
     """Run tasks, record each outcome in its folder's manifest and count it."""
     if not tasks:
         return
     begin = time.perf_counter()
     told = tuple(replace(each, path=run.for_workers(path)) for each, path in zip(banks, run.banks, strict=True))
-    config = WorkerConfig(run.for_workers(run.model), told, CPU, run.options, 1, run.settings, run.factory)
+    remote = {folder.outputs.folder: folder.outputs.remote for folder in run.folders}
+    config = WorkerConfig(
+        run.for_workers(run.model),
+        told,
+        CPU,
+        run.options,
+        1,
+        run.settings,
+        run.factory,
+        written_to={folder: address for folder, address in remote.items() if address is not None},
+    )
     scheduler = _scheduler(run, config, len(tasks))
     batched = run.batch_s > 0
     info = read_model_info(run.model)
@@ -291,6 +317,8 @@ def _work(
             admitted = True
         for manifest, bank in used_manifests.items():
             manifest.begin({**ran, "batched": batched}, bank.entries if run.settings.record_draws else None)
+        for upload in uploads:  # before the first output, so that another machine knows whose outputs are there
+            upload.finish()
 
     scheduler.admit = admit
     remaining_s = 0.0
@@ -319,7 +347,7 @@ def _work(
                 remaining_s -= task.audio_s
                 record = _record(task, outcome)
                 if outcome.error is not None and run.on_failure == COPY_SILENCE:
-                    write_silence(task, info, pad=run.settings.pad)
+                    write_silence(task, config.place_of(task), info, pad=run.settings.pad)
                     record["silence"] = True
                     summary.count_silence(task)
                 task_manifests[outcome.index].append(task.utterance, record, {**outcome.ran, "batched": batched})

@@ -306,7 +306,7 @@ class Worker:
         """Anonymize a recording that is not in memory, and write it while it is computed."""
         settings, write_s = self.config.settings, 0.0
         try:
-            with written_waveform(task.output, self.anonymizer.info.sample_rate) as writer:
+            with written_waveform(self.config.place_of(task), self.anonymizer.info.sample_rate) as writer:
 
                 def write(block: NDArray[np.float32]) -> None:
                     nonlocal write_s
@@ -341,7 +341,7 @@ class Worker:
         begin = time.perf_counter()
         rate = self.anonymizer.info.sample_rate
         try:
-            size = write_waveform(task.output, result.waveform, rate)
+            size = write_waveform(self.config.place_of(task), result.waveform, rate)
         except WriteError as error:
             self.send(
                 "fatal", type(error).__name__, str(error)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import soundfile
 
+from mkc_fast.engine.storage.addresses import Address
+from mkc_fast.engine.storage.reading import read_object
+from mkc_fast.errors import ListError, MkcError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
+    from mkc_fast.engine.storage.addresses import Place
+
+_HEAD_BYTES = 4096
 _READERS = 8  # on a network's file system each header is a wait
 # Kaldi's features: a frame every 10 ms, of 25 ms. With snip-edges a frame needs all of them, without it is centred.
 _SHIFT_S, _LENGTH_S = 0.010, 0.025
@@ -18,18 +25,30 @@ _SHIFT_S, _LENGTH_S = 0.010, 0.025
 _SHORTER_S = 0.025
 
 
-def lengths_of(outputs: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+def lengths_of(outputs: Mapping[str, Place]) -> dict[str, tuple[int, int]]:
     """Samples and sample rate of each output by utterance id, from its header; without those that cannot be read."""
     with ThreadPoolExecutor(_READERS, "length") as readers:
         found = zip(outputs, readers.map(_length, outputs.values()), strict=True)
         return {name: length for name, length in found if length is not None}
 
 
-def _length(path: Path) -> tuple[int, int] | None:
+def _length(place: Place) -> tuple[int, int] | None:
     try:
-        info = soundfile.info(path)
-    except (OSError, RuntimeError):
+        if isinstance(place, Address):
+            return _length_at(place)
+        info = soundfile.info(place)
+    except (OSError, RuntimeError, MkcError):
         return None
+    return info.frames, info.samplerate
+
+
+def _length_at(address: Address) -> tuple[int, int] | None:
+    """The same of an output at an address, from its first bytes; those of libsndfile's WAV files are always 44."""
+    head = read_object(address.url, ListError, 0, _HEAD_BYTES)
+    if head[:4] == b"RIFF" and head[36:40] == b"data":
+        bytes_a_sample = int.from_bytes(head[32:34], "little")
+        return int.from_bytes(head[40:44], "little") // max(1, bytes_a_sample), int.from_bytes(head[24:28], "little")
+    info = soundfile.info(io.BytesIO(head))
     return info.frames, info.samplerate
 
 

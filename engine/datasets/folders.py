@@ -19,6 +19,8 @@ from mkc_fast.text import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mkc_fast.engine.storage.addresses import Address
+
 _logger = logging.getLogger("mkc_fast")
 _MANIFEST = "manifest.jsonl"
 # How a manifest of a run begins.
@@ -28,8 +30,8 @@ _DEEPEST = 1000
 _Place = tuple[int, int]  # device and inode
 
 
-def read_folders(inputs: Sequence[str], out: Path) -> list[Utterance]:
-    """Find the recordings of files and folders; an id is the path below the folder, without its ending.
+def read_folders(inputs: Sequence[str], out: Path, remote: Address | None = None) -> list[Utterance]:
+    """Find the recordings of files and folders, or of objects; an id is the path below the folder, without its ending.
 
     With several folders an id begins with the folder's name. A file that is named itself is taken whatever its ending
     is. In folders, only files whose endings can be decoded are taken; a warning counts recordings of other kinds.
@@ -39,13 +41,14 @@ def read_folders(inputs: Sequence[str], out: Path) -> list[Utterance]:
     Args:
         inputs: Files and folders.
         out: The output folder.
+        remote: Its address, if it is at one.
 
     Raises:
         ListError: An input is not there, a folder cannot be read, nothing is found, two recordings differ only in
             their endings and would have one output, or a name cannot be that of an output.
         OutputError: The output folder is an input.
     """
-    found = _Found(out)
+    found = _Found(out, remote)
     folders = [path for path in inputs if os.path.isdir(path)]  # noqa: PTH112
     for path in inputs:
         if is_address(path):
@@ -77,7 +80,8 @@ def _without_ending(name: str) -> str:
 class _Found:
     """What is found in files and folders."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, remote: Address | None = None) -> None:
+        self._remote = remote
         self.utterances: list[Utterance] = []
         self.others: Counter[str] = Counter()  # files that are left out, by their ending
         self._out = out
@@ -120,7 +124,12 @@ class _Found:
             self.add(_without_ending(top.rpartition("/")[2]), url)
             return
         prefix = f"{top.rpartition('/')[2]}/" if several else ""
+        if self._remote is not None and top == self._remote.url:
+            raise OutputError(f"{top}: is the input itself; choose another output folder")
+        own = None if self._remote is None else f"{self._remote}/"
         for name in sorted(below):
+            if own is not None and f"{top}/{name}".startswith(own):
+                continue
             if ending_of(name) in decodable():
                 self.add(prefix + _without_ending(name), f"{top}/{name}")
             else:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mkc_fast.engine.datasets.dataset import Dataset
+    from mkc_fast.engine.storage.addresses import Address
     from mkc_fast.names import InputForm, Level
 
 
@@ -40,6 +41,7 @@ class Asked:
         utt2spk: A list of speakers, if one is given.
         allow_commands: Admit recordings that are another command's output.
         columns: Of tables.
+        remote: The address of the output folder, if it is at one; ``out`` is a working folder then.
     """
 
     out: Path
@@ -47,6 +49,7 @@ class Asked:
     utt2spk: Path | None = None
     allow_commands: bool = False
     columns: Columns = field(default_factory=Columns)
+    remote: Address | None = None
 
     @property
     def by_speaker(self) -> bool:
@@ -71,19 +74,19 @@ class Form:
 
 def _read_folders(inputs: Sequence[str], asked: Asked) -> Dataset:
     utterances = [name for text in inputs for name in (expanded(text) if is_pattern(text) else [text])]
-    found = read_folders(utterances, asked.out)
+    found = read_folders(utterances, asked.out, asked.remote)
     beside = Path(inputs[0]) / "utt2spk"
     utt2spk = asked.utt2spk or (beside if len(inputs) == 1 and beside.is_file() else None)
     return AudioList(with_draw_ids(found, asked.level, utt2spk), asked.out)
 
 
 def _read_manifests(inputs: Sequence[str], asked: Asked) -> Dataset:
-    dataset, speakers = read_manifests([place_of(text) for text in inputs], asked.out)
+    dataset, speakers = read_manifests([place_of(text) for text in inputs], asked.out, asked.remote)
     return _at_level(dataset, asked, speakers)
 
 
 def _read_tar_shards(inputs: Sequence[str], asked: Asked) -> Dataset:
-    return _at_level(read_tar_shards(inputs, asked.out), asked)
+    return _at_level(read_tar_shards(inputs, asked.out, asked.remote), asked)
 
 
 def _read_cuts(inputs: Sequence[str], asked: Asked) -> Dataset:
@@ -131,7 +134,7 @@ FORMS: Final = (
     Form(JSONL, _is_manifest, _read_manifests),
     Form(FILES, lambda _: True, _read_folders),
 )
-# The forms that are read at addresses (s3://…), too.
+# The forms that are read and written at addresses (s3://…), too.
 _AT_ADDRESSES: Final = frozenset({WEBDATASET, JSONL, FILES})
 FORM_NAMES: Final = tuple(form.name for form in FORMS)
 
@@ -157,6 +160,8 @@ def read_inputs(inputs: Sequence[str], asked: Asked, form: str | None = None) ->
     chosen = {text: next(each for each in FORMS if form in {None, each.name} and (form or each.recognizes(text)))
               for text in inputs}  # fmt: skip
     for text, each in chosen.items():
+        if asked.remote is not None and each.name not in _AT_ADDRESSES:
+            raise ArgumentError(f"{asked.remote}: the form {each.name} is written into folders, not to addresses")
         if is_address(text) and each.name not in _AT_ADDRESSES:
             raise ListError(f"{printable(text, 300)}: the form {each.name} is read from paths, not from addresses")
     names = {each.name for each in chosen.values()}

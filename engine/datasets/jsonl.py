@@ -60,12 +60,13 @@ class JsonlManifests:
         utterances: Each recording, or part of one, once; several lines may be about it.
         out: The output folder: the manifests by their names, and the folder ``audio``.
         sources: The manifests; none where this is a part of the corpus.
-        speakers: The speaker of each utterance, as far as the lines have one.
+        remote: The address of the output folder, if it is at one; ``out`` is a working folder then.
     """
 
     utterances: list[Utterance]
     out: Path
     sources: tuple[_Source, ...] = ()
+    remote: Address | None = None
 
     @property
     def audio_dir(self) -> Path:
@@ -95,7 +96,7 @@ class JsonlManifests:
         """Write the manifests of the outputs, each under the name of its source: see ``_rewritten``."""
         if not self.sources:
             return
-        lengths = lengths_of(outputs)
+        lengths = lengths_of({name: self._place_of(path, name) for name, path in outputs.items()})
         for source in self.sources:
             if _state(source.path) != source.state:
                 raise OutputError(f"{source.path}: was changed during the run; run the same command again")
@@ -105,9 +106,14 @@ class JsonlManifests:
                     for position, (_, line) in zip(source.lines, _lines(source.path), strict=True):
                         utterance = self.utterances[position]
                         path = outputs[utterance.id]
-                        file.write(_rewritten(line, path, self.out, lengths.get(utterance.id)) + "\n")
+                        place, length = self._place_of(path, utterance.id), lengths.get(utterance.id)
+                        file.write(_rewritten(line, place, _below(path, utterance.id), length) + "\n")
             except OSError as error:
                 raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+
+    def _place_of(self, output: Path, utterance_id: str) -> Place:
+        """Where an output is, which the run names by a path in ``out``."""
+        return output if self.remote is None else self.remote / _below(output, utterance_id)
 
     def unfinish(self) -> None:
         """Remove the manifests of the outputs: without them, nothing is trained on a part."""
@@ -119,7 +125,9 @@ class JsonlManifests:
                 raise OutputError(f"{target}: cannot be removed ({error.strerror})") from None
 
 
-def read_manifests(paths: Sequence[Place], out: Path) -> tuple[JsonlManifests, dict[str, str]]:
+def read_manifests(
+    paths: Sequence[Place], out: Path, remote: Address | None = None
+) -> tuple[JsonlManifests, dict[str, str]]:
     """Read manifests, all of whose outputs go into one folder.
 
     A line is an object with ``audio_filepath``, and perhaps ``duration`` and ``offset`` in seconds: without an offset
@@ -131,6 +139,7 @@ def read_manifests(paths: Sequence[Place], out: Path) -> tuple[JsonlManifests, d
     Args:
         paths: The manifests, files or objects; their names differ.
         out: The output folder.
+        remote: Its address, if it is at one.
 
     Returns:
         The dataset, and the speaker of each utterance whose line has one.
@@ -144,6 +153,8 @@ def read_manifests(paths: Sequence[Place], out: Path) -> tuple[JsonlManifests, d
     for path in paths:
         if by_name.setdefault(path.name, path) is not path:
             raise ListError(f"{path} and {by_name[path.name]}: would have one name in the output folder")
+        if path == (remote and remote / path.name):
+            raise OutputError(f"{path}: is in the output folder, and would be replaced; choose another")
         with contextlib.suppress(OSError):
             if isinstance(path, Path) and (out / path.name).samefile(path):
                 raise OutputError(f"{path}: is in the output folder, and would be replaced; choose another")
@@ -184,7 +195,7 @@ def read_manifests(paths: Sequence[Place], out: Path) -> tuple[JsonlManifests, d
             printable(value, 100),
         )
     utterances, speakers = _named(keys, first, spoken)
-    return JsonlManifests(utterances, out, tuple(sources)), speakers
+    return JsonlManifests(utterances, out, tuple(sources), remote), speakers
 
 
 def _named(
@@ -285,7 +296,12 @@ def _bounds(entry: Mapping[str, Any], where: str) -> tuple[float, float | None, 
     return begin_s, None if duration is None else begin_s + float(duration), offset is not None
 
 
-def _rewritten(line: str, path: Path, out: Path, length: tuple[int, int] | None) -> str:
+def _below(output: Path, utterance_id: str) -> str:
+    """The path of an output below the output folder."""
+    return f"{AUDIO_FOLDER}/{utterance_id}{output.suffix}"
+
+
+def _rewritten(line: str, place: Place, relative: str, length: tuple[int, int] | None) -> str:
     """A line about an output: its path, its duration and an offset of 0; the other fields as they are, in their order.
 
     A relative path stays relative, now to the folder of the manifest; an address becomes an absolute path.
@@ -293,7 +309,8 @@ def _rewritten(line: str, path: Path, out: Path, length: tuple[int, int] | None)
     entry = json.loads(line)
     key = next(name for name in _PATHS if name in entry)
     absolute = is_address(entry[key]) or os.path.isabs(os.path.expanduser(entry[key]))  # noqa: PTH111, PTH117
-    entry[key] = os.path.abspath(path) if absolute else os.path.relpath(path, out)  # noqa: PTH100
+    whole = str(place) if isinstance(place, Address) else os.path.abspath(place)  # noqa: PTH100
+    entry[key] = whole if absolute else relative
     if "duration" in entry and length is not None:
         entry["duration"] = round(length[0] / length[1], 6)
     if entry.get("offset") is not None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from mkc_fast.engine.storage.addresses import Place
+    from mkc_fast.engine.storage.addresses import Address, Place
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{},]*(?:,[^{},]*)+)\}")
@@ -99,13 +99,14 @@ class TarShards(GroupedDataset[SourceFile]):
         return self.sources[group].name.removesuffix(".tar")
 
 
-def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
+def read_tar_shards(inputs: Sequence[str], out: Path, remote: Address | None = None) -> TarShards:
     """Find the recordings of shards, without unpacking them.
 
     Args:
         inputs: Archives (files, or addresses of objects), patterns of them (``shards-{000..010}.tar``,
             ``shards-*.tar``), and folders of them.
         out: The output folder; a shard keeps its name there.
+        remote: Its address, if it is at one.
 
     Raises:
         ListError: An archive is missing, compressed, cut off or damaged, holds links, devices or members that lead out
@@ -123,6 +124,8 @@ def read_tar_shards(inputs: Sequence[str], out: Path) -> TarShards:
         begin = len(utterances)
         utterances += _utterances_of(path, name)
         target = out / name
+        if path == (remote and remote / name):
+            raise OutputError(f"{path}: is in the output folder, and would be replaced; choose another")
         if isinstance(path, Path) and target.exists() and target.samefile(path):
             raise OutputError(f"{path}: is in the output folder, and would be replaced; choose another")
         shards.append(SourceFile(path, name, begin, len(utterances)))

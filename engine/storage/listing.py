@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from mkc_fast.errors import MkcError
 
 
-def objects_below(url: str, kind: type[MkcError]) -> dict[str, int]:
+def objects_below(url: str, kind: type[MkcError], *, hidden: bool = False) -> dict[str, int]:
     """The sizes of the objects below an address by their names there (``spk/utt.wav``); none if there are none.
 
-    Stores list some 1,000 names a request. Names that begin with a dot, and what lies below such, are left out.
+    Stores list some 1,000 names a request. Names that begin with a dot, and what lies below such, are left out, unless
+    ``hidden`` is true.
 
     Raises:
         MkcError: Of the kind given: the store cannot be asked, or the bucket is not there.
@@ -27,7 +28,7 @@ def objects_below(url: str, kind: type[MkcError]) -> dict[str, int]:
         except FileNotFoundError:
             return {}
         sizes = {path[len(top) :]: facts.get("size") for path, facts in listed.items() if path.startswith(top)}
-        return {below: int(size or 0) for below, size in sizes.items() if not _is_hidden(below)}
+        return {below: int(size or 0) for below, size in sizes.items() if hidden or not _is_hidden(below)}
 
 
 def matching_objects(pattern: str, kind: type[MkcError]) -> list[str]:
