@@ -73,13 +73,19 @@ def infer(
     audio_scp: Annotated[
         Path | None,
         typer.Option(
-            help="Or a list of 'path' or 'utt-id path' a line (wav.scp); - is standard input.",
+            help="Or a list of 'path' or 'utt-id path' a line (wav.scp), also of addresses (s3://); - is standard input.",
             rich_help_panel=panels.INPUT,
         ),
     ] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output-dir", "--out", "-o", help="Where outputs go.", rich_help_panel=panels.OUTPUT),
+        typer.Option(
+            "--output-dir",
+            "--out",
+            "-o",
+            help="Where outputs go: a folder, or an address (s3://).",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
     data_dir: Annotated[
         list[Path] | None, typer.Option(help="Or Kaldi data directories.", rich_help_panel=panels.INPUT)

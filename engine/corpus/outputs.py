@@ -83,10 +83,6 @@ class Outputs(Mapping[str, Path]):
             elif names and (_folded(name + self.suffix) if folds else name + self.suffix) in names:
                 yield self[utterance_id]
 
-    def shown(self, output: Path) -> str:
-        """An output as messages call it."""
-        return str(output if self.remote is None else self.remote / relative_name(output, self.folder))
-
     def size_of(self, utterance_id: str) -> int | None:
         """The size of an output that exists, in bytes; None if there is none."""
         if self.remote is not None:
@@ -247,7 +243,7 @@ def check_recordings(folders: Sequence[Folder]) -> None:
         OutputError: An output is one.
     """
     _check_objects(folders)
-    existing = (output for folder in folders for output in folder.existing())
+    existing = (output for folder in folders if folder.remote is None for output in folder.existing())
     replaced = {file: output for output in existing if (file := _file_of(output))}
     recordings = {
         u.path
@@ -265,15 +261,15 @@ def check_recordings(folders: Sequence[Folder]) -> None:
 
 def _check_objects(folders: Sequence[Folder]) -> None:
     """The same for outputs at addresses."""
-    written = {}
     for folder in folders:
-        if folder.outputs.remote is not None:
-            top = folder.outputs.remote.url
-            written.update({f"{top}/{name}{folder.outputs.suffix}": folder for name in folder.outputs})
-    for folder in folders if written else ():
-        for utterance in folder.utterances:
-            if utterance.file in written:
-                raise OutputError(f"{utterance.file}: is a recording, and would be replaced; choose another address")
+        if folder.outputs.remote is None:
+            continue
+        top, suffix = f"{folder.outputs.remote.url}/", folder.outputs.suffix
+        files = (str(utterance.file) for each in folders for utterance in each.utterances)
+        there = {file for file in files if file.startswith(top)}
+        for name in folder.outputs if there else ():
+            if f"{top}{name}{suffix}" in there:
+                raise OutputError(f"{top}{name}{suffix}: is a recording, and would be replaced; choose another address")
 
 
 def relative_name(path: Path, out: Path) -> str:
@@ -311,7 +307,7 @@ def check_foreign(folder: Folder) -> None:
     if (folder.path / MANIFEST_FILE).exists():
         return
     for output in folder.existing():
-        shown = folder.outputs.shown(output) if folder.groups is None else str(output)
+        shown = output if folder.remote is None else folder.address_of(output)
         raise OutputError(
             f"{shown}: exists, and no run recorded here has written it; choose another folder or suffix, or --overwrite"
         )

@@ -46,7 +46,7 @@ class RemoteManifest:
     def __init__(self, path: Path, address: Address) -> None:
         self.path, self.address = path, address
         self._there: tuple[int, str] | None = None
-        self._uploaded = -1
+        self._uploaded = 0
         self._next = 0.0
         self._thread = ThreadPoolExecutor(1, "manifest")
         self._uploading: Future[None] | None = None
@@ -69,6 +69,7 @@ class RemoteManifest:
                     with self.path.open("r+b") as file:
                         file.write(content)
                         file.truncate()
+                self._uploaded = len(content)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from None
         except OutputError:
@@ -93,7 +94,7 @@ class RemoteManifest:
                 return
             self._uploading.result()
             self._uploading = None
-        if time.monotonic() >= self._next and self._size() != self._uploaded:
+        if time.monotonic() >= self._next and self._size() not in {0, self._uploaded}:
             self._uploading = self._thread.submit(self._upload)
 
     def finish(self) -> None:
@@ -105,13 +106,13 @@ class RemoteManifest:
         if self._uploading is not None:
             self._uploading.result()
             self._uploading = None
-        if self._size() != self._uploaded:
+        if self._size() not in {0, self._uploaded}:
             self._upload()
 
     def close(self) -> None:
         """Upload what can be uploaded, if a run ends with an error of its own."""
         with contextlib.suppress(MkcError, OSError):
-            if self._uploaded >= 0:
+            if self._uploaded:
                 self.finish()
         self._thread.shutdown()
 
@@ -119,12 +120,10 @@ class RemoteManifest:
         try:
             return self.path.stat().st_size
         except OSError:
-            return -1
+            return 0
 
     def _upload(self) -> None:
         begin, size = time.monotonic(), self._size()
-        if size < 0:
-            return
         if version_of(self.address) != self._there:
             raise WriteError(f"{self.address}: was written by another run meanwhile; let only one write there")
         with self.path.open("rb") as file:

@@ -176,7 +176,7 @@ def run_corpus(
                     upload.advance()
                 watch(status)
             groups.advance(wait=not stopped())
-        for upload in uploads if summary.written or summary.failed else ():
+        for upload in uploads:
             upload.finish()
         for manifest in manifests:
             manifest.check_there()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,9 @@ def store() -> Iterator[Any]:
 
 
 @pytest.fixture
-def bucket(store: Any, request: pytest.FixtureRequest) -> Bucket:
+def bucket(store: Any) -> Bucket:
     """A bucket of this test's own."""
-    name = request.node.name.replace("_", "-").partition("[")[0][:60].rstrip("-")
+    name = f"bucket-{secrets.token_hex(6)}"
     store.mkdir(name)
     return Bucket(f"s3://{name}", store)
 
