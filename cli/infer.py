@@ -73,7 +73,7 @@ def infer(
     audio_scp: Annotated[
         Path | None,
         typer.Option(
-            help="Or a list of 'path' or 'utt-id path' a line (wav.scp), also of addresses (s3://); - is standard input.",
+            help="Or a list of 'path' or 'utt-id path' a line (wav.scp), or s3:// addresses; - is standard input.",
             rich_help_panel=panels.INPUT,
         ),
     ] = None,

@@ -195,7 +195,7 @@ def test_two_machines_do_not_write_at_one_address(
     monkeypatch.setattr(remote, "INTERVAL_S", 0.0)
 
     def intrude(status: Status) -> None:
-        if status.summary.written == 2:
+        if status.summary.written >= 2:  # often: it may write between a look at the manifest and an upload
             bucket.files.pipe_file(f"{bucket.url}/anon/manifest.jsonl", b"of another machine")
 
     with pytest.raises(WriteError, match=r"anon/manifest.jsonl: was written by another run meanwhile"):
