@@ -42,12 +42,13 @@ def _add_commands() -> None:
     if app.registered_commands:
         return  # by an earlier call in the same process
     # Each module imports what it runs only when it runs, so that --help stays fast.
-    from mkc_fast.cli import bank, bench, demo, doctor, download, export, features, infer, merge, vpc
+    from mkc_fast.cli import bank, bench, demo, doctor, download, export, features, infer, merge, train, vpc
 
     download.add(app)
     export.add(app)
     bank.add(app)
     features.add(app)
+    train.add(app)
     infer.add(app)
     merge.add(app)
     vpc.add(app)

@@ -18,6 +18,7 @@ CUDA13_EXTRA: Final = "cuda13"
 EXPORT_EXTRA: Final = "export"
 BENCH_EXTRA: Final = "bench"
 TRAIN_EXTRA: Final = "train"
+TENSORBOARD_EXTRA: Final = "tensorboard"
 DOWNLOAD_EXTRA: Final = "download"
 AV_EXTRA: Final = "av"
 PARQUET_EXTRA: Final = "parquet"
@@ -35,6 +36,7 @@ _PACKAGES = {
     "sklearn": ("scikit-learn", TRAIN_EXTRA),
     "joblib": ("joblib", TRAIN_EXTRA),
     "threadpoolctl": ("threadpoolctl", TRAIN_EXTRA),
+    "tensorboard": ("TensorBoard", TENSORBOARD_EXTRA),
     "faiss": ("FAISS", BENCH_EXTRA),
     "jinja2": ("Jinja2", BENCH_EXTRA),
     "psutil": ("psutil", BENCH_EXTRA),

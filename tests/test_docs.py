@@ -33,7 +33,9 @@ GENERATED = [doc for doc in DOCS if table_names((ROOT / doc).read_text())]
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(?:#[^)]*)?\)")
 # Programs whose options appear on the pages, too.
-_OTHERS = frozenset({"--write", "--all-files", "--strict", "--gpu-ids", "--force-compute", "--array"})
+_OTHERS = frozenset(
+    {"--nproc-per-node", "--write", "--all-files", "--strict", "--gpu-ids", "--force-compute", "--array"}
+)
 
 
 @pytest.mark.parametrize("doc", GENERATED)

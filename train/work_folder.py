@@ -49,12 +49,13 @@ def _prepare(work: Path, described: Mapping[str, Any], what: str, *, overwrite: 
         except ValueError:
             raise OutputError(f"{said}: not readable; remove the folder") from None
         changed = [name for name in described if before.get(name) != described[name]]
-        if changed and not overwrite:
+        pieces = [path for path in work.iterdir() if path.name not in {_SETTINGS, _LOCK}]
+        if changed and pieces and not overwrite:
             raise OutputError(f"{work}: holds {what} with another {', '.join(changed)}; --overwrite starts over")
-        for path in work.iterdir() if changed else ():
+        for path in pieces if changed else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != _LOCK:
+            else:
                 path.unlink()
     with atomic_file(said) as temporary:
         temporary.write_text(json.dumps(described))

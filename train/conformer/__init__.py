@@ -1,0 +1,1 @@
+"""Trains the conformer that restores centroids to features."""
