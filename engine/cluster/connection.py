@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.cluster.actors import Actors, Share
-from mkc_fast.engine.cluster.ray_module import asking_no_cloud, load_ray
+from mkc_fast.engine.cluster.ray_module import asking_no_cloud, load_ray, set_variables
 from mkc_fast.engine.corpus.protocol import AHEAD_ON_GPU
 from mkc_fast.engine.options import default_batch_s
 from mkc_fast.errors import ArgumentError, DeviceError, MkcError
@@ -38,6 +38,8 @@ _CUDA = "cuda:0"  # Ray shows each actor its own GPU alone
 _TOKEN = secrets.token_hex(32)
 _TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105 - its name
 _TOKEN_PLACES = (_TOKEN_VARIABLE, "RAY_AUTH_TOKEN_PATH")
+# Set by Ray where it finds a token; left behind, it would ask the next cluster of this process for one.
+_MODE_VARIABLE = "RAY_AUTH_MODE"
 
 
 class RayCluster:
@@ -48,13 +50,17 @@ class RayCluster:
     are off in what is started here.
     """
 
-    def __init__(self, address: str = "auto", *, num_cpus: int | None = None) -> None:
+    def __init__(
+        self, address: str = "auto", *, num_cpus: int | None = None, object_store_bytes: int = _OBJECT_STORE_BYTES
+    ) -> None:
         """Prepare to connect.
 
         Args:
             address: ``local``, ``auto`` (the cluster of this job: ``RAY_ADDRESS``, or one started on this machine),
                 ``host:port``, or ``ray://host:port``.
             num_cpus: Cores that a ``local`` cluster shares out. Default: all.
+            object_store_bytes: Memory of a ``local`` cluster for Ray's objects. A run needs hardly any, and a pipeline
+                of Ray Data keeps its rows there.
 
         Raises:
             ArgumentError: The address is none of these.
@@ -64,8 +70,10 @@ class RayCluster:
             raise ArgumentError(f"Ray address {address[:60]!r}: expected local, auto, host:port or ray://host:port")
         self.address = address
         self._num_cpus = num_cpus
+        self._object_store_bytes = object_store_bytes
         self._ray = load_ray()
         self._folder: str | None = None
+        self._auth_mode = os.environ.get(_MODE_VARIABLE)
         self._share = Share(1)
         self._environment: dict[str, str | None] = {}
 
@@ -81,7 +89,7 @@ class RayCluster:
             # may have 107 characters, so this one is short.
             self._folder = tempfile.mkdtemp(prefix="mkc-ray-", dir="/tmp")
             options |= {"include_dashboard": False, "_temp_dir": self._folder, "num_cpus": self._num_cpus}
-            options["object_store_memory"] = _OBJECT_STORE_BYTES
+            options["object_store_memory"] = self._object_store_bytes
             if not any(name in os.environ for name in _TOKEN_PLACES):
                 os.environ[_TOKEN_VARIABLE] = _TOKEN
         try:
@@ -105,7 +113,7 @@ class RayCluster:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             if os.environ.get(_TOKEN_VARIABLE) == _TOKEN:
-                del os.environ[_TOKEN_VARIABLE]
+                set_variables({_TOKEN_VARIABLE: None, _MODE_VARIABLE: self._auth_mode})
 
     @property
     def pool(self) -> Actors:

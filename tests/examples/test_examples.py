@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import matplotlib as mpl
@@ -71,6 +73,30 @@ def test_a_list_is_anonymized_with_progress(artifacts: Artifacts, recordings: Pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("2 of 2 recordings, RTFx ")
     assert {path.name for path in (tmp_path / "out").glob("*.wav")} == {"u1.wav", "u2.wav"}
+
+
+@pytest.mark.slow
+def test_shards_go_through_ray_data_and_become_shards(artifacts: Artifacts, recordings: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.data", reason="Ray is not installed (extra ray)")
+    webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
+    (recordings / "third.flac").write_bytes(b"fLaC")
+    for number, names in enumerate((["first"], ["third"])):
+        with tarfile.open(tmp_path / f"shard-{number}.tar", "w") as tar:
+            for name in names:
+                tar.add(recordings / f"{name}.flac", f"{name}.flac")
+                tar.add(recordings / "notes.txt", f"{name}.txt")
+    shards = sorted(tmp_path.glob("shard-*.tar"))
+    done = run("ray_shards.py", artifacts, *shards, "--out", tmp_path / "out", "--ray", "local", "--seed", "7")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "1 of 2 recordings anonymized"), done.stderr
+    assert "failed: third: " in done.stderr
+    (sample,) = webdataset.WebDataset(list(map(str, (tmp_path / "out").glob("*.tar"))), shardshuffle=False)
+    assert (sample["__key__"], sample["txt"]) == ("first", b"not a recording")
+    assert not {"bank_ids", "bytes", "error"} & sample.keys()
+    samples, rate = soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")
+    expected = artifacts.anonymizer.anonymize(soundfile.read(recordings / "first.flac", dtype="float32")[0], seed=7,
+                                              utterance_id="first")  # fmt: skip
+    assert rate == 16000
+    np.testing.assert_allclose(samples, expected.waveform, atol=1e-3)
 
 
 def test_a_folder_is_anonymized_by_worker_processes(artifacts: Artifacts, recordings: Path, tmp_path: Path) -> None:
