@@ -48,7 +48,7 @@ def main() -> int:
 
         ray.data.DataContext.get_current().enable_progress_bars = False
         artifacts = {"model": given.model, "bank": given.bank, "seed": given.seed}
-        rows = ray.data.read_webdataset(given.shards, decoder=None)  # type: ignore[arg-type]
+        rows = ray.data.read_webdataset(given.shards, decoder=None)
         samples = (
             rows.map(to_row, fn_args=[given.audio])
             .map_batches(

@@ -30,9 +30,9 @@ def test_who_lacks_the_token_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         without = {name: value for name, value in known.items() if name != TOKEN}
         unasked = {name: value for name, value in without.items() if name != MODE}
         wrong = {**known, TOKEN: "0" * len(known[TOKEN])}
-        options = {"capture_output": True, "text": True, "check": False, "timeout": PATIENCE_S}
+        options = {"capture_output": True, "text": True, "timeout": PATIENCE_S}
         command = [sys.executable, "-c", program]
-        done = [subprocess.run(command, env=env, **options) for env in (known, without, unasked, wrong)]
+        done = [subprocess.run(command, env=env, check=False, **options) for env in (known, without, unasked, wrong)]
     assert [each.stdout.strip() for each in done] == ["1 node", "", "", ""], [each.stderr[-500:] for each in done]
     assert [each.returncode == 0 for each in done] == [True, False, False, False]
 
