@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mkc_fast.cli import panels
+from mkc_fast.cli.demo_steps import timed, timing_table
+from mkc_fast.cli.demo_train import run_training
 from mkc_fast.cli.export import load_exporter
 from mkc_fast.cli.show import console, steps
 from mkc_fast.errors import MkcError, OutputError
 from mkc_fast.names import AUDIO, FRAME
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 _ENTRIES = 32
 _SEED = 7
@@ -51,11 +49,25 @@ def demo(
     out: Annotated[Path, typer.Option(help="Directory to make.", rich_help_panel=panels.OUTPUT)] = Path(
         "mkc-fast-demo"
     ),
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train",
+            help="Train on synthetic speakers instead: a bank and a conformer, for an encoder of random weights.",
+            rich_help_panel=panels.RUN,
+        ),
+    ] = False,
 ) -> None:
     """Run everything once with random weights: checkpoints, export, bank, both modes, a table and a picture."""
     if size not in {"small", "large"}:
         raise MkcError(f"size is {size!r}; expected small or large")
     export_model = load_exporter()
+    if train:
+        if size != "small":
+            raise MkcError("size large cannot be trained here; leave --train or --size out")
+        _prepare(out)
+        run_training(out)
+        return
     from mkc_fast import Anonymizer
     from mkc_fast.cli.picture import draw
     from mkc_fast.engine.audio.read import read_waveform
@@ -65,21 +77,9 @@ def demo(
 
     begin = time.perf_counter()
     rows: list[tuple[str, str, float]] = []
-    marker = out / ".mkc-fast-demo"
-    if out.exists() and not marker.exists() and any(out.iterdir()):
-        raise OutputError(f"{out}: holds something else; choose another directory with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    _prepare(out)
     with steps() as show:
-
-        @contextmanager
-        def step(title: str) -> Iterator[Callable[[str], None]]:
-            start = time.perf_counter()
-            text: list[str] = []
-            show(title)
-            yield text.append
-            rows.append((title, "; ".join(text), time.perf_counter() - start))
-
+        step = timed(show, rows)
         with step("random checkpoints") as tell:
             made = write_checkpoints(out / "checkpoints", size=size, num_kmeans=_ENTRIES)
             tell(f"{size}, in the published formats")
@@ -106,19 +106,17 @@ def demo(
         with step("picture") as tell:
             draw(out / "demo.png", waveform, results, info, len(bank.names))
             tell(str(out / "demo.png"))
-    _table(rows, time.perf_counter() - begin)
+    timing_table(rows, time.perf_counter() - begin)
     console.print(
         f"\nIn {out}: original.wav, frame.wav, audio.wav, demo.png, model/, bank/, checkpoints/", soft_wrap=True
     )
     console.print(_SOURCES, soft_wrap=True)
 
 
-def _table(rows: list[tuple[str, str, float]], seconds: float) -> None:
-    from rich.table import Table
-
-    table = Table("step", "what", "seconds", box=None)
-    table.columns[2].justify = "right"
-    for title, text, taken in rows:
-        table.add_row(title, text, f"{taken:.1f}")
-    table.add_row("in all", "", f"{seconds:.1f}")
-    console.print(table)
+def _prepare(out: Path) -> None:
+    """Make the directory, unless it holds something else."""
+    marker = out / ".mkc-fast-demo"
+    if out.exists() and not marker.exists() and any(out.iterdir()):
+        raise OutputError(f"{out}: holds something else; choose another directory with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    marker.touch()

@@ -132,6 +132,14 @@ class _RandomWeights:
         if bias:
             self.draw(name + weight.replace("weight", "bias"), shape[0], std=0.05)
 
+    def average(self, name: str, gain: float) -> None:
+        """Replace the filters (out, in, kernel) of a convolution by ones that average over the kernel."""
+        filters = self.tensors[name]
+        mixed = filters.sum(2, keepdim=True)
+        mixed -= mixed.mean(1, keepdim=True)
+        mixed *= gain / torch.linalg.vector_norm(mixed, dim=1, keepdim=True)
+        self.tensors[name] = (mixed / filters.shape[2]).expand_as(filters).contiguous()
+
     def norm(self, name: str, dim: int) -> None:
         """The gain and offset of a normalization."""
         self.draw(f"{name}.weight", dim, std=0.1, mean=1.0)
@@ -156,7 +164,14 @@ class _RandomWeights:
         return torch.randn(shape, generator=self.generator)
 
 
-def write_wavlm(path: Path, config: Mapping[str, Any] | None = None, *, size: str = "small", seed: int = 0) -> None:
+def write_wavlm(
+    path: Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    size: str = "small",
+    seed: int = 0,
+    averaging: bool = False,
+) -> None:
     """Write a WavLM checkpoint, ``{"cfg": dict, "model": state_dict}``, with random weights.
 
     Speech gives features of mean 0 and variance 1, nearly, that differ from frame to frame.
@@ -166,6 +181,8 @@ def write_wavlm(path: Path, config: Mapping[str, Any] | None = None, *, size: st
         config: Entries of ``cfg`` that replace those of the size.
         size: "small" (64 dimensions, 8 layers), "base" or "large" (as published).
         seed: Equal seeds give equal weights.
+        averaging: All convolutions of the extractor but the first average over time. Features then follow the sounds,
+            as trained ones do, and not the phase of the waveform, which nothing could restore.
 
     Raises:
         ValueError: There is no such size.
@@ -179,6 +196,8 @@ def write_wavlm(path: Path, config: Mapping[str, Any] | None = None, *, size: st
     for index, (out_channels, kernel, _) in enumerate(parse_conv_layers(path, cfg["conv_feature_layers"])):
         name = f"feature_extractor.conv_layers.{index}"
         weights.filters(f"{name}.0", out_channels, channels, kernel, gain=1.7, bias=cfg["conv_bias"])
+        if averaging and index:
+            weights.average(f"{name}.0.weight", gain=1.7)
         if cfg["extractor_mode"] == "layer_norm":
             weights.norm(f"{name}.2.1", out_channels)
         elif index == 0:

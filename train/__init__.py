@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from mkc_fast.train.features.cache import FeatureCache
     from mkc_fast.train.features.make import MadeFeatures, make_features
     from mkc_fast.train.kmeans import KMeansSettings
+    from mkc_fast.train.restoration import Restored, measure_restoration
 
 __all__ = [
     "ConformerSettings",
     "FeatureCache",
     "KMeansSettings",
     "MadeFeatures",
+    "Restored",
     "TrainedBank",
     "TrainedConformer",
     "make_features",
+    "measure_restoration",
     "train_bank",
     "train_conformer",
 ]
@@ -29,9 +32,11 @@ _MODULES = {
     "FeatureCache": "features.cache",
     "KMeansSettings": "kmeans",
     "MadeFeatures": "features.make",
+    "Restored": "restoration",
     "TrainedBank": "bank",
     "TrainedConformer": "conformer.train",
     "make_features": "features.make",
+    "measure_restoration": "restoration",
     "train_bank": "bank",
     "train_conformer": "conformer.train",
 }

@@ -19,6 +19,7 @@ import torch
 
 from mkc_fast import Anonymizer, ArgumentError, ArtifactError, CheckpointError, ListError, MkcError, OutputError
 from mkc_fast.cli import main
+from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.export import build_bank
 from mkc_fast.export.checkpoints.published import load_voice
 from mkc_fast.export.random_checkpoints import Checkpoints, write_voice
@@ -27,9 +28,11 @@ from mkc_fast.train.conformer.batches import Quantizer
 from mkc_fast.train.conformer.module import Conformer
 from mkc_fast.train.conformer.settings import ConformerSettings
 from mkc_fast.train.conformer.train import train_conformer
+from mkc_fast.train.features.cache import FeatureCache
 from mkc_fast.train.features.make import make_features
 from mkc_fast.train.kmeans import KMeansSettings
 from mkc_fast.train.loop.sampler import Place, Sampler
+from mkc_fast.train.restoration import measure_restoration
 from tests.conftest import Artifacts, MakeOnce
 from tests.train.conftest import SPEAKERS, Synthetic, make_synthetic
 
@@ -330,6 +333,26 @@ def test_what_does_not_fit_is_refused_in_a_line(
     for wrong in ({"masked": 1.0}, {"kernel_size": 4}, {"max_frames": 9000}, {"mode": "word"}, {"learning_rate": 0}):
         with pytest.raises(ArgumentError):
             ConformerSettings(**wrong)
+
+
+def test_errors_of_speakers_are_those_of_the_definition(
+    artifacts: Artifacts, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    with Anonymizer.load(artifacts.model, synthetic.bank) as anonymizer:
+        found = measure_restoration(anonymizer, synthetic.cache, ["spk01", "spk05", "spk06"])
+        assert list(found) == ["spk01", "spk05", "spk06"]
+        cache = FeatureCache.open(synthetic.cache)
+        originals = np.concatenate([cache.read(i) for i, entry in enumerate(cache.entries) if entry.speaker == "spk05"])
+        errors = []
+        for other in (1, 6):
+            centroids = open_bank(synthetic.bank).centroids[other]
+            distances = ((originals[:, None] - centroids[None]) ** 2).sum(2)
+            errors.append(((originals - centroids[distances.argmin(1)]) ** 2).mean())
+        assert found["spk05"].quantized == pytest.approx(np.mean(errors), rel=1e-5)
+        assert found["spk05"].frames == 2 * len(originals)
+        assert found["spk05"].less == 1 - found["spk05"].restored / found["spk05"].quantized
+        with pytest.raises(ListError, match="the bank has no entry spk77"):
+            measure_restoration(anonymizer, synthetic.cache, ["spk77", "spk01"])
 
 
 def test_the_learning_rate_grows_and_falls() -> None:
