@@ -14,7 +14,7 @@ from mkc_fast.errors import MkcError
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mkc_fast.engine.corpus.protocol import WorkerConfig
 
@@ -74,8 +74,10 @@ class WorkerActor:
         """See ``Mailbox.put``."""
         self.mailbox.put(number, message)
 
-    def take(self, timeout_s: float) -> list[Any]:
-        """See ``Mailbox.take``."""
+    def take(self, timeout_s: float, number: int, messages: Sequence[object]) -> list[Any]:
+        """See ``Mailbox.take``; before, put these messages, whose numbers follow one another."""
+        for offset, message in enumerate(messages):
+            self.mailbox.put(number + offset, message)
         return self.mailbox.take(timeout_s)
 
     def _work(self, config: WorkerConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.atomic_files import remove_temporary
@@ -46,10 +46,11 @@ class RayWorker:
 
     ray: Any
     actor: Any
-    answer: Any  # of the call of ``take`` that is under way
     pid: int = 0
     where: str = ""
+    _answer: Any = None  # of the call of ``take`` that is under way
     _sent: int = 0
+    _waiting: list[object] = field(default_factory=list)  # what the next call of ``take`` brings along
     _error: str = ""
 
     @property
@@ -57,13 +58,26 @@ class RayWorker:
         """Whether a machine has had room for it."""
         return bool(self.where)
 
+    @property
+    def answer(self) -> Any:
+        """Of the call that takes what the worker has to say; it is made now if none is under way."""
+        if self._answer is None:
+            self._answer = self.actor.take.remote(_TAKE_S, self._sent - len(self._waiting), self._waiting)
+            self._waiting = []
+        return self._answer
+
     def send(self, message: object) -> None:
-        self.actor.put.remote(self._sent, message)
+        # A call costs both sides more than a message does, so what is sent after an answer goes with the next call.
+        if self._answer is None:
+            self._waiting.append(message)
+        else:
+            self.actor.put.remote(self._sent, message)
         self._sent += 1
 
     def receive(self) -> list[Any]:
+        answer, self._answer = self.answer, None
         try:
-            messages = self.ray.get(self.answer)
+            messages = self.ray.get(answer)
         except self.ray.exceptions.RayActorError as error:
             self._error = str(error)
             raise EOFError from None
@@ -72,7 +86,6 @@ class RayWorker:
         except self.ray.exceptions.RayError as error:  # its machine is gone with what it had to say
             self._error = str(error)
             raise EOFError from None
-        self.answer = self.actor.take.remote(_TAKE_S)
         if messages and messages[0][0] == "placed":
             _, self.where, self.pid = messages.pop(0)
         return list(messages)
@@ -111,8 +124,7 @@ class Actors:
         )
 
     def start(self, config: WorkerConfig) -> RayWorker:
-        actor = self._kind.remote(config, self._environment)
-        return RayWorker(self._ray, actor, actor.take.remote(_TAKE_S))
+        return RayWorker(self._ray, self._kind.remote(config, self._environment))
 
     def wait(self, workers: Sequence[WorkerHandle], timeout_s: float) -> list[WorkerHandle]:
         by_answer = {worker.answer: worker for worker in workers if isinstance(worker, RayWorker)}
