@@ -306,8 +306,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    finally:
+    except BaseException:  # only then: on a network's file system, to look for what is not there takes a while, too
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove_temporary(path: Path, pid: int, machine: str | None = None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.cluster.actors import Actors, Share
-from mkc_fast.engine.cluster.ray_module import asking_no_cloud, load_ray, set_variables
+from mkc_fast.engine.cluster.ray_module import asking_no_cloud, forget_token, load_ray, set_variables
 from mkc_fast.engine.corpus.protocol import AHEAD_ON_GPU
 from mkc_fast.engine.options import default_batch_s
 from mkc_fast.errors import ArgumentError, DeviceError, MkcError
@@ -39,7 +39,7 @@ _TOKEN = secrets.token_hex(32)
 _TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105 - its name
 _TOKEN_PLACES = (_TOKEN_VARIABLE, "RAY_AUTH_TOKEN_PATH")
 # Set by Ray where it finds a token; left behind, it would ask the next cluster of this process for one.
-_MODE_VARIABLE = "RAY_AUTH_MODE"
+_TOKEN_MODE = "RAY_AUTH_MODE"  # noqa: S105 - its name
 
 
 class RayCluster:
@@ -73,9 +73,9 @@ class RayCluster:
         self._object_store_bytes = object_store_bytes
         self._ray = load_ray()
         self._folder: str | None = None
-        self._auth_mode = os.environ.get(_MODE_VARIABLE)
         self._share = Share(1)
         self._environment: dict[str, str | None] = {}
+        self._before: dict[str, str | None] = {}
 
     def __enter__(self) -> RayCluster:  # noqa: PYI034 - Self is in Python 3.11
         """Connect.
@@ -90,8 +90,10 @@ class RayCluster:
             self._folder = tempfile.mkdtemp(prefix="mkc-ray-", dir="/tmp")
             options |= {"include_dashboard": False, "_temp_dir": self._folder, "num_cpus": self._num_cpus}
             options["object_store_memory"] = self._object_store_bytes
+            self._before = {name: os.environ.get(name) for name in (_TOKEN_VARIABLE, _TOKEN_MODE)}
             if not any(name in os.environ for name in _TOKEN_PLACES):
                 os.environ[_TOKEN_VARIABLE] = _TOKEN
+        forget_token()
         try:
             with ExitStack() as stack:
                 if self.address == LOCAL:
@@ -112,8 +114,7 @@ class RayCluster:
     def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-            if os.environ.get(_TOKEN_VARIABLE) == _TOKEN:
-                set_variables({_TOKEN_VARIABLE: None, _MODE_VARIABLE: self._auth_mode})
+            set_variables(self._before)
 
     @property
     def pool(self) -> Actors:

@@ -35,6 +35,18 @@ def load_ray() -> Any:
     return ray
 
 
+def forget_token() -> None:
+    """Make Ray look again at where its token comes from, and whether one is asked for: it keeps both in the process.
+
+    Else the second cluster of a process would be shown the token of the first.
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # inner names, which another version may not have
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")  # first, so that no thread of an earlier connection asks for a token that is gone
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
 @contextlib.contextmanager
 def asking_no_cloud() -> Iterator[dict[str, str | None]]:
     """A cluster that is started in this block does not ask which cloud it is in.
