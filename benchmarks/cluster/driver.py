@@ -2,16 +2,16 @@
 
 python -m mkc_fast.benchmarks.cluster.driver RECORDING [--model DIR --bank DIR] [--rows 100000,1000000] [--quick]
 
-A list of so many recordings, which are 200 files under other ids, is run by two workers of this machine and by two of a
-Ray cluster that is started here. The workers neither read nor write nor compute, so what is left is the list, the
+A list of so many recordings, which are 200 files under other ids, is run by two workers of this machine, and by two of
+a Ray cluster that is started here. The workers neither read nor write nor compute. So what is left is the list, the
 headers, the plan, the messages and the manifest. Batches have 240 padded seconds, as on a GPU; with fewer rows also one
-recording each, as on a CPU. The times are processor times of the process itself and of its threads. Everything is in the
+recording each, as on a CPU. The times are processor times of the process itself, with its threads. Everything is in the
 page cache. Without ``--model`` and ``--bank``: small random weights. Writes results/cluster_driver.json.
 """
 
 from __future__ import annotations
 
-import resource
+import os
 import sys
 import tempfile
 import time
@@ -25,6 +25,7 @@ from mkc_fast.benchmarks.child import run_children, serve
 from mkc_fast.benchmarks.cluster.nothing import NOTHING
 from mkc_fast.benchmarks.cluster.setup import artifacts_of, benchmark_parser, say, write_recordings
 from mkc_fast.benchmarks.common import write_result
+from mkc_fast.benchmarks.memory import peak_mb
 from mkc_fast.benchmarks.records import short
 from mkc_fast.engine.corpus.anonymize import open_corpus
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
@@ -63,6 +64,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 given = {"where": where, "scp": str(scp), "out": out, "model": str(model), "bank": str(bank)}
                 (report,) = run_children(__spec__.name, [{**given, "batch_s": batch_s}], _TIMEOUT_S)
+                for name in ("ready_s", "rss_mb", "pss_mb", "peak_rss_mb"):  # of a process that has done its work
+                    report.pop(name, None)
             cases.append({"where": where, "rows": count, "batch_s": batch_s, **report})
             say(f"  {report['a_second']:g} a second, {report['driver_us']:g} us each, {report['peak_mb']:g} MB")
     write_result(args.out, {"quick": args.quick, "cases": cases})
@@ -135,7 +138,7 @@ def driven(given: dict[str, Any]) -> tuple[dict[str, Any], object]:
         summary = run_corpus(run, watch=clock)
     if summary.failed:
         raise SystemExit(f"failed: {summary.failed[0]}")
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    most_mb = peak_mb(os.getpid()) or 0.0
     report = {
         **clock.found,
         "list_s": short(list_s),
@@ -143,8 +146,8 @@ def driven(given: dict[str, Any]) -> tuple[dict[str, Any], object]:
         "wall_s": short(summary.wall_s),
         "empty_mb": short(before_mb),
         "list_mb": short(list_mb),
-        "peak_mb": short(peak_mb),
-        "bytes_a_row": short((peak_mb - before_mb) * 1e6 / count),
+        "peak_mb": short(most_mb),
+        "bytes_a_row": short((most_mb - before_mb) * 1e6 / count),
         "manifest_bytes_a_row": short((out / MANIFEST_FILE).stat().st_size / count),
     }
     return report, corpus

@@ -106,7 +106,8 @@ def cluster() -> Iterator[Any]:
 
 def interrupted(command: list[str], nodes: Any, manifest: Path, count: int) -> tuple[list[dict[str, Any]], float]:
     """Run a command; kill a node when a third of its recordings are done, and it when two thirds are."""
-    begin, events = time.perf_counter(), []
+    begin = time.perf_counter()
+    events: list[dict[str, Any]] = []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def reached(wanted: int) -> None:
@@ -117,7 +118,7 @@ def interrupted(command: list[str], nodes: Any, manifest: Path, count: int) -> t
         events.append({"at_s": short(time.perf_counter() - begin), "done": done})
 
     reached(count // 3)
-    doomed = sorted(nodes.worker_nodes, key=str)[0]
+    doomed = min(nodes.worker_nodes, key=str)
     events[-1]["killed"] = "a node, with its worker"
     nodes.remove_node(doomed, allow_graceful=False)
     reached(2 * count // 3)

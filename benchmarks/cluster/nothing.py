@@ -37,6 +37,5 @@ class Nothing(NullAnonymizer):
             del path, sample_rate
             return 2 * len(waveform)
 
-        worker.read_utterance = read  # type: ignore[assignment]
-        worker.write_waveform = write
+        vars(worker).update(read_utterance=read, write_waveform=write)
         return super().load(model)

@@ -1,10 +1,10 @@
-"""What many GPUs ask of the process that runs a corpus and of the file system, by simulation: where it breaks first.
+"""What many GPUs ask of the process that runs a corpus and of the file system: where it breaks first, by simulation.
 
 python -m mkc_fast.benchmarks.cluster.simulation RECORDING [--model DIR --bank DIR] [--workers 8,16,…,512] [--quick]
 
 The workers are simulated (``simulated.py``): each answers when a GPU at 4,000 times real time would have computed its
 batch. Plan, scheduler, manifest and summary are the real ones, and run in real time, on one core. For each number of
-workers: outcomes a second that they could give, and that were recorded; the share of the time in which workers computed;
+workers: outcomes a second that they could give, and that were recorded; the share of the time in which they computed;
 processor time of the runner's thread for each outcome, without what the simulation takes.
 
 Also measured: lines of the manifest a second, alone, with and without an fsync each; headers read a second; small files

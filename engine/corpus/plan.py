@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mkc_fast.engine.audio.read import duration_s
 from mkc_fast.engine.batching import group_by_length
-from mkc_fast.engine.corpus.protocol import Task
 from mkc_fast.engine.passes.shapes import Shapes, budget_of, chosen_lengths
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from mkc_fast.engine.artifacts import ModelInfo
+    from mkc_fast.engine.corpus.protocol import Task
     from mkc_fast.engine.datasets.dataset import Utterance
 
 _HEADERS_AT_ONCE = 64
@@ -70,7 +70,7 @@ def planned_batches(
     """Start to read the headers of tasks, which tell their lengths, and to make batches of them.
 
     Args:
-        tasks: Replaced, in place, by the same tasks with their lengths.
+        tasks: They get their lengths.
         budget: Padded seconds of a batch.
         stopped: Called often; once it returns true, no more headers are read.
         padding: Where batches are padded to few lengths.
@@ -82,10 +82,8 @@ def planned_batches(
 
     def plan() -> Plan:
         measured = _lengths_s(readers, [task.utterance for task in tasks], is_over)
-        tasks[:] = [
-            Task(task.index, task.utterance, task.folder, task.suffix, length_s, task.bank, task.part)
-            for task, length_s in zip(tasks, measured, strict=True)
-        ]
+        for task, length_s in zip(tasks, measured, strict=True):
+            task.audio_s = length_s
         # A recording of unknown length runs alone.
         lengths = [task.audio_s or math.inf for task in tasks]
         if padding is None:
