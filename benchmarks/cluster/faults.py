@@ -56,7 +56,7 @@ def main() -> None:
         command = [sys.executable, "-m", "mkc_fast", "infer", "--model", str(model), "--bank", str(bank)]
         command += ["--audio-scp", str(scp), "--seed", "7", "--json", "--quiet"]
         say(f"{count} recordings by the local runner")
-        local, local_s, _ = finished([*command, "-o", str(folder / "local"), "--gpus", "cpu"])
+        local, local_s = finished([*command, "-o", str(folder / "local"), "--gpus", "cpu"])
         out = folder / "out"
         with cluster() as nodes:
             over_ray = [*command, "-o", str(out), "--ray", nodes.address]
@@ -64,7 +64,7 @@ def main() -> None:
             events, first_s = interrupted(over_ray, nodes, out / MANIFEST_FILE, count)
             done_before = lines(out / MANIFEST_FILE)
             say("the same command again")
-            again, again_s, again_text = finished(over_ray)
+            again, again_s = finished(over_ray)
         kept, whole = outputs(folder / "local"), outputs(out)
     result = {
         "recordings": count,
@@ -77,7 +77,6 @@ def main() -> None:
             "present": again["present"],
             "failed": len(again["failed"]),
             "replaced_workers": again["replaced_workers"],
-            "notes": again_text,
         },
         "outputs": len(whole),
         "equal": sum(whole.get(name) == content for name, content in kept.items()),
@@ -128,13 +127,13 @@ def interrupted(command: list[str], nodes: Any, manifest: Path, count: int) -> t
     return events, time.perf_counter() - begin
 
 
-def finished(command: list[str]) -> tuple[dict[str, Any], float, list[str]]:
-    """Run a command to its end: its summary, seconds, and the notes that it printed."""
+def finished(command: list[str]) -> tuple[dict[str, Any], float]:
+    """Run a command to its end: its summary, and seconds."""
     begin = time.perf_counter()
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"failed: {run.stderr.strip().splitlines()[-1:]}")
-    return json.loads(run.stdout), time.perf_counter() - begin, run.stderr.splitlines()
+    return json.loads(run.stdout), time.perf_counter() - begin
 
 
 def lines(manifest: Path) -> int:
