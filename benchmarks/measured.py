@@ -69,6 +69,7 @@ _THROUGHPUT, _XEON, _LATENCY, _LOAD = "throughput.json", "xeon/throughput.json",
 _LOOKUP, _GRAPHS, _INT8, _HALF = "lookup.json", "cpu_graphs.json", "int8.json", "precision.json"
 _FULL, _LONG, _BATCHES = "full_size_cpu.json", "long_recordings.json", "cpu_batches.json"
 _WORKERS, _WIDTHS = "workers.json", "widths.json"
+_DRIVER, _SIMULATION, _FAULTS = "cluster_driver.json", "cluster_simulation.json", "cluster_faults.json"
 _OURS_AND_BASELINE = ("what", "mkc-fast", "baseline", "baseline ÷ mkc-fast, in time")
 
 
@@ -95,6 +96,33 @@ def _stage(what: str, stage: str) -> Row:
     pieces = Value(f'{at}."onnxruntime, in pieces".median_s', " s") if stage == VOCODE else None
     native = (Value(f'{at}."native, {kind}".median_s', " s") for kind in ("AVX-512", "AVX2"))
     return Row(what, (Value(f"{at}.onnxruntime.median_s", " s"), pieces, *native), _GRAPHS)
+
+
+def _driver(what: str, where: str, rows: int, batch_s: float) -> Row:
+    at = f"cases[where={where},rows={rows},batch_s={batch_s}]"
+    values = (
+        Value(f"{at}.driver_us", " µs"),
+        Value(f"{at}.main_thread_us", " µs"),
+        Value(f"{at}.gpus_fed", "", 2),
+        Value(f"{at}.start_up_s", " s", 2),
+        Value(f"{at}.peak_mb", " MB"),
+    )
+    return Row(what, values, _DRIVER)
+
+
+def _simulated(workers: int) -> Row:
+    at = f"cases[workers={workers}]"
+    values = (
+        Value(f"{at}.wanted_a_second"),
+        Value(f"{at}.recorded_a_second"),
+        Value(f"{at}.workers_busy", " %", 2, 100),
+        Value(f"{at}.runner_us", " µs"),
+    )
+    return Row(f"{workers} GPUs", values, _SIMULATION)
+
+
+def _asked(what: str, path: str, unit: str = "", factor: float = 1.0) -> Row:
+    return Row(what, (Value(path, unit, 3, factor),), _SIMULATION)
 
 
 def _agreement(what: str, file: str) -> Row:
@@ -309,6 +337,52 @@ TABLES = {
                 ("whole vocoders, 16 to 512 channels", "vocoders"),
                 ("WavLM and conformers, 64 to 256 dimensions", "encoders"),
             )
+        ),
+    ),
+    "cluster_driver": Table(
+        (
+            "workers that do nothing",
+            "processor time for each recording",
+            "main thread",
+            "GPUs fed",
+            "start-up",
+            "memory",
+        ),
+        (
+            _driver("local, 1,000,000 recordings, in batches", "local", 1_000_000, 240.0),
+            _driver("Ray, 1,000,000 recordings, in batches", "ray", 1_000_000, 240.0),
+            _driver("local, 20,000 recordings, one at a time", "local", 20_000, 0.0),
+            _driver("Ray, 20,000 recordings, one at a time", "ray", 20_000, 0.0),
+        ),
+    ),
+    "cluster_simulation": Table(
+        ("simulated", "recordings a second that they could do", "recorded", "GPUs busy", "runner's time for each"),
+        tuple(_simulated(workers) for workers in (8, 16, 32, 64, 128, 256, 512)),
+    ),
+    "cluster_asked": Table(
+        ("what", "value"),
+        (
+            _asked("512 GPUs ask: recordings a second", "asked.recordings_a_second"),
+            _asked("512 GPUs ask: cores for the runner, without Ray's messages", "asked.runner_cores"),
+            _asked("512 GPUs ask: files created and renamed a second", "asked.calls_a_second.create"),
+            _asked("512 GPUs ask: files opened for reading a second", "asked.calls_a_second.open"),
+            _asked("512 GPUs ask: bytes written a second, WAV", "asked.bytes_written_a_second", " GB", 1e-9),
+            _asked("512 GPUs ask: lines of the manifest a second", "asked.manifest_bytes_a_second", " MB", 1e-6),
+            _asked("alone: lines of the manifest a second", "alone.manifest_lines_a_second"),
+            _asked("alone: the same, each written by itself", "alone.manifest_lines_a_second_one_at_a_time"),
+            _asked("alone: writes a second that wait for this disk (fsync)", "alone.fsyncs_a_second"),
+            _asked("alone: headers read a second, page cache", "alone.headers_a_second"),
+            _asked("alone: files made and renamed a second, one process, this disk", "alone.files_made_a_second"),
+        ),
+    ),
+    "cluster_faults": Table(
+        ("three nodes, a node killed, the command killed and run again", "value"),
+        (
+            Row("recordings", (Value("recordings", "", 4),), _FAULTS),
+            Row("outputs equal to the local run's", (Value("equal", "", 4),), _FAULTS),
+            Row("recorded before the command was killed", (Value("first.recorded_before_the_kill", "", 4),), _FAULTS),
+            Row("found there when it was run again", (Value("again.present", "", 4),), _FAULTS),
+            Row("failed", (Value("again.failed"),), _FAULTS),
         ),
     ),
     "scaling": Table(

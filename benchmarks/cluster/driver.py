@@ -5,8 +5,11 @@ python -m mkc_fast.benchmarks.cluster.driver RECORDING [--model DIR --bank DIR] 
 A list of so many recordings, which are 200 files under other ids, is run by two workers of this machine, and by two of
 a Ray cluster that is started here. The workers neither read nor write nor compute. So what is left is the list, the
 headers, the plan, the messages and the manifest. Batches have 240 padded seconds, as on a GPU; with fewer rows also one
-recording each, as on a CPU. The times are processor times of the process itself, with its threads. Everything is in the
-page cache. Without ``--model`` and ``--bank``: small random weights. Writes results/cluster_driver.json.
+recording each, as on a CPU. Everything is in the page cache.
+
+The times are processor times of the process, with its threads. ``gpus_fed``: so many GPUs at 4,000 times real time give
+as many outcomes as its main thread takes in, where recordings have LibriSpeech's mean length. Without ``--model`` and
+``--bank``: small random weights. Writes results/cluster_driver.json.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ import psutil
 
 from mkc_fast.benchmarks.child import run_children, serve
 from mkc_fast.benchmarks.cluster.nothing import NOTHING
-from mkc_fast.benchmarks.cluster.setup import artifacts_of, benchmark_parser, say, write_recordings
+from mkc_fast.benchmarks.cluster.setup import PACE, artifacts_of, benchmark_parser, say, write_recordings
 from mkc_fast.benchmarks.common import write_result
 from mkc_fast.benchmarks.memory import peak_mb
 from mkc_fast.benchmarks.records import short
+from mkc_fast.benchmarks.utterances import MEAN_S
 from mkc_fast.engine.corpus.anonymize import open_corpus
 from mkc_fast.engine.corpus.manifest import MANIFEST_FILE
 from mkc_fast.engine.corpus.protocol import Settings
@@ -90,7 +94,8 @@ class Clock:
             self.found = {
                 "a_second": short((done - first) / (time.perf_counter() - at)),
                 "driver_us": short((time.process_time() - process_s) * each),
-                "main_thread_us": short((time.thread_time() - thread_s) * each),
+                "main_thread_us": short(main_us := (time.thread_time() - thread_s) * each),
+                "gpus_fed": short(1e6 / main_us * MEAN_S / PACE, 2),
                 "others_us": {
                     name: short((seconds - others.get(name, 0.0)) * each) for name, seconds in children_s().items()
                 },

@@ -26,7 +26,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mkc_fast.benchmarks.cluster.setup import artifacts_of, benchmark_parser, say, write_recordings
+from mkc_fast.benchmarks.cluster.setup import PACE, artifacts_of, benchmark_parser, say, write_recordings
 from mkc_fast.benchmarks.cluster.simulated import SimulatedCluster, SimulatedPool
 from mkc_fast.benchmarks.common import write_result
 from mkc_fast.benchmarks.records import short
@@ -42,7 +42,7 @@ from mkc_fast.engine.datasets.dataset import Utterance
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PACE, BYTES_A_SECOND = 4000.0, 32_000
+BYTES_A_SECOND = 32_000
 WORKERS = "8,16,32,64,128,256,512"
 # Recordings of a run: as many as take so long, and enough that all workers are at work for most of it.
 _SECONDS, _LEAST_EACH, _MOST = 8.0, 400, 400_000
@@ -95,7 +95,7 @@ def main() -> None:
         "alone": alone,
         "calls_a_recording": calls,
         "asked": asked,
-        "workers_that_one_runner_feeds": int(1e6 / least * MEAN_S / PACE),
+        "gpus_fed": short(1e6 / least * MEAN_S / PACE, 2),
     }
     write_result(args.out, {"quick": args.quick, **found})
 

@@ -134,6 +134,8 @@ class RayCluster:
     def configs(self, config: WorkerConfig, devices: Sequence[str], num_proc: int | None) -> list[WorkerConfig]:
         """A worker for each GPU, or for each machine without GPUs; or so many, each with its share of the cores.
 
+        On a cluster without a core yet, workers of a given number ask for one core each.
+
         Raises:
             MkcError: The cluster has no core.
         """
@@ -141,7 +143,9 @@ class RayCluster:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         cores = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
         if not cores:
-            raise MkcError(f"Ray at {self.address}: the cluster has no core to compute on")
+            if num_proc is None or device != CPU:
+                raise MkcError(f"Ray at {self.address}: the cluster has no core to compute on")
+            cores = [1] * num_proc  # it starts machines once workers ask for them
         if device == CPU:
             count = num_proc or len(cores)
             per_core = max(1, sum(cores) // count)

@@ -40,3 +40,27 @@ def test_workers_measures_workers_and_the_host(artifacts: Artifacts, tmp_path: P
     assert one["rtfx"] > 0
     assert len(result["results"]["host"]["cases"]) == 3
     assert all(case["rtfx_per_worker_cpu_s"] > 0 for case in result["results"]["host"]["cases"])
+
+
+def test_simulated_workers_are_kept_busy_by_the_real_runner(artifacts: Artifacts, tmp_path: Path) -> None:
+    given = [str(ROOT / "cli" / "demo_speech.flac"), "--model", str(artifacts.model), "--bank", str(artifacts.bank)]
+    result = result_of("cluster.simulation", tmp_path / "simulation.json", *given)
+    few, many = result["cases"]
+    assert (few["workers"], many["workers"]) == (8, 512)
+    assert few["recordings"] == many["recordings"] == 2000
+    assert few["workers_busy"] > 0
+    assert many["runner_us"] > 0
+    assert result["asked"]["recordings_a_second"] == many["wanted_a_second"]
+
+
+@pytest.mark.parametrize("name", ["driver", "overhead"])
+def test_scripts_for_clusters_compare_with_the_local_runner(name: str, artifacts: Artifacts, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    given = [str(ROOT / "cli" / "demo_speech.flac"), "--model", str(artifacts.model), "--bank", str(artifacts.bank)]
+    result = result_of(f"cluster.{name}", tmp_path / f"{name}.json", *given)
+    if name == "driver":
+        assert {case["where"] for case in result["cases"]} == {"local", "ray"}
+        assert all(case["driver_us"] > 0 and case["peak_mb"] > 0 for case in result["cases"])
+    else:
+        assert len(result["runs"]["local"]) == len(result["runs"]["ray"]) == 1
+        assert result["time"]["ratio"] > 0

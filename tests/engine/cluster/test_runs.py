@@ -172,6 +172,30 @@ def test_usage_statistics_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: os.environ[name] for name in SILENCE} == SILENCE
 
 
+def test_a_second_cluster_of_a_process_gets_its_own_token(tmp_path: Path) -> None:
+    # In a process of its own, since Ray keeps what it once knew of tokens.
+    program = """
+import os, secrets, sys
+from mkc_fast.engine.cluster import RayCluster
+def works():
+    import ray
+    return ray.get(ray.remote(num_cpus=1)(lambda: 5).remote(), timeout=100)
+for token in (None, secrets.token_hex(32), None):
+    if token: os.environ["RAY_AUTH_TOKEN"] = token
+    with RayCluster("local", num_cpus=1):
+        print(works())
+    assert os.environ.pop("RAY_AUTH_TOKEN", None) == token
+    assert "RAY_AUTH_MODE" not in os.environ
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment = {**clean, "HOME": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment, cwd=ROOT
+    )
+    assert run.stdout.split() == ["5", "5", "5"], run.stderr
+    assert not (tmp_path / ".ray").exists()
+
+
 @pytest.mark.parametrize("address", ["", "http://x", "host", "ray://", "local;x"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ArgumentError, match="expected local"):
