@@ -1,4 +1,4 @@
-"""Trains what ``mkc_fast.export`` takes: banks of k-means models and conformers, from speech."""
+"""Trains what ``mkc_fast.export`` takes: banks of k-means models, conformers and vocoders, from speech."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mkc_fast.train.features.make import MadeFeatures, make_features
     from mkc_fast.train.kmeans import KMeansSettings
     from mkc_fast.train.restoration import Restored, measure_restoration
+    from mkc_fast.train.vocoder.settings import VocoderSettings
+    from mkc_fast.train.vocoder.train import TrainedVocoder, train_vocoder
 
 __all__ = [
     "ConformerSettings",
@@ -21,10 +23,13 @@ __all__ = [
     "Restored",
     "TrainedBank",
     "TrainedConformer",
+    "TrainedVocoder",
+    "VocoderSettings",
     "make_features",
     "measure_restoration",
     "train_bank",
     "train_conformer",
+    "train_vocoder",
 ]
 
 _MODULES = {
@@ -35,10 +40,13 @@ _MODULES = {
     "Restored": "restoration",
     "TrainedBank": "bank",
     "TrainedConformer": "conformer.train",
+    "TrainedVocoder": "vocoder.train",
+    "VocoderSettings": "vocoder.settings",
     "make_features": "features.make",
     "measure_restoration": "restoration",
     "train_bank": "bank",
     "train_conformer": "conformer.train",
+    "train_vocoder": "vocoder.train",
 }
 
 

@@ -50,6 +50,10 @@ GROUPS = {value for name, value in vars(panels).items() if name.isupper()}
                 panels.DEVICES,
             ],
         ),
+        (
+            "train vocoder",
+            [panels.ARTIFACTS, panels.OUTPUT, panels.RUN, panels.INPUT, panels.DRAWS, panels.DEVICES],
+        ),
         ("doctor", [panels.DEVICES, panels.ARTIFACTS, panels.OUTPUT]),
         ("bench latency", [panels.ARTIFACTS, panels.DRAWS, panels.INPUT, panels.RUN, panels.DEVICES, panels.OUTPUT]),
         ("bench load", [panels.ARTIFACTS, panels.INPUT, panels.RUN, panels.DEVICES, panels.OUTPUT]),

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from mkc_fast.export.checkpoints.configs import ConformerConfig, HifiGanConfig
 
 
-def load_vocoder(path: Path, hifi_config: Path | None, info: ModelInfo) -> VoiceCheckpoint:
+def load_vocoder(path: Path, sizes_file: Path | None, info: ModelInfo) -> VoiceCheckpoint:
     """Read the vocoder of a checkpoint, which may have a conformer, too.
 
     Raises:
         CheckpointError: It is missing or damaged, or takes other features than the model gives.
     """
-    loaded = load_voice(path, hifi_config)
+    loaded = load_voice(path, sizes_file)
     config = loaded.hifigan
     found, expected = (config.input_dim, config.hop, config.sample_rate), (info.dim, info.hop, info.sample_rate)
     for name, one, other in zip(("dimensions", "samples a frame", "Hz"), found, expected, strict=True):
@@ -61,14 +61,15 @@ def write_voice(
         "conformer_num_layers": sizes.num_layers,
         "kernel_size": sizes.kernel_size,
         "dropout": dropout,
-        "hifi_config": _hifi_config(vocoder.hifigan),
+        "hifi_config": hifi_config(vocoder.hifigan),
     }
     state = {f"conformer.{name}": tensor.cpu() for name, tensor in conformer.items()}
     state |= {f"hifi.model.{name}": tensor for name, tensor in vocoder.hifigan_weights.items()}
     save_torch(path, {"step": step, "extra": {"model_config": model_config}, "model_state_dict": state})
 
 
-def _hifi_config(config: HifiGanConfig) -> dict[str, Any]:
+def hifi_config(config: HifiGanConfig) -> dict[str, Any]:
+    """A vocoder's sizes under their published names."""
     return {
         "resblock": config.resblock,
         "upsample_rates": list(config.upsample_rates),

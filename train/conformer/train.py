@@ -32,7 +32,7 @@ from mkc_fast.train.conformer.sources import CachedFeatures, EncodedSpeech, Sour
 from mkc_fast.train.features.cache import FeatureCache, encoder_facts
 from mkc_fast.train.loop.log import StepLog
 from mkc_fast.train.loop.prefetch import prefetched
-from mkc_fast.train.loop.processes import Processes, joined
+from mkc_fast.train.loop.processes import Processes, joined, own_device
 from mkc_fast.train.loop.sampler import Piece, Place, Sampler, StepPlan, batched, number_of
 from mkc_fast.train.loop.state import load_state, save_torch
 from mkc_fast.train.speech import IF_THERE, NEEDED, read_speech
@@ -192,7 +192,7 @@ def train_conformer(
         utterances, speakers = read_speech(
             audio_list, data_dirs, utt2spk, speakers=wanted, allow_commands=allow_commands
         )
-        source = EncodedSpeech(Encoder.load(model, device, options=options), utterances, speakers)
+        source = EncodedSpeech(Encoder.load(model, own_device(device), options=options), utterances, speakers)
     described = {
         "encoder": encoder_facts(info).digest,
         "bank": identity(bank_path / BANK_FILE),

@@ -54,6 +54,14 @@ class Processes:
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
+    def average_gradients(self, module: nn.Module) -> None:
+        """Give all processes the mean of their gradients."""
+        if self.count > 1:
+            for parameter in module.parameters():
+                if parameter.grad is not None:
+                    distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.count
+
     def summed(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over the processes."""
         if self.count > 1:
@@ -69,6 +77,13 @@ class Processes:
         return said[0]
 
 
+def own_device(device: str) -> str:
+    """The device of this process: with several on GPUs, that of its local number, else what was given."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and cuda_index(device) is not None:
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+    return device
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Processes]:
     """Join the processes that ``torchrun`` started with this one; without it, there is one.
@@ -82,10 +97,8 @@ def joined(device: str) -> Iterator[Processes]:
         DeviceError: It is not here.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    index = cuda_index(device)
+    index = cuda_index(own_device(device))
     if index is not None:
-        if count > 1:
-            index = int(os.environ.get("LOCAL_RANK", "0"))
         if index >= torch.cuda.device_count():
             raise DeviceError(
                 f"device cuda:{index}: PyTorch sees {torch.cuda.device_count()} CUDA devices; its build must be one "

@@ -1,0 +1,1 @@
+"""Trains the vocoder that makes speech of features."""

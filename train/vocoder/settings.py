@@ -1,0 +1,37 @@
+"""How a vocoder is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mkc_fast.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class VocoderSettings:
+    """Of the training; the optimizer's values are as published for HiFi-GAN.
+
+    Attributes:
+        segment_frames: Of the parts of recordings that are taken; at least 4, since spectra need 1,024 samples.
+        batch: Parts of a step, of each process.
+        learning_rate: Of AdamW, for generator and discriminators.
+        decay: Factor of the rate, an epoch.
+        divisor: Channels of the discriminators are divided by it; 1 is as published.
+        save_every: Steps after which the state is saved.
+    """
+
+    segment_frames: int = 25
+    batch: int = 16
+    learning_rate: float = 2e-4
+    decay: float = 0.999
+    divisor: int = 1
+    save_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, least in (("segment_frames", 4), ("batch", 1), ("divisor", 1), ("save_every", 1)):
+            if getattr(self, name) < least:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ArgumentError(f"learning_rate is {self.learning_rate}; expected more than 0")
+        if not 0 < self.decay <= 1:
+            raise ArgumentError(f"decay is {self.decay}; expected more than 0, at most 1")

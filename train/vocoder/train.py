@@ -1,0 +1,315 @@
+"""Trains a vocoder: from speech and its features to a checkpoint that ``export`` and ``train conformer`` take."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mkc_fast.engine.anonymizer import Anonymizer
+from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity, read_model_info
+from mkc_fast.engine.atomic_files import sha256_of
+from mkc_fast.engine.draws import check_seed
+from mkc_fast.engine.encoder import Encoder
+from mkc_fast.errors import ArgumentError, ListError, OutputError, StageError
+from mkc_fast.export.checkpoints.configs import HIFIGAN_V1, HifiGanConfig
+from mkc_fast.names import CPU
+from mkc_fast.train.conformer.checkpoint import hifi_config, load_vocoder
+from mkc_fast.train.conformer.sources import CachedFeatures, EncodedSpeech, Source
+from mkc_fast.train.features.cache import FeatureCache, encoder_facts
+from mkc_fast.train.loop.log import StepLog
+from mkc_fast.train.loop.prefetch import prefetched
+from mkc_fast.train.loop.processes import Processes, joined, own_device
+from mkc_fast.train.loop.sampler import Place, Sampler, StepPlan, number_of
+from mkc_fast.train.loop.state import load_state, save_torch
+from mkc_fast.train.speech import UNUSED, read_speech
+from mkc_fast.train.vocoder.discriminators import Discriminators
+from mkc_fast.train.vocoder.generator import Generator
+from mkc_fast.train.vocoder.losses import (
+    MATCHING_WEIGHT,
+    MEL_WEIGHT,
+    LogMel,
+    adversarial_loss,
+    discriminator_loss,
+    matching_loss,
+)
+from mkc_fast.train.vocoder.segments import SegmentReader, Segments
+from mkc_fast.train.vocoder.settings import VocoderSettings
+from mkc_fast.train.work_folder import work_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from os import PathLike
+
+    from mkc_fast.engine.artifacts import ModelInfo
+    from mkc_fast.engine.options import EngineOptions
+    from mkc_fast.export.checkpoints.published import VoiceCheckpoint
+
+LOG_FILE = "log.jsonl"
+_STATE_FILE = "state.pt"
+_MODULES = ("generator", "discriminators", "generator_optimizer", "discriminator_optimizer")
+_STATE = ("seed", "step", "epoch", "batch", *_MODULES)
+_BETAS = (0.8, 0.99)
+
+
+@dataclass(frozen=True)
+class TrainedVocoder:
+    """What was trained.
+
+    Attributes:
+        steps: That were done.
+        mel: Mean absolute difference of log mel spectrograms in the last step.
+    """
+
+    steps: int
+    mel: float
+
+
+def train_vocoder(
+    model: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    steps: int,
+    audio_list: str | PathLike[str] | None = None,
+    data_dirs: Sequence[str | PathLike[str]] = (),
+    features: str | PathLike[str] | None = None,
+    bank: str | PathLike[str] | None = None,
+    init: str | PathLike[str] | None = None,
+    settings: VocoderSettings | None = None,
+    sizes: HifiGanConfig | None = None,
+    seed: int | None = None,
+    device: str = CPU,
+    threads: int | None = None,
+    options: EngineOptions | None = None,
+    tensorboard: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    allow_commands: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> TrainedVocoder:
+    """Train HiFi-GAN's generator, with its discriminators and losses, to make speech of its features.
+
+    State and log lie in the folder ``<out>.training``, and the same call continues, as in ``train_conformer``.
+
+    Args:
+        model: Directory made by ``export_model``; its encoder gives the features and, with ``bank``, its conformer
+            restores them.
+        out: The checkpoint to write: a vocoder alone.
+        steps: Of both optimizers, in all.
+        audio_list: List of ``path`` or ``utt-id path`` a line.
+        data_dirs: Kaldi data directories, instead of it.
+        features: A cache of features of these recordings, so that they are not encoded.
+        bank: Directory of a bank: the vocoder is then trained on restored features.
+        init: Checkpoint whose vocoder is trained further. The discriminators start anew.
+        settings: Of the training.
+        sizes: Of a new generator. Default: those published (V1), for the model's D.
+        seed: Makes the training repeatable. Default: the operating system's entropy.
+        device: ``cpu`` or ``cuda:<number>``.
+        threads: Of PyTorch's operators on a CPU. Default: one a core.
+        options: Of the encoder.
+        tensorboard: Folder for TensorBoard's events.
+        overwrite: Replace ``out``, and start over.
+        allow_commands: Run the commands (lines that end in ``|``) of a list.
+        progress: Called with steps done and steps in all, in the first process.
+
+    Raises:
+        ArgumentError: A value is not possible.
+        ArtifactError: Model, bank or cache are missing, damaged, or do not fit together.
+        CheckpointError: ``init`` does not fit.
+        ListError: A list is unreadable, or all recordings are too short.
+        AudioError: A recording cannot be read.
+        DeviceError: The device is not here.
+        OutputError: ``out`` cannot be written, or a training with other settings was interrupted there.
+        StageError: A loss is not finite.
+    """
+    settings = settings or VocoderSettings()
+    check_seed(seed)
+    if steps < 1:
+        raise ArgumentError(f"steps is {steps}; expected at least 1")
+    if threads is not None:
+        if threads < 1:
+            raise ArgumentError(f"threads is {threads}; expected at least 1")
+        torch.set_num_threads(threads)
+    out_path, model_path = Path(out), Path(model)
+    work = out_path.absolute().with_name(f"{out_path.name}.training")
+    if out_path.exists() and not overwrite and not (work / _STATE_FILE).is_file():
+        raise OutputError(f"{out_path}: already there; --overwrite replaces it")
+    info = read_model_info(model_path)
+    voice = None if init is None else load_vocoder(Path(init), None, info)
+    if voice is not None and sizes is not None:
+        raise ArgumentError("give init, or sizes, not both")
+    config = voice.hifigan if voice is not None else sizes or _published(info)
+    if (config.input_dim, config.hop, config.sample_rate) != (info.dim, info.hop, info.sample_rate):
+        raise ArgumentError(
+            f"the vocoder takes {config.input_dim} dimensions and {config.hop} samples a frame at {config.sample_rate} "
+            f"Hz; the model has {info.dim}, {info.hop} and {info.sample_rate}"
+        )
+    utterances, _ = read_speech(audio_list, data_dirs, None, speakers=UNUSED, allow_commands=allow_commands)
+    source: Source
+    if features is None:
+        source = EncodedSpeech(Encoder.load(model_path, own_device(device), options=options), utterances, {})
+    else:
+        source = CachedFeatures(FeatureCache.open(Path(features), model_path))
+    described = {
+        "model": encoder_facts(info).digest if bank is None else identity(model_path / MODEL_FILE),
+        "bank": None if bank is None else identity(Path(bank) / BANK_FILE),
+        "init": None if init is None else sha256_of(Path(init)),
+        "sizes": hifi_config(config),
+        "speech": hashlib.sha256(
+            "\n".join(map(repr, zip(source.ids, source.frames, strict=True))).encode()
+        ).hexdigest(),
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "save_every"},
+        "seed": seed,
+    }
+    with contextlib.ExitStack() as held:
+        anonymizer = (
+            None if bank is None else held.enter_context(Anonymizer.load(model_path, bank, device=own_device(device)))
+        )
+        processes = held.enter_context(joined(device))
+        described["processes"] = processes.count
+        if processes.first:
+            held.enter_context(work_folder(work, described, "the state of a training", overwrite=overwrite))
+        processes.shared("")  # nobody reads the folder before it is ready
+        before = load_state(work / _STATE_FILE, _STATE)
+        drawn = secrets.token_hex(16) if seed is None else str(seed)
+        text = processes.shared(drawn if before is None else str(before["seed"]))
+        reader = SegmentReader(info, source, utterances, anonymizer, text)
+        training = _Training(work, source, reader, info, config, voice, settings, text, processes, before)
+        log = held.enter_context(contextlib.closing(training.log(tensorboard))) if processes.first else None
+        mel = training.run(steps, log, progress or (lambda *_: None))
+        if processes.first:
+            content = {"generator": training.generator.published(), "hifi_config": hifi_config(config)}
+            save_torch(out_path, {**content, "steps": training.step})
+    return TrainedVocoder(training.step, mel)
+
+
+def _published(info: ModelInfo) -> HifiGanConfig:
+    v1 = HIFIGAN_V1
+    return HifiGanConfig(
+        resblock=v1["resblock"],
+        upsample_rates=tuple(v1["upsample_rates"]),
+        upsample_kernel_sizes=tuple(v1["upsample_kernel_sizes"]),
+        upsample_initial_channel=v1["upsample_initial_channel"],
+        resblock_kernel_sizes=tuple(v1["resblock_kernel_sizes"]),
+        resblock_dilation_sizes=tuple(map(tuple, v1["resblock_dilation_sizes"])),
+        input_dim=info.dim,
+        hidden_dim=v1["hifi_dim"],
+        sample_rate=v1["sampling_rate"],
+    )
+
+
+class _Training:
+    """A training, from where its state says that it is."""
+
+    def __init__(
+        self,
+        work: Path,
+        source: Source,
+        reader: SegmentReader,
+        info: ModelInfo,
+        config: HifiGanConfig,
+        voice: VoiceCheckpoint | None,
+        settings: VocoderSettings,
+        seed: str,
+        processes: Processes,
+        before: dict[str, Any] | None,
+    ) -> None:
+        self._work, self._source, self._reader, self._settings = work, source, reader, settings
+        self._seed, self._processes = seed, processes
+        size = settings.segment_frames
+        chosen = [index for index in reader.indices if source.frames[index] >= size]
+        if not chosen:
+            raise ListError(f"all recordings are shorter than {size} frames")
+        self._sampler = Sampler(source.frames, chosen, size * settings.batch, size, seed)
+        torch.manual_seed(number_of(seed, "weights"))
+        self.generator = Generator(config)
+        if voice is not None:
+            self.generator.take(Path("checkpoint"), voice.hifigan_weights)
+        self.generator.to(processes.device)
+        self._discriminators = Discriminators(settings.divisor).to(processes.device)
+        self._mel = LogMel(info.sample_rate, info.hop).to(processes.device)
+        optimizers = [
+            torch.optim.AdamW(each.parameters(), settings.learning_rate, betas=_BETAS)
+            for each in (self.generator, self._discriminators)
+        ]
+        self._optimizer, self._discriminator_optimizer = optimizers
+        self.step, self._place, self._last_mel = 0, Place(), math.nan
+        if before is not None:
+            for name, each in self._parts().items():
+                each.load_state_dict(before[name])
+            self.step, self._place = int(before["step"]), Place(int(before["epoch"]), int(before["batch"]))
+            self._last_mel = float(before.get("mel", math.nan))
+
+    def log(self, tensorboard: str | PathLike[str] | None) -> StepLog:
+        """The log, from the present step on."""
+        return StepLog(self._work / LOG_FILE, self.step, None if tensorboard is None else Path(tensorboard))
+
+    def run(self, steps: int, log: StepLog | None, progress: Callable[[int, int], None]) -> float:
+        """Train up to a step; the last difference of mel spectrograms."""
+
+        def make(planned: tuple[int, int, StepPlan]) -> tuple[int, int, StepPlan, Segments]:
+            step, epoch, plan = planned
+            return step, epoch, plan, self._reader.batch(plan.batches[self._processes.rank])
+
+        for step, epoch, plan, segments in prefetched(make, self._plans(steps), self._source.threads):
+            values = self._take(step, epoch, segments)
+            self.step, self._place, self._last_mel = step, plan.after, values["mel"]
+            if log is not None:
+                log.add(step, values)
+            if self._processes.first and (step == steps or step % self._settings.save_every == 0):
+                self._save()
+            if self._processes.first:
+                progress(step, steps)
+        return self._last_mel
+
+    def _plans(self, steps: int) -> Iterator[tuple[int, int, StepPlan]]:
+        place = self._place
+        for step in range(self.step + 1, steps + 1):
+            plan = self._sampler.step(place, self._processes.count)
+            yield step, place.epoch, plan
+            place = plan.after
+
+    def _take(self, step: int, epoch: int, segments: Segments) -> dict[str, float]:
+        """One step of the discriminators, and one of the generator."""
+        device = self._processes.device
+        features, real = segments.features.to(device), segments.waveform.to(device)
+        rate = self._settings.learning_rate * self._settings.decay**epoch
+        made = self.generator(features)
+        judged = discriminator_loss(self._discriminators(real), self._discriminators(made.detach()))
+        self._apply(judged, self._discriminators, self._discriminator_optimizer, rate)
+        mel = (self._mel(real) - self._mel(made)).abs().mean()
+        real_maps, made_maps = self._discriminators(real), self._discriminators(made)
+        adversarial, matching = adversarial_loss(made_maps), matching_loss(real_maps, made_maps)
+        loss = adversarial + MATCHING_WEIGHT * matching + MEL_WEIGHT * mel
+        self._apply(loss, self.generator, self._optimizer, rate)
+        sums = torch.stack((judged, adversarial, matching, mel)).detach()
+        names = ("discriminators", "adversarial", "matching", "mel")
+        values = dict(zip(names, (self._processes.summed(sums) / self._processes.count).tolist(), strict=True))
+        if not all(map(math.isfinite, values.values())):
+            raise StageError(f"step {step}: a loss is not finite; a lower learning rate may help")
+        return values | {"rate": rate}
+
+    def _apply(
+        self, loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.Optimizer, rate: float
+    ) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._processes.average_gradients(module)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+
+    def _parts(self) -> dict[str, Any]:
+        parts = (self.generator, self._discriminators, self._optimizer, self._discriminator_optimizer)
+        return dict(zip(_MODULES, parts, strict=True))
+
+    def _save(self) -> None:
+        place = {"seed": self._seed, "step": self.step, "epoch": self._place.epoch, "batch": self._place.batch}
+        states = {name: each.state_dict() for name, each in self._parts().items()}
+        save_torch(self._work / _STATE_FILE, {**place, **states, "mel": self._last_mel})
