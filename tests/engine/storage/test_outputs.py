@@ -189,6 +189,21 @@ def test_recordings_are_not_replaced_by_their_outputs(bucket: Bucket, tmp_path: 
     assert [each.id for each in corpus.datasets[0].utterances] == ["b"]
 
 
+def test_the_manifest_is_in_the_bucket_before_the_first_output(
+    bucket: Bucket, artifacts: Artifacts, listed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote.RemoteManifest, "advance", lambda _: None)
+    seen: list[list[str]] = []
+
+    def look(status: Status) -> None:
+        if not status.done and status.summary.written in {1, 2}:
+            seen.append(bucket.names("anon"))
+
+    run(artifacts, listed, f"{bucket.url}/anon", progress=look)
+    assert seen
+    assert all("manifest.jsonl" in names for names in seen)
+
+
 def test_two_machines_do_not_write_at_one_address(
     bucket: Bucket, artifacts: Artifacts, listed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,19 @@ def local(artifacts: Artifacts, recordings: Path, tmp_path: Path) -> dict[str, b
     return outputs(out)
 
 
+def test_addresses_of_files_are_paths(
+    artifacts: Artifacts, recordings: Path, local: dict[str, bytes], tmp_path: Path
+) -> None:
+    scp, out = listed(tmp_path, recordings, f"file://{recordings}"), tmp_path / "out"
+    model, bank = f"file://{artifacts.model}", f"file://{artifacts.bank}"
+    anonymize_corpus(model, bank, audio_list=f"file://{scp}", out=f"file://{out}", seed=7, devices=["cpu"])
+    assert outputs(out) == local
+    assert main(arguments(model, bank, f"file://{scp}", f"file://{out}")) == 0
+    manifest = (out / "manifest.jsonl").read_text()
+    assert str(recordings) in manifest
+    assert "file:" not in manifest
+
+
 def test_recordings_model_and_bank_in_a_bucket(
     bucket: Bucket,
     artifacts: Artifacts,
