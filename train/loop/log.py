@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.atomic_files import atomic_file
+from mkc_fast.errors import OutputError
 from mkc_fast.extras import required
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class StepLog:
 
     Raises:
         MkcError: TensorBoard is not installed.
-        OSError: A file cannot be written.
+        OutputError: A file cannot be written.
     """
 
     def __init__(self, path: Path, step: int, tensorboard: Path | None = None) -> None:
@@ -31,16 +32,28 @@ class StepLog:
         if tensorboard is not None:
             with required("writing TensorBoard's events", "tensorboard"):
                 from torch.utils.tensorboard import SummaryWriter
-            self._events = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
-        kept = [line for line in path.read_text().splitlines(True) if _step(line) <= step] if path.is_file() else []
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        try:
+            if tensorboard is not None:
+                self._events = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+            kept = [line for line in path.read_text().splitlines(True) if _step(line) <= step] if path.is_file() else []
+            with atomic_file(path) as temporary:
+                temporary.write_text("".join(kept))
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{error.filename or path}: cannot be written ({error.strerror})") from None
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Write what is known of a step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        """Write what is known of a step.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from None
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
