@@ -127,7 +127,7 @@ class Clock:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.begun: tuple[float, float] | None = None
+        self.begun: tuple[float, dict[int, float]] | None = None
         self.found: dict[str, float] = {}
 
     def __call__(self, status: Status) -> None:
@@ -136,24 +136,29 @@ class Clock:
         if self.begun is None and ready:
             self.begun = min(ready), processors_s()
         elif self.begun is not None and not self.found and status.summary.written == self.count:
-            at, spent_s = self.begun
+            at, before = self.begun
             self.found = {
                 "work_s": short(time.perf_counter() - at, 4),
-                "processor_s": short(processors_s() - spent_s, 4),
+                "processor_s": short(spent_s(before), 4),
             }
 
 
-def processors_s() -> float:
-    """Processor seconds of this process and of all below it."""
-    total = 0.0
+def processors_s() -> dict[int, float]:
+    """Processor seconds of this process and of each below it, by its number."""
+    found: dict[int, float] = {}
     this = psutil.Process()
     for process in (this, *this.children(recursive=True)):
         try:
             times = process.cpu_times()
         except psutil.Error:
             continue
-        total += times.user + times.system
-    return total
+        found[process.pid] = times.user + times.system
+    return found
+
+
+def spent_s(before: dict[int, float]) -> float:
+    """Processor seconds since then, of the processes that live now; what has ended meanwhile was of a run before."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in processors_s().items())
 
 
 def timed(
