@@ -66,7 +66,7 @@ class Table:
 
 
 _THROUGHPUT, _XEON, _LATENCY, _LOAD = "throughput.json", "xeon/throughput.json", "latency.json", "load.json"
-_LOOKUP, _GRAPHS, _INT8, _HALF = "lookup.json", "cpu_graphs.json", "int8.json", "precision.json"
+_LOOKUP, _GRAPHS, _HALF, _CPU = "lookup.json", "cpu_graphs.json", "precision.json", "cpu_precision.json"
 _FULL, _LONG, _BATCHES = "full_size_cpu.json", "long_recordings.json", "cpu_batches.json"
 _WORKERS, _WIDTHS = "workers.json", "widths.json"
 _DRIVER, _SIMULATION, _FAULTS = "cluster_driver.json", "cluster_simulation.json", "cluster_faults.json"
@@ -128,6 +128,17 @@ def _asked(what: str, path: str, unit: str = "", factor: float = 1.0) -> Row:
 def _agreement(what: str, file: str) -> Row:
     snr = 'waveform_snr."conformer and vocoder, from the same cluster ids, frame mode".snr_db'
     return Row(what, (Value("cluster_ids.frame.agreement", "", 4), Value(snr, " dB")), file)
+
+
+def _agreement(what: str, file: str, within: str = "") -> Row:
+    snr = f'{within}waveform_snr."conformer and vocoder, from the same cluster ids, frame mode".snr_db'
+    return Row(what, (Value(f"{within}cluster_ids.frame.agreement", "", 4), Value(snr, " dB")), file)
+
+
+def _times(precision: str) -> Row:
+    stages = ("all", ENCODE, RESTORE, VOCODE)
+    values = tuple(Value(f"precisions.{precision}.times.fp32_divided_by_it.{stage}") for stage in stages)
+    return Row(f"`--precision {precision}`", values, _CPU)
 
 
 TABLES = {
@@ -314,19 +325,32 @@ TABLES = {
             "SNR against float32, from the same cluster ids",
         ),
         (
-            _agreement("8-bit linear layers (`--precision int8`)", _INT8),
+            _agreement("`--precision mixed` on a CPU", _CPU, "precisions.mixed."),
+            _agreement("`--precision int16`", _CPU, "precisions.int16."),
+            _agreement("`--precision int8`", _CPU, "precisions.int8."),
             _agreement("half precision (`--precision fp16`), on a CPU", _HALF),
             _agreement("graphs for CUDA, `--precision mixed`, rounded as on a GPU", "precision_cuda_mixed.json"),
             _agreement("graphs for CUDA, `--precision fp16`, rounded as on a GPU", "precision_cuda_fp16.json"),
         ),
     ),
-    "int8": Table(
-        ("8-bit linear layers, float32's time ÷ its time", "value"),
-        (
-            Row("conformer", (Value("fp32_to_int8.restore"),), _INT8),
-            Row("WavLM", (Value("fp32_to_int8.encode"),), _INT8),
-            Row("whole pass", (Value("fp32_to_int8.all"),), _INT8),
+    "sixteen_bits": Table(
+        ("SNR against float32", "restored features", "waveform, vocoder alone rounded", "waveform, both rounded"),
+        tuple(
+            Row(
+                name,
+                (
+                    Value(f"roundings.{name}.restored_snr_db", " dB"),
+                    Value(f'roundings.{name}.waveform_snr_db."vocoder alone"', " dB"),
+                    Value(f"roundings.{name}.waveform_snr_db.both", " dB"),
+                ),
+                "sixteen_bits.json",
+            )
+            for name in ("bfloat16", "int16")
         ),
+    ),
+    "whole_numbers": Table(
+        ("10 s of speech, float32's time ÷ its time", "whole pass", "WavLM", "conformer", "vocoder"),
+        (_times("mixed"), _times("int16"), _times("int8")),
     ),
     "widths": Table(
         ("native operators, the slowest case of all widths", "times as fast", "by processor time"),

@@ -1,4 +1,4 @@
-"""``mkc-fast bench``: latency, throughput, look-up and loading, measured here, and a page that shows the results."""
+"""``mkc-fast bench``: latency, throughput, look-up, precisions and loading, measured here, and a page of results."""
 
 # ruff: noqa: TC001 - Typer reads annotations at run time
 
@@ -39,6 +39,7 @@ from mkc_fast.names import CPU
 if TYPE_CHECKING:
     from mkc_fast.engine.options import EngineOptions
     from mkc_fast.names import Mode as DrawMode
+    from mkc_fast.names import Precision as PrecisionName
 
 bench = typer.Typer(
     name="bench",
@@ -227,6 +228,52 @@ def lookup(
 
 
 @bench.command()
+def precision(
+    model: ModelOption = None,
+    bank: BankOption = None,
+    size: SizeOption = "large",
+    entries: EntriesOption = 100,
+    audio: Annotated[
+        list[Path] | None,
+        typer.Option(help="Recordings to compare on (default: the demo's clip).", rich_help_panel=panels.INPUT),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Of each recording that are used.", min=1.0, rich_help_panel=panels.INPUT)
+    ] = 10.0,
+    precisions: Annotated[
+        str, typer.Option(help="Which to compare with float32.", rich_help_panel=panels.RUN)
+    ] = "mixed,int16,int8",
+    rounds: Annotated[
+        int, typer.Option(help="How often each is timed in turn with float32.", min=1, rich_help_panel=panels.RUN)
+    ] = 3,
+    threads: ThreadsOption = None,
+    budget_s: BudgetOption = 600.0,
+    out: OutOption = None,
+    json_: JsonOption = False,
+    cache_dir: CacheOption = None,
+) -> None:
+    """The precisions of a CPU beside float32: errors by stage, cluster ids, SNR of the waveform, and time."""
+    from mkc_fast.benchmarks.cpu_precision import bench_precision
+    from mkc_fast.benchmarks.setup import Artifacts
+
+    chosen = _precisions(precisions)
+    artifacts = Artifacts(model, bank, size, entries, cache=cache_dir)
+    with steps() as show:
+        setup = artifacts.set_up(CPU, _options(Provider.auto, Precision.auto, threads), show)
+        recordings: list[Path | None] = [*audio] if audio else [None]
+        longest = int(seconds * setup.target.info.sample_rate)
+        record = bench_precision(
+            setup.target,
+            [setup.speech(path)[:longest] for path in recordings],
+            precisions=chosen,
+            rounds=rounds,
+            budget_s=budget_s,
+            progress=show,
+        )
+    _finish(record, out, json_)
+
+
+@bench.command()
 def load(
     model: ModelOption = None,
     bank: BankOption = None,
@@ -331,6 +378,14 @@ def _numbers(option: str, text: str, least: float = 0.0) -> list[float]:
 
 def _counts(option: str, text: str) -> list[int]:
     return [int(number) for number in _numbers(option, text, least=1)]
+
+
+def _precisions(text: str) -> list[PrecisionName]:
+    chosen = [name.strip() for name in text.split(",")]
+    known = {"mixed", "int16", "int8"}
+    if not set(chosen) <= known:
+        raise MkcError(f"--precisions {text}: expected some of mixed, int16, int8")
+    return chosen  # type: ignore[return-value]
 
 
 def _modes(text: str) -> list[DrawMode]:

@@ -188,8 +188,35 @@ def _found(part: dict[str, Any]) -> str:
 
 
 # By the result's "bench".
+def precision_table(record: dict[str, Any]) -> None:
+    """Each precision beside float32: time, cluster ids, and waveforms from the same cluster ids."""
+    heading(record)
+    table = _table("precision", "times as fast", "ids, frame", "ids, audio", "SNR", "of the vocoder", "log-spectral")
+    for name, found in record["precisions"].items():
+        snr, ids = found["waveform_snr"], found["cluster_ids"]
+        table.add_row(
+            name,
+            f"{found['times']['fp32_divided_by_it']['all']:.2f}",
+            *(f"{ids[mode]['agreement']:.2%}" for mode in ("frame", "audio")),
+            f"{snr['conformer and vocoder, from the same cluster ids, frame mode']['snr_db']:.1f} dB",
+            f"{snr['vocoder alone, from the same restored features']['snr_db']:.1f} dB",
+            f"{found['log_spectral_distance_db']['frame']:.2f} dB",
+        )
+    _show(table)
+    table = _table("precision", "features", "restored", "waveform", "encode", "restore", "vocode")
+    for name, found in record["precisions"].items():
+        table.add_row(
+            name,
+            *(f"{stage['relative_rms_error']:.1e}" for stage in found["stages"].values()),
+            *(f"{found['times']['fp32_divided_by_it'][stage]:.2f}" for stage in ("encode", "restore", "vocode")),
+        )
+    console.print("relative RMS error of each stage given the same input; times as fast as in float32, by stage")
+    _show(table)
+
+
 TABLES = {
     "latency": latency_table,
+    "precision": precision_table,
     "throughput": throughput_table,
     "lookup": lookup_table,
     "load": load_table,

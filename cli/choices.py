@@ -66,4 +66,5 @@ class Precision(str, Enum):
     mixed = names.MIXED
     fp16 = names.FP16
     bf16 = names.BF16
+    int16 = names.INT16
     int8 = names.INT8

@@ -54,11 +54,20 @@ def export(
             rich_help_panel=panels.OUTPUT,
         ),
     ] = False,
+    int16: Annotated[
+        bool,
+        typer.Option(
+            "--int16",
+            help="Also write graphs in whole numbers of 16 bits (wavlm.native.int16.onnx and so on), for "
+            "precisions mixed and int16 on CPUs.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = False,
     int8: Annotated[
         bool,
         typer.Option(
             "--int8",
-            help="Also write graphs with linear layers in 8 bits (wavlm.int8.onnx), for CPUs.",
+            help="Also write graphs with linear layers in 8 bits (wavlm.native.int8.onnx), for CPUs.",
             rich_help_panel=panels.OUTPUT,
         ),
     ] = False,
@@ -116,6 +125,7 @@ def export(
             config,
             layer,
             half=half,
+            int16=int16,
             int8=int8,
             cuda=cuda,
             overwrite=overwrite,
@@ -136,6 +146,7 @@ def _export(
     layer: int,
     *,
     half: bool,
+    int16: bool,
     int8: bool,
     cuda: bool | None,
     overwrite: bool,
@@ -152,6 +163,7 @@ def _export(
             layer,
             config=config,
             half=half,
+            int16=int16,
             int8=int8,
             cuda=cuda,
             overwrite=overwrite,
@@ -159,10 +171,13 @@ def _export(
             progress=progress,
         )
     _show(info)
+    also = "".join(
+        f", also in {name}" for name, given in (("float16", half), ("int16", int16), ("int8", int8)) if given
+    )
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     console.print(
         f"{out}: WavLM to layer {info.layer}, {info.conformer_layers} conformer layers, vocoder"
-        f"{', also in float16' if half else ''}{', also in int8' if int8 else ''}; D {info.dim}, "
+        f"{also}; D {info.dim}, "
         f"{info.sample_rate} Hz, {size:.0f} MB, judged against float64, in {time.perf_counter() - begin:.0f} s",
         soft_wrap=True,
     )

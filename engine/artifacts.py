@@ -17,7 +17,7 @@ import numpy as np
 
 from mkc_fast.engine.atomic_files import Contents, atomic_file, open_regular, sha256_of
 from mkc_fast.errors import ArtifactError
-from mkc_fast.names import FP16, GRAPH_FILES, GRAPHS, INT8, VOCODER
+from mkc_fast.names import FP16, FP32, GRAPH_FILES, GRAPHS, INT8, INT16, VOCODER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,14 +34,15 @@ CENTROIDS_FILE, HALF_NORMS_FILE, BANK_FILE = "centroids.npy", "half_norms.npy", 
 CPU_VOCODER_FILE = f"{VOCODER}.cpu.onnx"
 # In that graph's metadata: frames to either side that a piece needs.
 PIECE_REACH = "piece_reach"
-# The graphs once more, of the native operators, where those were there at export; weights lie beside each, in a .bin.
-NATIVE_SUFFIX = ".native.onnx"
+# The graphs once more, of the native operators, where those were there at export, in float32 and in whole numbers;
+# weights lie beside each, in a .bin.
+_NATIVE = "native"
 # The graphs once more, in the fused operators that ONNX Runtime has for CUDA, in float32 and in half precision; weights
 # lie beside each, in a .bin.
 CUDA_SUFFIX, CUDA_HALF_SUFFIX = ".cuda.onnx", f".cuda.{FP16}.onnx"
 # The names of a model's files: the graphs, their forms for one precision or device, and weights beside them.
 _MODEL_NAMES = re.compile(
-    rf"model\.json|({'|'.join(GRAPHS)})(\.(cpu|native|(stage\d\.)?cuda(\.{FP16})?|{FP16}|{INT8}))?\.(onnx(\.data)?|bin)"
+    rf"model\.json|({'|'.join(GRAPHS)})(\.(cpu|{_NATIVE}(\.({INT16}|{INT8}))?|(stage\d\.)?cuda(\.{FP16})?|{FP16}|{INT8}))?\.(onnx(\.data)?|bin)"
     rf"|{VOCODER}\.residual\.{FP16}\.npz|\..+\.\d+\.mkc-fast\.tmp"
 )
 _BANK_NAMES = re.compile(r"bank\.json|centroids\.npy|half_norms\.npy|\..+\.\d+\.mkc-fast\.tmp")
@@ -99,9 +100,14 @@ class GraphCheck:
     status: str
 
 
-def native_file(file: str) -> str:
-    """The native form of a graph's file: ``wavlm.onnx`` → ``wavlm.native.onnx``."""
-    return file.removesuffix(".onnx") + NATIVE_SUFFIX
+def native_file(file: str, precision: str = FP32) -> str:
+    """The native form of a graph's file: ``wavlm.onnx`` → ``wavlm.native.onnx`` or ``wavlm.native.int16.onnx``."""
+    return f"{file.removesuffix('.onnx')}.{_NATIVE}{'' if precision == FP32 else f'.{precision}'}.onnx"
+
+
+def is_native(file: str) -> bool:
+    """Whether a graph's file is of the native operators."""
+    return f".{_NATIVE}." in file
 
 
 def cuda_file(file: str, *, half: bool) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mkc_fast.errors import ArgumentError, DeviceError
-from mkc_fast.names import AUTO, BF16, CPU, CUDA, INT8, PRECISIONS, PROVIDERS, TENSORRT, TF32, Precision, Provider
+from mkc_fast.names import AUTO, CPU, CUDA, INT8, INT16, PRECISIONS, PROVIDERS, TENSORRT, TF32, Precision, Provider
 
 # With ONNX Runtime's own operators attention's buffers grow with the square of a recording's length: at full size on a
 # CPU, 40 s peak near 5 GB and 60 s near 8 GB. LibriSpeech's longest recording has 35 s.
@@ -80,11 +80,12 @@ class EngineOptions:
     Attributes:
         provider: Of ONNX Runtime: ``auto`` (the fastest that the device can do), ``tensorrt``, ``cuda`` or ``cpu``. One
             given by name is used or refused, never replaced. Default: ``auto``.
-        precision: ``fp32``, ``tf32``, ``mixed`` (WavLM in float32, so that cluster ids are those of float32, the
-            conformer and the vocoder in half precision), ``fp16`` (all three in half precision), ``bf16`` (TensorRT
-            only) or ``int8`` (CPU only); the last four need graphs exported for them. ``auto``: fp32 on a CPU; on a GPU
-            mixed, if the model has the graphs for it and its export found them within their bound, else fp32 (tf32
-            where TensorRT was given by name and has no fp32). Default: ``auto``.
+        precision: ``fp32``, ``tf32``, ``mixed`` (WavLM in float32, so that cluster ids are those of float32; the
+            conformer and the vocoder in half precision or, on a CPU, in int16), ``fp16`` (all three in half precision),
+            ``bf16`` (TensorRT; on a CPU it is int16), ``int16`` or ``int8`` (whole numbers, CPU only); the last five
+            need graphs exported for them. ``auto``: fp32 on a CPU; on a GPU mixed, if the model has the graphs for it
+            and its export found them within their bound, else fp32 (tf32 where TensorRT was given by name and has no
+            fp32). Default: ``auto``.
         threads: Threads of one operator on the CPU. Default: one per core; on a GPU, one.
         max_window_s: Seconds. A longer recording is encoded and restored in windows of this length, cross-faded; 8
             to 86,400. Default: 40.
@@ -143,10 +144,10 @@ def check_choice(index: int | None, provider: str, precision: str, stream: int |
         raise DeviceError(f"provider {provider} needs a GPU: give the device as cuda:<number>, not cpu")
     if index is not None and provider == CPU:
         raise DeviceError(f"{device}: provider cpu runs on the device cpu")
-    if index is None and precision in {TF32, BF16}:
-        raise DeviceError(f"precision {precision} needs a GPU; the CPU computes fp32, int8, and mixed and fp16 slowly")
-    if index is not None and precision == INT8:
-        raise DeviceError("precision int8 is for the device cpu; a GPU has fp16, with less error")
+    if index is None and precision == TF32:
+        raise DeviceError("precision tf32 needs a GPU; the CPU computes fp32, mixed, int16 and int8, and fp16 slowly")
+    if index is not None and precision in {INT16, INT8}:
+        raise DeviceError(f"precision {precision} is for the device cpu; a GPU has mixed and fp16")
     if stream is not None and index is None:
         raise DeviceError("a CUDA stream was given with the device cpu")
     if stream == 0:

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -48,6 +48,7 @@ from mkc_fast.export.precision.half_graphs import write_half_graphs
 from mkc_fast.export.precision.int8 import write_int8_graphs
 from mkc_fast.export.precision.judging import (
     judged,
+    judged_rms,
     next_rows,
     numbers,
     pass_rows,
@@ -56,7 +57,7 @@ from mkc_fast.export.precision.judging import (
 )
 from mkc_fast.export.precision.probes import feature_probes, quantized, waveform_probes
 from mkc_fast.kernels.cpu.loader import native_library
-from mkc_fast.names import CONFORMER_FILE, GRAPH_FILES, VOCODER_FILE, WAVLM_FILE
+from mkc_fast.names import CONFORMER_FILE, FP32, GRAPH_FILES, INT8, INT16, VOCODER_FILE, WAVLM_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,13 @@ if TYPE_CHECKING:
 
     from mkc_fast.engine.artifacts import GraphCheck
     from mkc_fast.export.precision.judging import Reference
+
+
+# Of the native graphs' products.
+_BITS = {FP32: 32, INT16: 16, INT8: 8}
+# Relative RMS error that passes: at least twice what whole numbers do to random weights of full size, which is 2e-3 to
+# 4e-3 in 16 bits and 2e-2 to 6e-2 in 8.
+_TOLERANCES = {INT16: 1e-2, INT8: 0.3}
 
 
 @dataclass
@@ -75,6 +83,8 @@ class _Export:
     say: Callable[[str], None]
     allow_inexact: bool
     cuda: bool
+    # Of native operators in whole numbers, by the graph's file.
+    forms: dict[str, list[str]]
     found: dict[str, list[Reference]] = field(default_factory=dict)
     checks: dict[str, GraphCheck] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -111,6 +121,7 @@ def export_model(
     *,
     config: str | PathLike[str] | None = None,
     half: bool = False,
+    int16: bool = False,
     int8: bool = False,
     cuda: bool | None = None,
     overwrite: bool = False,
@@ -135,7 +146,10 @@ def export_model(
         layer: WavLM transformer layer whose output the k-means models were trained on, from 1.
         config: YAML file with the conformer's sizes, for a bare state dict; without it they are the published ones.
         half: Also write each graph in half precision (``write_half_graphs``).
-        int8: Also write WavLM and the conformer with linear layers in 8 bits, for CPUs (``write_int8_graphs``).
+        int16: Also write each graph of native operators in whole numbers of 16 bits, for CPUs
+            (``mkc_fast.export.graphs.packing.in_whole``).
+        int8: Also write WavLM and the conformer with linear layers in 8 bits, and the rest in 16, for CPUs. Where there
+            are no native operators, ONNX Runtime's own tool does it (``write_int8_graphs``), and the rest is float32.
         cuda: Also write each graph in the fused operators of ONNX Runtime's CUDA provider, in float32 and in half
             precision (``mkc_fast.export.graphs.cuda``). Default: where the ONNX Runtime installed has that provider.
         overwrite: Replace ``out`` if it holds an exported model and nothing else, and none of the sources.
@@ -164,7 +178,8 @@ def export_model(
         wavlm, voice = _read(wavlm_path, voice_path, hifi_path, sizes_path, layer)
         info = _model_info(wavlm_path, wavlm, voice_path, voice, layer)
         # Each network is built, written, judged and released before the next, so memory is that of the largest.
-        work = _Export(directory, info, say, allow_inexact, cuda_provider_is_here() if cuda is None else cuda)
+        forms = _native_forms(int16=int16, int8=int8)
+        work = _Export(directory, info, say, allow_inexact, cuda_provider_is_here() if cuda is None else cuda, forms)
         say(f"WavLM, layers 1 to {layer} of {wavlm.config.num_layers}")
         encoder = WavLM(wavlm_path, wavlm, layer)
         del wavlm
@@ -186,7 +201,7 @@ def export_model(
             work.found[CPU_VOCODER_FILE] = found
             _write_and_judge(work, cpu_vocoder_graph(generator, piece_reach(voice.hifigan)), optional=True)
         del voice, generator
-        for write in (write_half_graphs,) * half + (write_int8_graphs,) * int8:
+        for write in (write_half_graphs,) * half + (write_int8_graphs,) * (int8 and native_library() is None):
             for file, check in write(directory, directory, info, say, found=work.found).items():
                 work.accept(file, check)
         info = dataclasses.replace(info, checks=work.checks, warnings=work.warnings)
@@ -249,7 +264,7 @@ def _fill_cache(folder: Path, out: Path, info: ModelInfo, say: Callable[[str], N
 def _write_and_judge(
     work: _Export,
     graph: ModuleGraph,
-    write_native: Callable[[Path, Any], bool] | None = None,
+    write_native: Callable[..., bool] | None = None,
     *,
     optional: bool = False,
 ) -> None:
@@ -257,20 +272,32 @@ def _write_and_judge(
     graph.module.eval()
     write_graph(work.directory / graph.file, graph, work.info)
     _judge(work, graph.file, graph, optional=optional)
-    native = native_file(graph.file)
-    operators = write_native is not None and native_library() is not None
-    if operators and write_native(work.directory / native, graph.module):  # type: ignore[misc]
-        add_metadata(work.directory / native, work.info)
-        _judge(work, native, graph, optional=True)
+    if write_native is not None and native_library() is not None:
+        for form in [FP32, *work.forms[graph.file]]:
+            native = native_file(graph.file, form)
+            if write_native(work.directory / native, graph.module, _BITS[form]):
+                add_metadata(work.directory / native, work.info)
+                _judge(work, native, graph, optional=True, tolerance=_TOLERANCES.get(form))
     if work.cuda and graph.file in GRAPH_FILES:
         for file, check in cuda_forms(work.directory, graph, work.info, work.say, work.found[graph.file]):
             work.accept(file, check, optional=True)
 
 
-def _judge(work: _Export, file: str, graph: ModuleGraph, *, optional: bool) -> None:
+def _native_forms(*, int16: bool, int8: bool) -> dict[str, list[str]]:
+    """The forms in whole numbers that are asked for; int8 has the vocoder in 16 bits, and the others in 8."""
+    own, both = [INT16] * int16, [INT16] * int16 + [INT8] * int8
+    return {WAVLM_FILE: both, CONFORMER_FILE: both, VOCODER_FILE: own or [INT16] * int8}
+
+
+def _judge(work: _Export, file: str, graph: ModuleGraph, *, optional: bool, tolerance: float | None = None) -> None:
+    """Judge a graph by what float32 loses or, with ``tolerance``, by its relative RMS error."""
     work.say(f"{file}: judging against float64")
     run = runner(open_session(work.directory / file), graph.metadata.get(PIECE_REACH, 0))
-    check = judged(file, run, work.found[graph.file], lengths="lengths" in graph.inputs)
+    found, lengths = work.found[graph.file], "lengths" in graph.inputs
+    if tolerance is None:
+        check = judged(file, run, found, lengths=lengths)
+    else:
+        check = judged_rms(file, run, found, tolerance, lengths=lengths)
     del run
     gc.collect()
     work.accept(file, check, optional=optional)

@@ -57,12 +57,13 @@ CPU: Final = "cpu"
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 # Precisions of the graphs' weights and arithmetic; ``auto`` is one of them too.
-Precision = Literal["auto", "fp32", "tf32", "mixed", "fp16", "bf16", "int8"]
+Precision = Literal["auto", "fp32", "tf32", "mixed", "fp16", "bf16", "int16", "int8"]
 FP32: Final = "fp32"
 TF32: Final = "tf32"
-MIXED: Final = "mixed"  # WavLM in float32, so that cluster ids are those of float32; the other two in half precision
+MIXED: Final = "mixed"  # WavLM in float32, so that cluster ids are those of float32; the other two in 16 bits
 FP16: Final = "fp16"
 BF16: Final = "bf16"
+INT16: Final = "int16"  # whole numbers in blocks with scales, on CPUs
 INT8: Final = "int8"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, PIECE_REACH, native_file
+from mkc_fast.engine.artifacts import CPU_VOCODER_FILE, PIECE_REACH, is_native, native_file
 from mkc_fast.engine.devices import cores
 from mkc_fast.engine.sessions.prepared import prepared_graph
 from mkc_fast.engine.sessions.providers import ORT_NAMES, Plan, graph_file, session_settings, stage_precision
 from mkc_fast.engine.windows import pieces
-from mkc_fast.errors import ArtifactError
+from mkc_fast.errors import ArtifactError, DeviceError
 from mkc_fast.kernels.cpu.loader import DOMAIN, instruction_set, native_library, register
-from mkc_fast.names import CONFORMER_FILE, CPU, FP32, GRAPH_FILES, INT8, MIXED, VOCODER_FILE, WAVLM_FILE
+from mkc_fast.names import CONFORMER_FILE, CPU, FP16, FP32, GRAPH_FILES, INT8, INT16, MIXED, VOCODER_FILE, WAVLM_FILE
 from mkc_fast.onnx_runtime import ort
 from mkc_fast.text import one_line
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# What the stages are in, in the precisions that have whole numbers.
+_IN_WHOLE = {
+    MIXED: {WAVLM_FILE: FP32, CONFORMER_FILE: INT16, VOCODER_FILE: INT16},
+    INT16: {WAVLM_FILE: INT16, CONFORMER_FILE: INT16, VOCODER_FILE: INT16},
+    INT8: {WAVLM_FILE: INT8, CONFORMER_FILE: INT8, VOCODER_FILE: INT16},
+}
 CPU_GRAPH_FILES = (WAVLM_FILE, CONFORMER_FILE, CPU_VOCODER_FILE)
 
 
@@ -78,55 +84,93 @@ def open_on_cpu(model: Path, plan: Plan, cache: Path) -> tuple[Session, Session,
     Raises:
         ArtifactError: A graph is damaged.
     """
-    wavlm, conformer = (
-        _open_native(model, name, plan) or _open(model / graph_file(name, plan.precision), plan, cache)
-        for name in GRAPH_FILES[:2]
+    wavlm, conformer, vocoder = (
+        _open_native(path, plan) if is_native(path.name) else _open(path, plan, cache)
+        for path in (model / cpu_graph(model, name, plan.precision) for name in GRAPH_FILES)
     )
-    vocoder = _open_native(model, VOCODER_FILE, plan)
-    if vocoder is not None:
-        return wavlm, conformer, vocoder
     path = model / cpu_graph(model, VOCODER_FILE, plan.precision)
-    session = _open(path, plan, cache)
     if path.name != CPU_VOCODER_FILE:
-        return wavlm, conformer, session
-    return wavlm, conformer, PiecedVocoder(session, _piece_reach(path, session), plan.threads or cores())
+        return wavlm, conformer, vocoder
+    reach = _piece_reach(path, vocoder)
+    return wavlm, conformer, PiecedVocoder(vocoder, reach, plan.threads or cores())
 
 
 def cpu_graph(model: Path, name: str, precision: str) -> str:
     """The file that a stage, named by its plain graph, is opened from on a CPU."""
-    if uses_native(model, name, precision):
-        return native_file(name)
+    in_whole = _whole_numbers(model, precision)
+    # A stage that the export left in float32, since it would be too inexact or the operators do not take it, stays so.
+    own = FP32 if in_whole else stage_precision(name, precision)
+    forms = (_IN_WHOLE[precision][name], FP32) if in_whole else (own,)
+    if native_library() is not None:
+        for form in forms:
+            if form in {FP32, INT16, INT8} and (model / native_file(name, form)).is_file():
+                return native_file(name, form)
     # A model of odd upsampling has the plain vocoder alone.
-    fits = name == VOCODER_FILE and stage_precision(name, precision) == FP32
-    if fits and (model / CPU_VOCODER_FILE).is_file():
+    if name == VOCODER_FILE and own == FP32 and (model / CPU_VOCODER_FILE).is_file():
         return CPU_VOCODER_FILE
-    return graph_file(name, precision)
+    return name if in_whole else graph_file(name, precision)
 
 
 def uses_native(model: Path, name: str, precision: str) -> bool:
-    """Whether a stage runs on native operators: they are here, the model has its graph, and it is of this precision."""
-    fits = stage_precision(name, precision) == FP32
-    return fits and native_library() is not None and (model / native_file(name)).is_file()
+    """Whether a stage runs on native operators: they are here, and the model has its graph in this precision."""
+    return is_native(cpu_graph(model, name, precision))
+
+
+def _whole_numbers(model: Path, precision: str) -> bool:
+    """Whether a precision is computed in whole numbers: the operators are here, and the model has graphs for it."""
+    return native_library() is not None and any((model / file).is_file() for file in _whole_files(precision))
+
+
+def _whole_files(precision: str) -> list[str]:
+    stages = _IN_WHOLE.get(precision, {})
+    return [native_file(name, form) for name, form in stages.items() if form != FP32]
+
+
+def missing_on_cpu(model: Path, precision: str) -> tuple[list[str], str]:
+    """Files that a precision lacks on a CPU, and the option of ``export`` that makes them.
+
+    Raises:
+        DeviceError: It needs the native operators, and they are not here.
+    """
+    if _whole_numbers(model, precision):
+        return [], ""
+    if precision == INT16 and native_library() is None:
+        raise DeviceError("precision int16 needs the native operators, which are not built here (see mkc-fast doctor)")
+    files = [graph_file(name, precision) for name in GRAPH_FILES]
+    missing = [file for file in files if not (model / file).is_file()]
+    if native_library() is not None and (missing or precision == INT16):
+        missing = _whole_files(precision) or missing
+    return missing, {MIXED: "--int16", INT16: "--int16", INT8: "--int8", FP16: "--half"}.get(precision, "")
 
 
 def operators_used(model: Path, precision: str) -> str:
     """In words: which operators the stages run on, and if not on native ones, why."""
     native = [name for name in GRAPH_FILES if uses_native(model, name, precision)]
+    used = f"native operators ({instruction_set()}{stage_forms(model, precision)})"
     if len(native) == len(GRAPH_FILES):
-        return f"native operators ({instruction_set()})"
+        return used
     if native:
-        return f"native operators ({instruction_set()}) in {', '.join(name.removesuffix('.onnx') for name in native)}"
+        return f"{used} in {', '.join(name.removesuffix('.onnx') for name in native)}"
     if native_library() is None:
         return "no native operators (not built here, see mkc-fast doctor)"
-    if precision not in {FP32, INT8, MIXED}:
-        return "no native operators (they are float32)"
+    if precision == FP16:
+        return "no native operators (they have no float16)"
     return "no native operators (the model was exported where there were none; export it again)"
 
 
-def _open_native(model: Path, name: str, plan: Plan) -> NativeSession | None:
-    if not uses_native(model, name, plan.precision):
-        return None
-    path = model / native_file(name)
+def stage_forms(model: Path, precision: str) -> str:
+    """In words: what each stage computes in, where it is whole numbers in some; empty where all are float32."""
+    if not _whole_numbers(model, precision):
+        return ""
+    said = []
+    for name in GRAPH_FILES:
+        file = cpu_graph(model, name, precision)
+        form = next((form for form in (INT16, INT8) if f".{form}." in file), FP32)
+        said.append(f"{name.removesuffix('.onnx')} {form}")
+    return f"; {', '.join(said)}"
+
+
+def _open_native(path: Path, plan: Plan) -> NativeSession:
     options = configured(ort.SessionOptions(), plan)
     # Its nodes are fused already, and ONNX Runtime would copy weights that it maps otherwise.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -8,8 +8,8 @@ from mkc_fast.engine.artifacts import (
     CUDA_HALF_SUFFIX,
     CUDA_SUFFIX,
     MODEL_FILE,
-    NATIVE_SUFFIX,
     graph_metadata,
+    is_native,
     weights_file,
 )
 from mkc_fast.errors import ArtifactError
@@ -71,7 +71,7 @@ def files_of(model: Path, info: ModelInfo, graphs: tuple[str, ...]) -> dict[str,
     found = {}
     for graph in graphs:
         beside = [f"{graph}.data"]
-        if graph.endswith((NATIVE_SUFFIX, CUDA_SUFFIX, CUDA_HALF_SUFFIX)):
+        if is_native(graph) or graph.endswith((CUDA_SUFFIX, CUDA_HALF_SUFFIX)):
             beside.append(weights_file(model / graph).name)
         for name in (graph, *(other for other in beside if (model / other).exists())):
             if name not in info.files:

@@ -14,7 +14,15 @@ from mkc_fast.engine.cache_folder import default_cache
 from mkc_fast.engine.devices import cuda_index, driver
 from mkc_fast.engine.digests import digests
 from mkc_fast.engine.options import Buckets, EngineOptions, check_choice
-from mkc_fast.engine.sessions.cpu import PiecedVocoder, Session, configured, cpu_graph, open_on_cpu, operators_used
+from mkc_fast.engine.sessions.cpu import (
+    PiecedVocoder,
+    Session,
+    configured,
+    cpu_graph,
+    missing_on_cpu,
+    open_on_cpu,
+    operators_used,
+)
 from mkc_fast.engine.sessions.gpu_facts import NVINFER, gather_gpu_facts
 from mkc_fast.engine.sessions.provenance import ran_on_cpu, ran_on_gpu
 from mkc_fast.engine.sessions.providers import (
@@ -48,7 +56,6 @@ from mkc_fast.names import (
     FP32,
     GRAPH_FILES,
     GRAPHS,
-    INT8,
     MIXED,
     TENSORRT,
     VOCODER_FILE,
@@ -79,7 +86,7 @@ class Sessions:
         conformer: Centroids → restored features.
         vocoder: Restored features → waveforms.
         provider: ``tensorrt``, ``cuda`` or ``cpu``: what every heavy operator runs on.
-        precision: ``fp32``, ``tf32``, ``mixed``, ``fp16``, ``bf16`` or ``int8``.
+        precision: ``fp32``, ``tf32``, ``mixed``, ``fp16``, ``bf16``, ``int16`` or ``int8``.
         chosen: One line: what was chosen, and why nothing faster.
         buckets: The sizes that inputs must keep to; None where any will do.
         placement: Nodes that each provider got, by graph; empty on the CPU, or where ONNX Runtime cannot tell.
@@ -136,7 +143,8 @@ def open_sessions(
     info = read_model_info(model)
     if index is None:
         plan = Plan(CPU, resolve_precision(provider, options.precision, None), threads=threads)
-        _check_files(model, plan.precision)
+        missing, option = missing_on_cpu(model, plan.precision)
+        _check_files(model, plan.precision, missing, option)
         wavlm, conformer, vocoder = open_on_cpu(model, plan, cache)
         chosen = f"{TITLES[CPU]}, {plan.precision}, {operators_used(model, plan.precision)}: the device is cpu"
         ran = ran_on_cpu(model, plan.precision, threads)
@@ -152,7 +160,10 @@ def open_sessions(
         if reason is None:
             try:
                 if not fused:
-                    _check_files(model, precision)
+                    missing = [
+                        file for graph in GRAPH_FILES if not (model / (file := graph_file(graph, precision))).is_file()
+                    ]
+                    _check_files(model, precision, missing, "--half")
                 return _open_on_gpu(model, info, plan, gpu, cache, refused, progress)
             except DeviceError as error:
                 reason = str(error)
@@ -338,10 +349,8 @@ def _shaped(
     return ShapedSessions(opened, shares_weights=bool(weights))
 
 
-def _check_files(model: Path, precision: str) -> None:
-    missing = [name for graph in GRAPH_FILES if not (model / (name := graph_file(graph, precision))).is_file()]
+def _check_files(model: Path, precision: str, missing: list[str], option: str) -> None:
     if missing:
-        option = {FP16: "--half", MIXED: "--half", INT8: "--int8"}.get(precision, "")
         raise DeviceError(
             f"precision {precision}: {model} lacks {', '.join(missing)}; make them with 'mkc-fast export {option}'"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkc_fast.engine.devices import cores
-from mkc_fast.engine.sessions.cpu import uses_native
+from mkc_fast.engine.sessions.cpu import stage_forms, uses_native
 from mkc_fast.kernels.cpu.loader import instruction_set
 from mkc_fast.names import CPU, GRAPH_FILES
 from mkc_fast.onnx_runtime import ort
@@ -27,7 +27,7 @@ def ran_on_cpu(model: Path, precision: str, threads: int | None) -> dict[str, ob
     """
     native = [name.removesuffix(".onnx") for name in GRAPH_FILES if uses_native(model, name, precision)]
     whole = len(native) == len(GRAPH_FILES)
-    operators = f"native {instruction_set()}" if native else _OWN
+    operators = f"native {instruction_set()}{stage_forms(model, precision)}" if native else _OWN
     if native and not whole:
         operators += f" in {', '.join(native)}, else {_OWN}"
     ran: dict[str, object] = {

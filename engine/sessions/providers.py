@@ -27,6 +27,7 @@ from mkc_fast.names import (
     FP32,
     GRAPH_FILES,
     INT8,
+    INT16,
     MIXED,
     TENSORRT,
     TF32,
@@ -96,7 +97,7 @@ class Plan:
 
     Attributes:
         provider: ``tensorrt``, ``cuda`` or ``cpu``.
-        precision: ``fp32``, ``tf32``, ``mixed``, ``fp16``, ``bf16`` or ``int8``.
+        precision: ``fp32``, ``tf32``, ``mixed``, ``fp16``, ``bf16``, ``int16`` or ``int8``.
         index: Of the CUDA device, None on the CPU.
         threads: Of one operator on the CPU, None for one a core.
         stream: Address of the CUDA stream to run on, None for one of ONNX Runtime's own.
@@ -140,15 +141,15 @@ def candidates(index: int | None, provider: Provider) -> tuple[Provider, ...]:
 def resolve_precision(
     provider: Provider, precision: Precision, gpu: Gpu | None, info: ModelInfo | None = None
 ) -> Precision:
-    """What ``auto`` means.
+    """What ``auto`` means, and ``bf16`` on a CPU: int16 there, which is as fast and nearer to float32.
 
-    On a CPU fp32. On a GPU mixed, where the model has the graphs for it and its export found them within their bound;
-    else fp32, and where TensorRT was asked for by name the nearest thing that it has.
+    On a CPU ``auto`` is fp32. On a GPU it is mixed, where the model has the graphs for it and its export found them
+    within their bound; else fp32, and where TensorRT was asked for by name the nearest thing that it has.
     """
+    if gpu is None:
+        return {AUTO: FP32, BF16: INT16}.get(precision, precision)  # type: ignore[return-value]
     if precision != AUTO:
         return precision
-    if gpu is None:
-        return FP32
     if provider == TENSORRT:
         return TF32 if refusal(TENSORRT, FP32, gpu) else FP32
     return MIXED if info is not None and is_checked(info, MIXED) else FP32
@@ -166,7 +167,7 @@ def has_cuda_graphs(info: ModelInfo, precision: str) -> bool:
 
 
 def stage_precision(file: str, precision: str) -> str:
-    """The precision of one graph: in mixed WavLM is fp32 and the others are fp16; in int8 the vocoder is fp32."""
+    """The precision of one graph of standard operators: in mixed only WavLM is fp32, in int8 only the vocoder."""
     if precision == MIXED:
         return FP32 if file == WAVLM_FILE else FP16
     return FP32 if precision == INT8 and file == VOCODER_FILE else precision

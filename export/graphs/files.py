@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-from mkc_fast.engine.artifacts import NATIVE_SUFFIX, weights_file
+from mkc_fast.engine.artifacts import is_native, weights_file
 from mkc_fast.engine.sessions.shared_weights import ALIGNMENT, SAFETENSORS_TYPES
 from mkc_fast.kernels.cpu.loader import register
 from mkc_fast.onnx_runtime import ort
@@ -26,7 +26,7 @@ def open_session(model: ModelProto | Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # it would keep the largest buffers of every length tried
-    if isinstance(model, Path) and model.name.endswith(NATIVE_SUFFIX):
+    if isinstance(model, Path) and is_native(model.name):
         register(options)
     if isinstance(model, ModelProto) and weight_bytes(model) > MAX_EMBEDDED_BYTES:
         with tempfile.TemporaryDirectory() as folder:

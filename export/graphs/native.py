@@ -16,6 +16,7 @@ from mkc_fast.export.graphs.builder import IR_VERSION, GraphBuilder, Values, dom
 from mkc_fast.export.graphs.packing import (
     HALF_PANEL,
     PANEL,
+    in_whole,
     pack,
     pack_convolution,
     pack_gated,
@@ -42,14 +43,23 @@ if TYPE_CHECKING:
 _LEAST_EXTERNAL_BYTES, _PAGE = 1024, 4096
 # As kernels/cpu/shapes.hpp numbers them.
 _NONE, _GELU, _SILU, _GLU = range(4)
-# The operators for residual blocks.
+_FLOAT = 32
+# The operators for residual blocks; the second has a form in whole numbers of 16 bits.
 DIRECT, WINOGRAD = "DirectBlocks", "ResidualBlocks"
 # As kernels/cpu/library.cpp limits them.
 _MOST_TAPS, _MOST_DILATION, _MOST_PAIRS_OF_A_BLOCK, _MOST_PAIRS = 31, 64, 16, 64
 
 
 class _Builder(GraphBuilder):
-    """A graph of the native operators under construction."""
+    """A graph of the native operators under construction.
+
+    ``bits`` are those of the weights and inputs of products: 32 (float32), 16 (whole numbers), or 8 (whole numbers of 8
+    bits in linear layers and of 16 elsewhere).
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
 
     def convolution(
         self, x: str, weights: NDArray[np.float32], bias: NDArray[np.float32], residual: str = "", **told: Any
@@ -60,8 +70,17 @@ class _Builder(GraphBuilder):
             "columns": bias.shape[0], "slope": 1.0,
         }  # fmt: skip
         attributes.update(told)
-        inputs = [x, self.weight(weights), self.weight(bias), residual]
-        return self.add("Convolution", *inputs[: 4 if residual else 3], domain=DOMAIN, **attributes)
+        channels, columns = weights.shape[1] // attributes["kernel"], bias.shape[0] // attributes["groups"]
+        bits = self.bits if attributes["kernel"] == 1 else max(self.bits, 16)
+        if bits == _FLOAT or channels % HALF_PANEL or columns < HALF_PANEL:
+            # Of few channels or columns, in which whole numbers do not pay.
+            inputs = [x, self.weight(weights), self.weight(bias)]
+            return self.add("Convolution", *inputs, *[residual] * bool(residual), domain=DOMAIN, **attributes)
+        values, scales, offsets = in_whole(weights, channels, bits)
+        inputs = [x, self.weight(values), self.weight(bias), self.weight(scales)]
+        if bits == 8:
+            inputs.append(self.weight(offsets))
+        return self.add(f"Convolution{bits}", *inputs, *[residual] * bool(residual), domain=DOMAIN, **attributes)
 
     def linear(self, x: str, linear: Linear, residual: str = "", activation: int = _NONE) -> str:
         weight, bias = matrix(linear)
@@ -107,14 +126,14 @@ class _Builder(GraphBuilder):
         onnx.save(model, path)
 
 
-def write_conformer(path: Path, module: Conformer) -> bool:
+def write_conformer(path: Path, module: Conformer, bits: int = _FLOAT) -> bool:
     """Write the conformer, if it is of a form that the operators take; returns whether."""
     layers = cast("list[ConformerLayer]", list(module.layers))
     dims = [layer.final_norm.normalized_shape[0] for layer in layers]
     # A panel holds 16 columns and what gates them; a vocoder alone has no layers.
     if not dims or dims[0] % (PANEL // 2):
         return False
-    build = _Builder()
+    build = _Builder(bits)
     valid = build.first_frames("lengths", build.frames("features"))
     mask, keep = build.key_mask(valid), build.keep(valid)
     x = "features"
@@ -143,9 +162,9 @@ def _feed_forward(build: _Builder, x: str, norm: torch.nn.LayerNorm, fc1: Linear
     return build.linear(build.linear(build.layer_norm(x, norm), fc1, activation=activation), fc2, x)
 
 
-def write_wavlm(path: Path, module: WavLM) -> bool:
+def write_wavlm(path: Path, module: WavLM, bits: int = _FLOAT) -> bool:
     """Write WavLM; returns that it did."""
-    build = _Builder()
+    build = _Builder(bits)
     x = build.add("Unsqueeze", "waveform", build.axes(2))
     for conv in cast("list[ConvLayer]", list(module.convs)):
         kernel = conv.weight.shape[2]
@@ -235,11 +254,11 @@ def _kernels(blocks: Sequence[ResBlock]) -> list[int]:
     return [cast("Conv", block.dilated[0]).weight.shape[2] for block in blocks]
 
 
-def write_hifigan(path: Path, module: HifiGan) -> bool:
+def write_hifigan(path: Path, module: HifiGan, bits: int = _FLOAT) -> bool:
     """Write the vocoder, if it is of a form that the operators take; returns whether."""
     if not _takes(module):
         return False
-    build = _Builder()
+    build = _Builder(bits)
     x = build.linear("features", module.lin_pre)
     x = _keeping_length(build, x, module.conv_pre)
     for stage in cast("list[Stage]", list(module.stages)):
@@ -283,19 +302,28 @@ def blocks_operator(width: int) -> str:
 def _residual_blocks(build: _Builder, x: str, blocks: Sequence[ResBlock]) -> str:
     width = cast("Conv", blocks[0].dilated[0]).weight.shape[0]
     operator = blocks_operator(width)
-    weights, biases = [], []
+    in_bits = operator == WINOGRAD and build.bits < _FLOAT
+    weights: list[NDArray[np.generic]] = []
+    scales, biases = [], []
     for block in blocks:
         for index, dilated in enumerate(block.dilated):
             for conv in cast("list[Conv]", [dilated, *([block.plain[index]] if len(block.plain) else [])]):
-                weight = numpy_of(conv.weight)
-                weights.append(pack_winograd(weight) if operator == WINOGRAD else pack_convolution(weight).reshape(-1))
+                packed = (pack_winograd if operator == WINOGRAD else pack_convolution)(numpy_of(conv.weight))
+                if in_bits:
+                    values, scale, _ = in_whole(packed, -(-width // HALF_PANEL) * HALF_PANEL, 16)
+                    weights.append(values.reshape(-1))
+                    scales.append(scale.reshape(-1))
+                else:
+                    weights.append(packed.reshape(-1))
                 bias = numpy_of(conv.bias)
                 biases.append(np.pad(bias, (0, -len(bias) % PANEL)))
+    inputs = [build.weight(np.concatenate(weights)), build.weight(np.stack(biases))]
+    if in_bits:
+        inputs.append(build.weight(np.concatenate(scales)))
     return build.add(
-        operator,
+        f"{operator}16" if in_bits else operator,
         x,
-        build.weight(np.concatenate(weights)),
-        build.weight(np.stack(biases)),
+        *inputs,
         domain=DOMAIN,
         kernels=_kernels(blocks),
         dilations=_dilations(blocks),

@@ -22,6 +22,9 @@ PANEL = 32
 HALF_PANEL = PANEL // 2
 # A tile of the residual blocks: so many samples of a convolution at a time.
 OUTPUTS = 4
+# Whole numbers: values of a block, and what its largest magnitude becomes, by bits; as in kernels/cpu/whole-inl.hpp.
+BLOCK = 128
+MOST = {16: 4095, 8: 127}
 # Where inputs and weights are evaluated as polynomials, besides at infinity; kernels/cpu/winograd-inl.hpp has the same.
 _HALF = Fraction(1, 2)
 POINTS = {
@@ -67,7 +70,7 @@ def pack_transposed(weight: Array, rate: int) -> tuple[Array, int]:
 
 
 def pack_winograd(weight: Array) -> Array:
-    """A residual block's convolution (C, C, taps), evaluated at the points: flat, of (points, panels, K, 32).
+    """A residual block's convolution (C, C, taps), evaluated at the points: (points * panels, K, 32).
 
     K runs over groups of four taps (or one of three) and then channels, which are filled up to half or whole panels.
     """
@@ -79,7 +82,30 @@ def pack_winograd(weight: Array) -> Array:
     filled[:columns, :channels, :taps] = weight
     # (points, taps) @ (columns, channels, groups, taps) → (points, groups, channels, columns), in float64
     evaluated = np.einsum("pr,ncgr->pgcn", evaluation(size), filled.reshape(pitch, pitch, groups, size))
-    return np.concatenate([pack(point.reshape(groups * pitch, pitch)).reshape(-1) for point in evaluated])
+    return np.concatenate([pack(point.reshape(groups * pitch, pitch)) for point in evaluated])
+
+
+def in_whole(
+    panels: Array, channels: int, bits: int
+) -> tuple[NDArray[np.int16] | NDArray[np.int8], Array, NDArray[np.int32]]:
+    """Panels (P, K, 32) in whole numbers of 16 or 8 bits, K over frames of ``channels`` values.
+
+    Returns:
+        Values (P, K / n, 32 * n) with n = 32 / bits, so that n of a column lie together; scales (P, B, 32) of the B
+        blocks of at most 128 values that each column is divided into; and by what 128 more in each input raises the
+        sums, negative, (P, B, 32).
+    """
+    count, depth, width = panels.shape
+    together = 32 // bits
+    starts = [frame + block for frame in range(0, depth, channels) for block in range(0, channels, BLOCK)]
+    largest = np.maximum.reduceat(np.abs(panels), starts, axis=1).astype(np.float64)
+    scales = (largest / MOST[bits]).astype(np.float32)
+    lengths = np.diff([*starts, depth])
+    divisors = np.repeat(np.where(scales > 0, scales, 1), lengths, axis=1)
+    values = np.clip(np.rint(panels / divisors), -MOST[bits], MOST[bits]).astype(np.int16 if bits == 16 else np.int8)
+    offsets = -128 * np.add.reduceat(values, starts, axis=1, dtype=np.int32)
+    ordered = values.reshape(count, depth // together, together, width).transpose(0, 1, 3, 2)
+    return np.ascontiguousarray(ordered).reshape(count, depth // together, width * together), scales, offsets
 
 
 def evaluation(taps: int) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ INT8_GRAPHS = (WAVLM_FILE, CONFORMER_FILE)
 # Smaller layers, such as WavLM's gates, take no time worth an error.
 _LEAST_WEIGHTS = 1 << 16
 # Relative RMS error past which something is wrong: some three times what full-size random weights have
-# (benchmarks/results/int8.json).
+# (a run at full size).
 _TOLERANCE = 0.3
 
 

@@ -1,8 +1,8 @@
 // Windows times weights, in blocks of rows that fit the caches.
 //
-// Expects: included by kernels-inl.hpp after simd-inl.hpp and product-inl.hpp, in the namespace of one instruction set
-// within mkc; Vector and its functions, tile_of, kPanel, kSub, kRows; from operators.hpp Convolution, Threads and Scratch;
-// <cstring>. It declares has_few_columns and convolve_few, which direct-inl.hpp defines.
+// Expects: included by kernels-inl.hpp after simd-inl.hpp, product-inl.hpp and whole-inl.hpp, in the namespace of one
+// instruction set within mkc; Vector and its functions, tile_of, kPanel, kSub, kRows, WholeFrames, add_block; from
+// operators.hpp Convolution, Threads and Scratch; <cstring>. It declares has_few_columns and convolve_few, which direct-inl.hpp defines.
 
 constexpr long kDepth = 256;      // 256 x 32 weights stay in the first-level cache while the rows pass by
 constexpr long kBlockRows = 126;  // 9 register tiles of 14 rows, 21 of 6
@@ -191,12 +191,66 @@ inline void convolve_group(const Convolution& c, long entry, long first, long la
                        out_width - p * kPanel < kPanel ? out_width - p * kPanel : kPanel);
 }
 
+// One block of a convolution's rows [first, last), panels [panel, panel_end) of a group.
+template <class Input>
+inline void convolve_whole(const Convolution& c, long entry, long first, long last, long group, long panel,
+                           long panel_end) {
+    static thread_local Scratch frames_memory, sums_memory;
+    const long width = c.channels / c.groups, out_width = c.columns / c.groups, depth = c.kernel * width;
+    const long group_panels = (out_width + kPanel - 1) / kPanel;
+    const long tiles = (last - first + kRows - 1) / kRows, begin = first * c.stride - c.left;
+    const long count = (last - first - 1) * c.stride + c.kernel;
+    const WholeFrames<Input> frames(frames_memory.floats(WholeFrames<Input>::floats(count, width)), count, width);
+    const Vector slope = Vector::all(c.slope);
+    for (long i = 0; i < count; i++) {
+        if (begin + i >= 0 && begin + i < c.frames)
+            frames.round(i, c.input + (entry * c.frames + begin + i) * c.channels + group * width, c.slope != 1.0f, slope);
+        else
+            frames.clear(i);
+    }
+    const long all_blocks = c.kernel * frames.blocks, words = depth / Whole<Input>::kTogether * kPanel;
+    float* sums = sums_memory.floats(tiles * kBlockPanels * kRows * kPanel);
+    for (long from = panel; from < panel_end; from += kBlockPanels) {
+        const long to = from + kBlockPanels < panel_end ? from + kBlockPanels : panel_end;
+        for (long which = 0; which < all_blocks; which++) {
+            const long tap = which / frames.blocks, block = which % frames.blocks;
+            const long word = (tap * width + block * kBlock) / Whole<Input>::kTogether * kPanel;
+            for (long p = from; p < to; p++) {
+                const long at = group * group_panels + p;
+                const WholeWeights weights{static_cast<const int*>(c.whole) + at * words + word,
+                                           c.scales + (at * all_blocks + which) * kPanel,
+                                           sizeof(Input) == 1 ? c.offsets + (at * all_blocks + which) * kPanel : nullptr};
+                for (int sub = 0; sub < kPanel; sub += kSub)
+                    for (long t = 0; t < tiles; t++) {
+                        const long left = last - first - t * kRows;
+                        add_block(frames, t * kRows * c.stride + tap, c.stride, block, weights, sub, kPanel,
+                                  static_cast<int>(left < kRows ? left : kRows), which == 0,
+                                  sums + ((p - from) * tiles + t) * kRows * kPanel);
+                    }
+            }
+        }
+        for (long row = first; row < last; row++)
+            for (long p = from; p < to; p++)
+                finish_row(c, sums + (p - from) * tiles * kRows * kPanel + (row - first) * kPanel, entry, row,
+                           group * out_width + p * kPanel,
+                           out_width - p * kPanel < kPanel ? out_width - p * kPanel : kPanel);
+    }
+}
+
+inline void convolve_in_bits(const Convolution& c, long entry, long first, long last, long group, long panel,
+                             long panel_end) {
+    if (c.bits == 16)
+        convolve_whole<int16_t>(c, entry, first, last, group, panel, panel_end);
+    else
+        convolve_whole<uint8_t>(c, entry, first, last, group, panel, panel_end);
+}
+
 bool has_few_columns(const Convolution& c);
 ort::Status* convolve_few(const Convolution& c, const Threads& threads);
 
 inline ort::Status* convolve(const Convolution& c, const Threads& threads) {
     if (c.rows <= 0 || c.batch <= 0 || c.out_frames <= 0) return nullptr;
-    if (has_few_columns(c)) return convolve_few(c, threads);
+    if (c.bits == 32 && has_few_columns(c)) return convolve_few(c, threads);
     const long panels = (c.columns + kPanel - 1) / kPanel;
     const long blocks = (c.rows + kBlockRows - 1) / kBlockRows;
     // Blocks of like size, of whole tiles.
@@ -206,7 +260,11 @@ inline ort::Status* convolve(const Convolution& c, const Threads& threads) {
         return threads.run(c.batch * blocks * c.groups, [&](long task) {
             const long group = task % c.groups, block = task / c.groups % blocks, entry = task / c.groups / blocks;
             const long first = block * rows, last = first + rows < c.rows ? first + rows : c.rows;
-            if (first < last) convolve_group(c, entry, first, last, group);
+            if (first >= last) return;
+            if (c.bits == 32)
+                convolve_group(c, entry, first, last, group);
+            else
+                convolve_in_bits(c, entry, first, last, group, 0, (c.columns / c.groups + kPanel - 1) / kPanel);
         });
     // Few rows are shared out by columns, so that no core is idle; each task packs its rows anew.
     long splits = 1;
@@ -220,6 +278,10 @@ inline ort::Status* convolve(const Convolution& c, const Threads& threads) {
         const long split = task % splits, block = task / splits % blocks, entry = task / splits / blocks;
         const long first = block * rows, last = first + rows < c.rows ? first + rows : c.rows;
         const long panel = split * wide, end = panel + wide < panels ? panel + wide : panels;
-        if (first < last && panel < end) convolve_block(c, entry, first, last, panel, end);
+        if (first >= last || panel >= end) return;
+        if (c.bits == 32)
+            convolve_block(c, entry, first, last, panel, end);
+        else
+            convolve_in_bits(c, entry, first, last, 0, panel, end);
     });
 }

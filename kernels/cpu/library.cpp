@@ -13,18 +13,20 @@ namespace mkc {
 
 // Of an instruction set's vectors; larger ones are not used.
 static std::atomic<int> most_bits{512};
+static std::atomic<bool> may_use_vnni{true};
 
 const Operators* chosen() {
     static const Operators* const best = []() -> const Operators* {
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
-            return &kAvx512;
+            return __builtin_cpu_supports("avx512vnni") ? &kAvx512Vnni : &kAvx512;
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2;
         return nullptr;
     }();
-    // A processor with AVX-512 has AVX2.
-    return best == &kAvx512 && most_bits < 512 ? &kAvx2 : best;
+    // A processor with a later set has the earlier ones.
+    if (best == nullptr || best == &kAvx2 || most_bits < 512) return best ? &kAvx2 : nullptr;
+    return may_use_vnni ? best : &kAvx512;
 }
 
 namespace {
@@ -63,9 +65,13 @@ long times(long a, long b) {
 }
 
 struct Tensor {
-    float* data = nullptr;  // may be null of an empty one, too
+    void* memory = nullptr;  // may be null of an empty one, too
     bool given = false;
     std::vector<int64_t> shape;
+    template <class Number = float>
+    const Number* data() const {
+        return static_cast<const Number*>(memory);
+    }
     long rank() const { return static_cast<long>(shape.size()); }
     long at(long axis) const { return shape[axis]; }
     long size() const {
@@ -75,7 +81,7 @@ struct Tensor {
     }
 };
 
-Tensor describe(Api api, const ort::Value* value) {
+Tensor describe(Api api, const ort::Value* value, int expected) {
     ort::Shape* info = nullptr;
     check(call<Status*>(api, ort::kGetTensorTypeAndShape, value, &info));
     int type = 0;
@@ -89,25 +95,25 @@ Tensor describe(Api api, const ort::Value* value) {
     }
     call<void>(api, ort::kReleaseTensorTypeAndShapeInfo, info);
     check(failed);
-    require(type == ort::kFloat, "an input is not float32");
+    require(type == expected, "an input is of another type");
     // So no sum or product of two sizes overflows, and each fits an int.
     for (int64_t extent : tensor.shape) require(extent >= 0 && extent < (1L << 31), "sizes too large");
     void* data = nullptr;
     check(call<Status*>(api, ort::kGetTensorMutableData, const_cast<ort::Value*>(value), &data));
     // Weights are mapped from where a graph says that they lie.
     require(reinterpret_cast<uintptr_t>(data) % alignof(float) == 0, "an input is not aligned");
-    tensor.data = static_cast<float*>(data);
+    tensor.memory = data;
     tensor.given = true;
     return tensor;
 }
 
 // An input; without data where an optional one is not there.
-Tensor input(Api api, const ort::KernelContext* context, size_t index) {
+Tensor input(Api api, const ort::KernelContext* context, size_t index, int type = ort::kFloat) {
     size_t count = 0;
     check(call<Status*>(api, ort::kKernelContextGetInputCount, context, &count));
     const ort::Value* value = nullptr;
     if (index < count) check(call<Status*>(api, ort::kKernelContextGetInput, context, index, &value));
-    return value ? describe(api, value) : Tensor{};
+    return value ? describe(api, value, type) : Tensor{};
 }
 
 float* output(Api api, ort::KernelContext* context, const std::vector<int64_t>& shape) {
@@ -142,9 +148,17 @@ std::vector<long> integers(Api api, const ort::KernelInfo* info, const char* nam
 
 constexpr long kMost = 1 << 20;
 
+// Weights of float32, or in whole numbers of 16 or 8 bits with the scales of their blocks and, of 8 bits, offsets.
+template <long bits>
 struct ConvolutionKernel {
-    static constexpr const char* kName = "Convolution";
-    static constexpr size_t kInputs = 4, kNeeded = 3;
+    static constexpr const char* kName = bits == 32 ? "Convolution" : bits == 16 ? "Convolution16" : "Convolution8";
+    static constexpr size_t kNeeded = bits == 32 ? 3 : bits == 16 ? 4 : 5, kInputs = kNeeded + 1;
+    static int type(size_t index) {
+        return bits == 32 || index == 0 || index == 2 || index == 3 || index == kInputs - 1 ? ort::kFloat
+               : index == 4                                                                ? ort::kInt32
+               : bits == 16                                                                ? ort::kInt16
+                                                                                           : ort::kInt8;
+    }
     Convolution told{};
     long right = 0;
 
@@ -163,19 +177,37 @@ struct ConvolutionKernel {
         const bool glu = told.activation == Activation::kGlu;
         require(!glu || (told.columns % 32 == 0 && told.rate == 1 && told.groups == 1), "columns of a GLU");
         require(told.groups == 1 || (told.rate == 1 && told.slope == 1.0f), "groups");
+        told.bits = bits;
     }
 
     Status* compute(Api api, ort::KernelContext* context, const Threads& threads) const {
-        const Tensor in = input(api, context, 0), weights = input(api, context, 1), bias = input(api, context, 2),
-                     residual = input(api, context, 3);
+        const Tensor in = input(api, context, 0), weights = input(api, context, 1, type(1)), bias = input(api, context, 2),
+                     residual = input(api, context, kNeeded);
         Convolution c = told;
         require(in.rank() == 3, "the input is not (batch, frames, channels)");
         c.batch = in.at(0), c.frames = in.at(1), c.channels = in.at(2);
         require(c.channels > 0 && c.channels % c.groups == 0, "channels");
         const long out_width = c.columns / c.groups, panels = c.groups * ((out_width + 31) / 32);
         const long depth = times(c.kernel, c.channels / c.groups);
-        require(weights.rank() == 3 && weights.at(0) == panels && weights.at(1) == depth && weights.at(2) == 32,
+        constexpr long together = 32 / bits;
+        require(weights.rank() == 3 && weights.at(0) == panels && weights.at(1) == depth / together &&
+                    weights.at(2) == 32 * together,
                 "weights of another size");
+        if constexpr (bits < 32) {
+            const long width = c.channels / c.groups, blocks = c.kernel * ((width + 127) / 128);
+            require(width % 16 == 0, "channels in whole numbers");
+            const auto fits = [&](const Tensor& t) {
+                return t.rank() == 3 && t.at(0) == panels && t.at(1) == blocks && t.at(2) == 32;
+            };
+            const Tensor scales = input(api, context, 3);
+            require(fits(scales), "scales of another size");
+            c.whole = weights.memory, c.scales = scales.data();
+            if constexpr (bits == 8) {
+                const Tensor offsets = input(api, context, 4, ort::kInt32);
+                require(fits(offsets), "offsets of another size");
+                c.offsets = offsets.data<int>();
+            }
+        }
         require(bias.size() == c.columns && bias.rank() == 1, "bias of another size");
         const long padded = c.frames + c.left + right;
         c.rows = padded < c.kernel ? 0 : (padded - c.kernel) / c.stride + 1;
@@ -185,17 +217,21 @@ struct ConvolutionKernel {
         require(c.rate == 1 ? c.crop == 0 : c.crop + c.out_frames <= times(c.rows, c.rate), "crop");
         const std::vector<int64_t> shape{c.batch, c.out_frames, c.out_channels};
         require(!residual.given || residual.shape == shape, "residual of another size");
-        c.input = in.data, c.weights = weights.data, c.bias = bias.data, c.residual = residual.data;
+        c.input = in.data(), c.weights = bits == 32 ? weights.data() : nullptr, c.bias = bias.data(), c.residual = residual.data();
         c.output = output(api, context, shape);
         return chosen()->convolve(c, threads);
     }
 };
 
-// The residual blocks of a stage, by Winograd's method or, for few channels, directly.
-template <bool direct>
+enum class Form { kDirect, kWinograd, kWhole };
+
+// The residual blocks of a stage: by Winograd's method, also in whole numbers of 16 bits, or, for few channels, directly.
+template <Form form>
 struct BlocksKernel {
-    static constexpr const char* kName = direct ? "DirectBlocks" : "ResidualBlocks";
-    static constexpr size_t kInputs = 3, kNeeded = 3;
+    static constexpr bool direct = form == Form::kDirect, in_whole = form == Form::kWhole;
+    static constexpr const char* kName = direct ? "DirectBlocks" : in_whole ? "ResidualBlocks16" : "ResidualBlocks";
+    static constexpr size_t kInputs = in_whole ? 4 : 3, kNeeded = kInputs;
+    static int type(size_t index) { return in_whole && index == 1 ? ort::kInt16 : ort::kFloat; }
     ResidualBlocks told{};
     std::vector<long> kernels, dilations;
 
@@ -212,7 +248,7 @@ struct BlocksKernel {
     }
 
     Status* compute(Api api, ort::KernelContext* context, const Threads& threads) const {
-        const Tensor in = input(api, context, 0), weights = input(api, context, 1), biases = input(api, context, 2);
+        const Tensor in = input(api, context, 0), weights = input(api, context, 1, type(1)), biases = input(api, context, 2);
         ResidualBlocks r = told;
         require(in.rank() == 3 && in.at(2) > 0, "the input is not (batch, frames, channels)");
         r.batch = in.at(0), r.frames = in.at(1), r.channels = in.at(2);
@@ -227,17 +263,29 @@ struct BlocksKernel {
         };
         // Exporters before direct-inl.hpp filled up to whole panels.
         r.pitch = direct ? r.channels : (r.channels + 15) / 16 * 16;
-        if (!direct && weights.size() != needed(r.pitch)) r.pitch = wide;
+        if (form == Form::kWinograd && weights.size() != needed(r.pitch)) r.pitch = wide;
         require(weights.size() == needed(r.pitch), "weights of another size");
         require(biases.size() == times(r.blocks * per_block, wide), "biases of another size");
-        r.input = in.data, r.weights = weights.data, r.biases = biases.data;
+        if constexpr (in_whole) {
+            const Tensor scales = input(api, context, 3);
+            require(scales.size() == needed((r.pitch + 127) / 128), "scales of another size");
+            r.whole = weights.data<int16_t>(), r.scales = scales.data();
+        } else {
+            r.weights = weights.data();
+        }
+        r.input = in.data(), r.biases = biases.data();
         r.kernels = kernels.data(), r.dilations = dilations.data();
         r.output = output(api, context, in.shape);
         return direct ? chosen()->direct_blocks(r, threads) : chosen()->residual_blocks(r, threads);
     }
 };
 
-struct AttentionKernel {
+// Operators of float32 alone.
+struct Floats {
+    static int type(size_t) { return ort::kFloat; }
+};
+
+struct AttentionKernel : Floats {
     static constexpr const char* kName = "Attention";
     static constexpr size_t kInputs = 4, kNeeded = 2;
     long heads = 0;
@@ -257,13 +305,13 @@ struct AttentionKernel {
         }
         require(!gate.given || (table.given && gate.size() == times(times(a.batch, heads), a.frames)),
                 "gate of another size");
-        a.projected = projected.data, a.mask = mask.data, a.table = table.data, a.gate = gate.data;
+        a.projected = projected.data(), a.mask = mask.data(), a.table = table.data(), a.gate = gate.data();
         a.output = output(api, context, {a.batch, a.frames, heads * a.width});
         return chosen()->attend(a, threads);
     }
 };
 
-struct DepthwiseKernel {
+struct DepthwiseKernel : Floats {
     static constexpr const char* kName = "Depthwise";
     static constexpr size_t kInputs = 3, kNeeded = 3;
 
@@ -277,7 +325,7 @@ struct DepthwiseKernel {
         require(weights.rank() == 2 && weights.at(1) == d.channels && weights.at(0) % 2 == 1, "weights of another size");
         require(bias.size() == d.channels, "bias of another size");
         d.kernel = weights.at(0);
-        d.input = in.data, d.weights = weights.data, d.bias = bias.data;
+        d.input = in.data(), d.weights = weights.data(), d.bias = bias.data();
         d.output = output(api, context, in.shape);
         return chosen()->depthwise(d, threads);
     }
@@ -310,7 +358,7 @@ ort::CustomOp declare() {
     op.version = ort::kApiVersion;
     op.name = [](const ort::CustomOp*) { return Kernel::kName; };
     op.provider = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
-    op.input_type = [](const ort::CustomOp*, size_t) -> int { return ort::kFloat; };
+    op.input_type = [](const ort::CustomOp*, size_t index) { return Kernel::type(index); };
     op.input_count = [](const ort::CustomOp*) { return Kernel::kInputs; };
     op.output_type = [](const ort::CustomOp*, size_t) -> int { return ort::kFloat; };
     op.output_count = [](const ort::CustomOp*) -> size_t { return 1; };
@@ -343,13 +391,19 @@ ort::CustomOp declare() {
 
 // The best instruction set that this processor has: 512, 256, or 0 for none that the library is built for.
 extern "C" __attribute__((visibility("default"))) int mkc_fast_vector_bits() {
-    return mkc::chosen() == &mkc::kAvx512 ? 512 : mkc::chosen() == &mkc::kAvx2 ? 256 : 0;
+    return mkc::chosen() == nullptr ? 0 : mkc::chosen() == &mkc::kAvx2 ? 256 : 512;
 }
+
+// Whether it has instructions for products of whole numbers (VNNI), too.
+extern "C" __attribute__((visibility("default"))) int mkc_fast_has_vnni() { return mkc::chosen() == &mkc::kAvx512Vnni; }
 
 // Leave larger vectors unused from now on, to test and to measure what smaller ones do.
 extern "C" __attribute__((visibility("default"))) void mkc_fast_limit_vector_bits(int bits) {
     mkc::most_bits = bits;
 }
+
+// Whether VNNI is used where it is there, likewise.
+extern "C" __attribute__((visibility("default"))) void mkc_fast_allow_vnni(int allowed) { mkc::may_use_vnni = allowed != 0; }
 
 // What ONNX Runtime calls by this name.
 extern "C" __attribute__((visibility("default"))) mkc::ort::Status* RegisterCustomOps(
@@ -357,9 +411,10 @@ extern "C" __attribute__((visibility("default"))) mkc::ort::Status* RegisterCust
     using namespace mkc;
     const ort::Api api = base->get_api(ort::kApiVersion);
     if (!api) return nullptr;  // an ONNX Runtime before 1.17; the graph will say what it lacks
-    static const ort::CustomOp ops[] = {declare<ConvolutionKernel>(), declare<BlocksKernel<false>>(),
-                                        declare<BlocksKernel<true>>(), declare<AttentionKernel>(),
-                                        declare<DepthwiseKernel>()};
+    static const ort::CustomOp ops[] = {
+        declare<ConvolutionKernel<32>>(),         declare<ConvolutionKernel<16>>(),       declare<ConvolutionKernel<8>>(),
+        declare<BlocksKernel<Form::kWinograd>>(), declare<BlocksKernel<Form::kWhole>>(), declare<BlocksKernel<Form::kDirect>>(),
+        declare<AttentionKernel>(),               declare<DepthwiseKernel>()};
     // The domain has to outlive every session, and there is no call that says when the last one ends.
     static ort::Domain* domain = nullptr;
     static const bool made = [&] {

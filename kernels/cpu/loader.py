@@ -15,7 +15,7 @@ DOMAIN = "mkc_fast"
 # Loaded with ctypes, so its name has no version of Python.
 _LIBRARY = "_cpu.so"
 # Raised whenever the exporter writes the operators' graphs in another way: cached models are then exported again.
-NATIVE_FORMAT = 2
+NATIVE_FORMAT = 3
 
 
 @functools.cache

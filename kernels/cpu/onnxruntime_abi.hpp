@@ -55,7 +55,7 @@ inline Result call(Api api, Position position, Arguments... arguments) {
     return reinterpret_cast<Function>(const_cast<void*>(api[position]))(arguments...);
 }
 
-enum ElementType : int { kFloat = 1, kInt64 = 7 };
+enum ElementType : int { kFloat = 1, kInt8 = 3, kInt16 = 5, kInt32 = 6 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 

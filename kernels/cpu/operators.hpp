@@ -19,7 +19,7 @@ struct Operators {
                   long clusters, long dim);
 };
 
-extern const Operators kAvx2, kAvx512;
+extern const Operators kAvx2, kAvx512, kAvx512Vnni;
 
 // Those for this processor; null if it has neither AVX-512 nor AVX2.
 const Operators* chosen();

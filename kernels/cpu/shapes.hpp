@@ -1,6 +1,8 @@
 // What the operators are told: sizes, checked before any of them runs, and pointers. The same for every instruction set.
 #pragma once
 
+#include <cstdint>
+
 namespace mkc {
 
 enum class Activation : long { kNone = 0, kGelu = 1, kSilu = 2, kGlu = 3 };
@@ -21,6 +23,11 @@ struct Convolution {
     long out_frames, out_channels;
     float slope;  // of LeakyReLU on the input; 1: none
     Activation activation;
+    // Instead of `weights`, in whole numbers of so many bits; see whole-inl.hpp. 32: float32.
+    long bits;
+    const void* whole;     // (panels, kernel * channels / 2, 32, 2) of 16 bits, or (..., / 4, 32, 4) of 8
+    const float* scales;   // (panels, kernel * blocks of a group's channels, 32)
+    const int* offsets;    // as scales, with 8 bits
 };
 
 constexpr long kMostPairs = 16;  // of a residual block
@@ -44,6 +51,9 @@ struct ResidualBlocks {
     const long* dilations;  // (blocks, pairs)
     bool plain;             // whether each dilated convolution is followed by one that is not (type "1")
     float slope;
+    // Instead of `weights`, in whole numbers of 16 bits, with the scales of their blocks; null: float32.
+    const int16_t* whole;
+    const float* scales;
 };
 
 struct Attention {

@@ -69,6 +69,52 @@ inline void turn(Vector (&rows)[16]) {
     }
 }
 
+// 16 whole numbers of 32 bits, or what they are made of: pairs of 16 bits, fours of 8.
+struct Integers {
+    __m512i v;
+    static Integers load(const void* p) { return {_mm512_loadu_si512(p)}; }
+    static Integers all(int x) { return {_mm512_set1_epi32(x)}; }
+    static Integers zero() { return {_mm512_setzero_si512()}; }
+};
+inline Integers max(Integers a, Integers b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline Vector to_floats(Integers a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// The bits of |x|: as whole numbers they are in the order of the magnitudes, and a NaN is the largest.
+inline Integers magnitude(Vector x) {
+    return {_mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff))};
+}
+inline int highest(Integers a) { return _mm512_reduce_max_epi32(a.v); }
+// The nearest whole numbers, which fit 16 bits.
+inline void store_whole(int16_t* p, Vector x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x.v)));
+}
+// The same plus 128, which fit 8 bits without a sign.
+inline void store_whole(uint8_t* p, Vector x) {
+    const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(x.v), _mm512_set1_epi32(128));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(whole));
+}
+// sum + products of pairs of 16 bits
+inline Integers dot(Integers sum, Integers weights, Integers inputs, int16_t) {
+#ifdef MKC_VNNI
+    // Not by its intrinsic: compilers keep copies of the sums.
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(sum.v) : "v"(weights.v), "v"(inputs.v));
+    return sum;
+#else
+    return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(weights.v, inputs.v))};
+#endif
+}
+// sum + products of fours of 8 bits, those of the inputs without a sign
+inline Integers dot(Integers sum, Integers weights, Integers inputs, uint8_t) {
+#ifdef MKC_VNNI
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(inputs.v), "v"(weights.v));
+    return sum;
+#else
+    const __m512i even = _mm512_madd_epi16(_mm512_srai_epi16(_mm512_slli_epi16(weights.v, 8), 8),
+                                           _mm512_and_si512(inputs.v, _mm512_set1_epi16(0xff)));
+    const __m512i odd = _mm512_madd_epi16(_mm512_srai_epi16(weights.v, 8), _mm512_srli_epi16(inputs.v, 8));
+    return {_mm512_add_epi32(sum.v, _mm512_add_epi32(even, odd))};
+#endif
+}
+
 #else
 
 struct Vector {
@@ -131,6 +177,42 @@ inline void turn(Vector (&rows)[8]) {
         rows[j].v = _mm256_permute2f128_ps(part[0][j], part[1][j], 0x20);
         rows[4 + j].v = _mm256_permute2f128_ps(part[0][j], part[1][j], 0x31);
     }
+}
+
+struct Integers {
+    __m256i v;
+    static Integers load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
+    static Integers all(int x) { return {_mm256_set1_epi32(x)}; }
+    static Integers zero() { return {_mm256_setzero_si256()}; }
+};
+inline Integers max(Integers a, Integers b) { return {_mm256_max_epi32(a.v, b.v)}; }
+inline Vector to_floats(Integers a) { return {_mm256_cvtepi32_ps(a.v)}; }
+inline Integers magnitude(Vector x) {
+    return {_mm256_and_si256(_mm256_castps_si256(x.v), _mm256_set1_epi32(0x7fffffff))};
+}
+inline int highest(Integers a) {
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+inline void store_whole(int16_t* p, Vector x) {
+    const __m256i whole = _mm256_cvtps_epi32(x.v);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1)));
+}
+inline void store_whole(uint8_t* p, Vector x) {
+    const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(128));
+    const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(pairs, pairs));
+}
+inline Integers dot(Integers sum, Integers weights, Integers inputs, int16_t) {
+    return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(weights.v, inputs.v))};
+}
+inline Integers dot(Integers sum, Integers weights, Integers inputs, uint8_t) {
+    const __m256i even = _mm256_madd_epi16(_mm256_srai_epi16(_mm256_slli_epi16(weights.v, 8), 8),
+                                           _mm256_and_si256(inputs.v, _mm256_set1_epi16(0xff)));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srai_epi16(weights.v, 8), _mm256_srli_epi16(inputs.v, 8));
+    return {_mm256_add_epi32(sum.v, _mm256_add_epi32(even, odd))};
 }
 
 #endif

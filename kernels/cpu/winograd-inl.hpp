@@ -13,8 +13,8 @@
 // Tiles lie on one grid from a sequence's first sample on, so a result depends neither on how the work is cut nor on the
 // number of threads. export/graphs/packing.py holds the same points and evaluates the weights.
 //
-// Expects: included by kernels-inl.hpp after simd-inl.hpp and product-inl.hpp, in the namespace of one instruction set
-// within mkc; Vector, leaky, tile_of_width, kPanel, kSub, kRows; from operators.hpp ResidualBlocks, groups_of, points_of,
+// Expects: included by kernels-inl.hpp after simd-inl.hpp, product-inl.hpp and whole-inl.hpp, in the namespace of one
+// instruction set within mkc; Vector, leaky, tile_of_width, WholeFrames, kPanel, kSub, kRows; from operators.hpp ResidualBlocks, groups_of, points_of,
 // Threads and Scratch; <cstring>.
 
 constexpr int kOutputs = 4;  // samples of a tile
@@ -66,7 +66,9 @@ struct Step {
     const float* weights;  // (points, panels, groups * pitch, 32)
     const float* bias;     // (pitch,)
     long kernel, dilation, groups;
-    bool three;  // taps
+    bool three;            // taps
+    const int16_t* whole;  // instead of weights: (points, panels, groups * pitch / 2, 32, 2)
+    const float* scales;   // of these: (points, panels, groups * blocks of pitch channels, 32)
     long points() const { return three ? 6 : 7; }
     // A tile row: 4 * dilation samples. Its first input is that many samples before its first output.
     long before() const { return dilation * ((kernel - 1) / 2); }
@@ -89,39 +91,89 @@ inline void clear_outside(const Span& span, long begin, long end) {
 
 inline long floor_to(long x, long unit) { return (x >= 0 ? x : x - unit + 1) / unit * unit; }
 
-// Evaluate the inputs of tile rows [from, to) at the points: (points, dilation, to - from, pitch).
+// Evaluates what one tile row reads, from `rows` on, at the points: (points, plane) floats.
 template <int taps>
-inline void evaluate(const Step& step, const Span& input, long from, long to, bool activated, float slope, float* out) {
+inline void evaluate_row(const float* rows, long dilation, long pitch, bool activated, Vector leak, float* at, long plane) {
     using P = Points<taps>;
-    const long d = step.dilation, pitch = input.pitch, tile_rows = to - from, plane = d * tile_rows * pitch;
-    const Vector leak = Vector::all(slope);
-    for (long residue = 0; residue < d; residue++) {
-        for (long s = from; s < to; s++) {
-            const float* rows = input.row(kOutputs * d * s + residue - step.before());
-            float* at = out + (residue * tile_rows + s - from) * pitch;
-            for (long c = 0; c < pitch; c += Vector::kWidth) {
-                Vector x[P::kCount];
+    for (long c = 0; c < pitch; c += Vector::kWidth) {
+        Vector x[P::kCount];
 #pragma GCC unroll 8
-                for (int i = 0; i < P::kCount; i++) {
-                    x[i] = Vector::load(rows + i * d * pitch + c);
-                    if (activated) x[i] = leaky(x[i], leak);
-                }
+        for (int i = 0; i < P::kCount; i++) {
+            x[i] = Vector::load(rows + i * dilation * pitch + c);
+            if (activated) x[i] = leaky(x[i], leak);
+        }
 #pragma GCC unroll 8
-                for (int p = 0; p < P::kCount; p++) {
-                    Vector sum = Vector::zero();
-                    bool any = false;
+        for (int p = 0; p < P::kCount; p++) {
+            Vector sum = Vector::zero();
+            bool any = false;
 #pragma GCC unroll 8
-                    for (int i = 0; i < P::kCount; i++) {
-                        if (P::kInput[p][i] == 0.0f) continue;
-                        sum = any ? fma(x[i], Vector::all(P::kInput[p][i]), sum) : x[i] * Vector::all(P::kInput[p][i]);
-                        any = true;
-                    }
-                    sum.store(at + p * plane + c);
-                }
+            for (int i = 0; i < P::kCount; i++) {
+                if (P::kInput[p][i] == 0.0f) continue;
+                sum = any ? fma(x[i], Vector::all(P::kInput[p][i]), sum) : x[i] * Vector::all(P::kInput[p][i]);
+                any = true;
             }
+            sum.store(at + p * plane + c);
         }
     }
 }
+
+// What tile rows [from, to) are evaluated to: (points, dilation, to - from, pitch).
+struct Evaluated {
+    static long floats(const Step& step, long tile_rows, long pitch) {
+        return step.points() * step.dilation * tile_rows * pitch;
+    }
+    Evaluated(float* memory, const Step& step, long tile_rows_, long pitch_)
+        : values(memory), tile_rows(tile_rows_), pitch(pitch_), plane(step.dilation * tile_rows_ * pitch_) {}
+    template <int taps>
+    void evaluate(const Step& step, long residue, long row, const float* rows, bool activated, Vector leak) const {
+        evaluate_row<taps>(rows, step.dilation, pitch, activated, leak, values + (residue * tile_rows + row) * pitch, plane);
+    }
+    // Sums of `count` tile rows from `row` on, at one point, in columns [sub, wide) of a panel.
+    void multiply(const Step& step, long point, long residue, long row, int count, long panel, long panels, int sub,
+                  long wide, float* out) const {
+        const long depth = step.groups * pitch;
+        const float* weights = step.weights + (point * panels + panel) * depth * kPanel + sub;
+        const float* a = values + ((point * step.dilation + residue) * tile_rows + row) * pitch;
+        float* at = out + sub;
+        tile_of_width<false>(
+            wide - sub, count, a, pitch, weights, static_cast<int>(depth), [](int, int) { return Vector::zero(); },
+            [=](int i, int j, Vector sum) { sum.store(at + i * kPanel + j * Vector::kWidth); });
+    }
+    float* values;
+    long tile_rows, pitch, plane;
+};
+
+// The same in whole numbers of 16 bits: a frame is a tile row at a point.
+struct WholeEvaluated {
+    static long floats(const Step& step, long tile_rows, long pitch) {
+        return WholeFrames<int16_t>::floats(step.points() * step.dilation * tile_rows, pitch);
+    }
+    WholeEvaluated(float* memory, const Step& step, long tile_rows_, long pitch_)
+        : frames(memory, step.points() * step.dilation * tile_rows_, pitch_), tile_rows(tile_rows_), pitch(pitch_) {}
+    template <int taps>
+    void evaluate(const Step& step, long residue, long row, const float* rows, bool activated, Vector leak) const {
+        static thread_local Scratch row_memory;
+        float* values = row_memory.floats(Points<taps>::kCount * pitch);
+        evaluate_row<taps>(rows, step.dilation, pitch, activated, leak, values, pitch);
+        for (int p = 0; p < Points<taps>::kCount; p++)
+            frames.round((p * step.dilation + residue) * tile_rows + row, values + p * pitch, false, leak);
+    }
+    void multiply(const Step& step, long point, long residue, long row, int count, long panel, long panels, int sub,
+                  long wide, float* out) const {
+        const long words = pitch / 2 * kPanel, at = (point * panels + panel) * step.groups;
+        const int* weights = reinterpret_cast<const int*>(step.whole) + at * words;
+        const float* scales = step.scales + at * frames.blocks * kPanel;
+        for (long group = 0; group < step.groups; group++)
+            for (long block = 0; block < frames.blocks; block++) {
+                const WholeWeights part{weights + group * words + block * kBlock / 2 * kPanel,
+                                        scales + (group * frames.blocks + block) * kPanel, nullptr};
+                add_block(frames, (point * step.dilation + residue) * tile_rows + row + group, 1, block, part, sub, wide,
+                          count, group == 0 && block == 0, out);
+            }
+    }
+    WholeFrames<int16_t> frames;
+    long tile_rows, pitch;
+};
 
 // Interpolate the samples of tile rows [from, to) in `wide` channels of a panel, and hand each to `take`: (sample, vector,
 // value).
@@ -151,41 +203,36 @@ inline void interpolate(const Step& step, const float* products, long from, long
 }
 
 // Samples [first, last) of a convolution of `input`, handed to `take` 32 channels at a time.
-template <int taps, class Take>
+template <int taps, class Values, class Take>
 inline void convolve_span(const Step& step, const Span& input, long first, long last, bool activated, float slope,
                           Take take) {
     static thread_local Scratch evaluated_memory, products_memory;
     const long d = step.dilation, unit = kOutputs * d, pitch = input.pitch, panels = (pitch + kPanel - 1) / kPanel;
     const long begin = floor_to(first, unit) / unit, end = floor_to(last + unit - 1, unit) / unit;
+    const Vector leak = Vector::all(slope);
     // As many tiles at a time as keep what they are evaluated to in the second-level cache.
     const long fitting = 70 * 128 / pitch;
     long at_once = (fitting > 140 ? 140 : fitting) / d / kRows * kRows;
     if (at_once < kRows) at_once = kRows;
     for (long from = begin; from < end; from += at_once) {
         const long to = from + at_once < end ? from + at_once : end;
-        const long count = to - from, with_groups = count + step.groups - 1, depth = step.groups * pitch;
-        float* evaluated = evaluated_memory.floats(step.points() * d * with_groups * pitch);
-        evaluate<taps>(step, input, from, to + step.groups - 1, activated, slope, evaluated);
+        const long count = to - from, with_groups = count + step.groups - 1;
+        const Values values(evaluated_memory.floats(Values::floats(step, with_groups, pitch)), step, with_groups, pitch);
+        for (long residue = 0; residue < d; residue++)
+            for (long s = 0; s < with_groups; s++)
+                values.template evaluate<taps>(step, residue, s, input.row(unit * (from + s) + residue - step.before()),
+                                               activated, leak);
         float* products = products_memory.floats(step.points() * d * count * kPanel);
         for (long panel = 0; panel < panels; panel++) {
             // The last panel may be half empty.
             const long wide = pitch - panel * kPanel < kPanel ? pitch - panel * kPanel : kPanel;
-            for (long p = 0; p < step.points(); p++) {
-                for (int sub = 0; sub < wide; sub += kSub) {
-                    const float* weights = step.weights + (p * panels + panel) * depth * kPanel + sub;
-                    for (long residue = 0; residue < d; residue++) {
-                        const float* a = evaluated + (p * d + residue) * with_groups * pitch;
-                        float* out = products + (p * d + residue) * count * kPanel + sub;
-                        for (long s = 0; s < count; s += kRows) {
-                            float* at = out + s * kPanel;
-                            tile_of_width<false>(
-                                wide - sub, static_cast<int>(count - s < kRows ? count - s : kRows), a + s * pitch, pitch,
-                                weights, static_cast<int>(depth), [](int, int) { return Vector::zero(); },
-                                [=](int i, int j, Vector sum) { sum.store(at + i * kPanel + j * Vector::kWidth); });
-                        }
-                    }
-                }
-            }
+            for (long p = 0; p < step.points(); p++)
+                for (int sub = 0; sub < wide; sub += kSub)
+                    for (long residue = 0; residue < d; residue++)
+                        for (long s = 0; s < count; s += kRows)
+                            values.multiply(step, p, residue, s, static_cast<int>(count - s < kRows ? count - s : kRows),
+                                            panel, panels, sub, wide,
+                                            products + ((p * d + residue) * count + s) * kPanel);
             interpolate<taps>(step, products, from, to, panel * kPanel, wide,
                               [&](long t, int j, Vector value) { take(t, panel * kPanel + j, value); });
         }
@@ -195,10 +242,14 @@ inline void convolve_span(const Step& step, const Span& input, long first, long 
 template <class Take>
 inline void convolve_span(const Step& step, const Span& input, long first, long last, bool activated, float slope,
                           Take take) {
-    if (step.three)
-        convolve_span<3>(step, input, first, last, activated, slope, take);
+    if (step.whole && step.three)
+        convolve_span<3, WholeEvaluated>(step, input, first, last, activated, slope, take);
+    else if (step.whole)
+        convolve_span<4, WholeEvaluated>(step, input, first, last, activated, slope, take);
+    else if (step.three)
+        convolve_span<3, Evaluated>(step, input, first, last, activated, slope, take);
     else
-        convolve_span<4>(step, input, first, last, activated, slope, take);
+        convolve_span<4, Evaluated>(step, input, first, last, activated, slope, take);
 }
 
 // What a convolution reads for samples [first, last).
@@ -275,14 +326,20 @@ inline ort::Status* residual_blocks(const ResidualBlocks& r, const Threads& thre
     if (r.frames <= 0 || r.batch <= 0) return nullptr;
     Step steps[kMostSteps];
     long made = 0;
-    const float *weights = r.weights, *bias = r.biases;
+    const float *weights = r.weights, *bias = r.biases, *scales = r.scales;
+    const int16_t* whole = r.whole;
     for (long block = 0; block < r.blocks; block++) {
-        const long kernel = r.kernels[block], groups = groups_of(kernel);
+        const long kernel = r.kernels[block], groups = groups_of(kernel), points = points_of(kernel);
         for (long i = 0; i < per_block; i++) {
             const bool dilated = !r.plain || i % 2 == 0;
             const long dilation = dilated ? r.dilations[block * r.pairs + (r.plain ? i / 2 : i)] : 1;
-            steps[made++] = {weights, bias, kernel, dilation, groups, kernel == 3};
-            weights += points_of(kernel) * groups * pitch * wide;
+            steps[made++] = {weights, bias, kernel, dilation, groups, kernel == 3, whole, scales};
+            if (whole) {
+                whole += points * groups * pitch * wide;
+                scales += points * groups * blocks_of(pitch) * wide;
+            } else {
+                weights += points * groups * pitch * wide;
+            }
             bias += wide;
         }
     }

@@ -278,12 +278,12 @@ def test_an_engine_is_found_again_only_by_what_it_was_built_for(tmp_path: Path) 
     ("index", "provider", "precision", "stream", "words"),
     [
         (0, "rocm", "auto", None, "expected one of auto, tensorrt, cuda, cpu"),
-        (0, "auto", "int4", None, "expected one of auto, fp32, tf32, mixed, fp16, bf16, int8"),
+        (0, "auto", "int4", None, "expected one of auto, fp32, tf32, mixed, fp16, bf16, int16, int8"),
         (None, "cuda", "auto", None, "needs a GPU"),
         (None, "tensorrt", "auto", None, "needs a GPU"),
         (0, "cpu", "auto", None, "runs on the device cpu"),
         (None, "auto", "tf32", None, "tf32 needs a GPU"),
-        (None, "cpu", "bf16", None, "bf16 needs a GPU"),
+        (0, "cuda", "int16", None, "precision int16 is for the device cpu"),
         (None, "auto", "auto", 7, "CUDA stream"),
         (0, "auto", "auto", 0, "null stream"),
     ],
@@ -324,6 +324,8 @@ def test_auto_is_mixed_on_cuda_if_the_export_found_its_graphs_within_their_bound
     assert resolve_precision("cuda", "fp32", H100, checked()) == "fp32"
     assert resolve_precision("tensorrt", "auto", H100, checked()) == "tf32"
     assert resolve_precision("auto", "auto", None, checked()) == "fp32"
+    assert resolve_precision("auto", "bf16", None) == "int16"
+    assert resolve_precision("tensorrt", "bf16", H100) == "bf16"
 
 
 def test_a_precision_is_of_each_graph() -> None:

@@ -62,7 +62,10 @@ def test_int8_is_near_float32_and_not_equal(model: Path, artifacts: Artifacts, c
     assert np.array_equal(small.vocode(wanted), full.vocode(wanted)), "the vocoder is the same"
 
 
-def test_model_without_8_bit_graphs_says_how_to_make_them(artifacts: Artifacts) -> None:
+def test_model_without_8_bit_graphs_says_how_to_make_them(
+    artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mkc_fast.engine.sessions.cpu.native_library", lambda: None)
     with pytest.raises(DeviceError, match=r"lacks wavlm\.int8\.onnx, conformer\.int8\.onnx; .*export --int8"):
         Anonymizer.load(artifacts.model, artifacts.bank, precision="int8")
 

@@ -387,6 +387,7 @@ def test_graphs_of_lower_precision_past_their_tolerance_are_refused_or_warned_of
     option: str, file: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mkc_fast.export.precision.half_graphs.TOLERANCE", 1e-9)
+    monkeypatch.setattr("mkc_fast.export.model.native_library", lambda: None)
     monkeypatch.setattr("mkc_fast.export.precision.int8._TOLERANCE", 1e-9)
     with pytest.raises(InexactError, match=rf"{file}: RMS error .* against float64 on .*PyTorch's float32 has"):
         export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "m", **{option: True})

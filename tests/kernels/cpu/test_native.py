@@ -61,7 +61,7 @@ def session(operator: str, inputs: dict[str, Array | None], threads: int, **attr
         **attributes,
     )
     given = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * value.ndim)
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
         for name, value in inputs.items()
         if value is not None
     ]
@@ -197,7 +197,7 @@ class Blocks:
                 w = normal(channels, channels, kernel, scale=(channels * kernel) ** -0.5) * (1 if index % 2 else -1)
                 b = normal(channels, index + 1, scale=0.1)[:, 0]
                 layers.append((w, b, dilation))
-                weights.append(pack_winograd(w) if operator == WINOGRAD else pack_convolution(w).reshape(-1))
+                weights.append((pack_winograd if operator == WINOGRAD else pack_convolution)(w).reshape(-1))
                 biases.append(np.pad(b, (0, -channels % PANEL)))
             self.layers.append(layers)
         self.weights, self.biases = np.concatenate(weights), np.stack(biases)
@@ -278,7 +278,7 @@ def test_residual_blocks_filled_up_to_whole_panels_still_run(bits: int, width: i
     filled = -(-width // PANEL) * PANEL
     wide = np.concatenate(
         [
-            pack_winograd(np.pad(w, ((0, filled - width), (0, filled - width), (0, 0))))
+            pack_winograd(np.pad(w, ((0, filled - width), (0, filled - width), (0, 0)))).reshape(-1)
             for layers in blocks.layers
             for w, _, _ in layers
         ]

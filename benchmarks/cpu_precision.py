@@ -1,0 +1,155 @@
+"""``bench precision``: the precisions of a CPU beside float32, in turn: errors, cluster ids, waveforms and time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mkc_fast.benchmarks.precision import MODES, SEED, compare, rounded
+from mkc_fast.benchmarks.records import context, short
+from mkc_fast.benchmarks.timing import Budget
+from mkc_fast.errors import DeviceError
+from mkc_fast.names import CPU, FP32, FRAME, INT8, INT16, MIXED, TIMED_STAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from mkc_fast.benchmarks.target import Target
+    from mkc_fast.engine.anonymizer import Anonymizer
+    from mkc_fast.names import Mode, Precision
+
+PRECISIONS: tuple[Precision, ...] = (MIXED, INT16, INT8)
+# Of the log-spectral distance: a window, as is usual for speech; half of it is the step.
+_WINDOW_S = 0.032
+# Spectra are compared down to so many dB below the largest value of the recording.
+_FLOOR_DB = 80.0
+
+
+def bench_precision(
+    target: Target,
+    waveforms: Sequence[NDArray[np.float32]],
+    *,
+    precisions: Sequence[Precision] = PRECISIONS,
+    rounds: int = 3,
+    budget_s: float = 600.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Compare precisions with float32 on recordings, on a CPU.
+
+    Args:
+        target: What runs; its precision does not matter.
+        waveforms: Of the recordings, (S,) float32 each at the model's rate.
+        precisions: Which; one that the model has no graphs for is listed under ``cut``.
+        rounds: How often each runs the first recording in turn with float32 to be timed.
+        budget_s: Seconds to measure for, about. A precision that is begun is finished.
+        progress: Called with a line as each part begins.
+
+    Returns:
+        The record: ``precisions`` by name, each with ``stages`` (errors of each stage given the same input),
+        ``cluster_ids``, ``waveform_snr``, ``log_spectral_distance_db`` and ``times`` beside float32.
+
+    Raises:
+        DeviceError: The device is not the CPU.
+    """
+    if target.device != CPU:
+        raise DeviceError("bench precision compares the precisions of the device cpu")
+    record, budget = context(), Budget(budget_s)
+    full = _loaded(target, FP32)
+    found: dict[str, Any] = {}
+    for name in precisions:
+        if budget.left <= 0:
+            budget.cut.append(f"{name}: no time was left")
+            continue
+        progress(name)
+        try:
+            other = _loaded(target, name)
+        except DeviceError as error:
+            budget.cut.append(str(error))
+            continue
+        found[name] = {
+            "operators": replace(target, options=replace(target.options, precision=name)).operators(),
+            **compare(full, other, list(waveforms)),
+            "log_spectral_distance_db": {mode: _distance(full, other, waveforms, mode) for mode in MODES},
+            "times": _timed(full, other, waveforms[0], rounds),
+        }
+        del other
+    rate = full.info.sample_rate
+    return {
+        "bench": "precision",
+        **record,
+        "target": target.described(),
+        "note": "Where a cluster id differs, the conformer reads another centroid: the SNR of everything shows that, "
+        "not rounding. Times are of the first recording, in frame mode with stride 1, in turn with float32.",
+        "recordings_s": [short(len(waveform) / rate) for waveform in waveforms],
+        "rounds": rounds,
+        "budget_s": budget_s,
+        "measuring_s": short(budget.spent),
+        "cut": budget.cut,
+        # Of export: what each graph, and what PyTorch's float32, is off float64.
+        "against_float64": {file: asdict(check) for file, check in full.info.checks.items()},
+        "precisions": found,
+    }
+
+
+def _loaded(target: Target, precision: Precision) -> Anonymizer:
+    return replace(target, options=replace(target.options, precision=precision)).load()
+
+
+def _timed(full: Anonymizer, other: Anonymizer, waveform: NDArray[np.float32], rounds: int) -> dict[str, Any]:
+    """Seconds of each stage, in turn, and float32's divided by the other's, round by round."""
+    runs: dict[str, list[dict[str, float]]] = {"fp32_s": [], "s": []}
+    for index in range(rounds + 1):
+        for key, anonymizer in (("fp32_s", full), ("s", other)):
+            begin = time.perf_counter()
+            stages = anonymizer.anonymize(waveform, FRAME, 1, SEED, "u").stage_seconds
+            if index:  # the first maps weights and grows buffers
+                runs[key].append({**stages, "all": time.perf_counter() - begin})
+    names = (*TIMED_STAGES, "all")
+    ratios = {
+        stage: [one[stage] / two[stage] for one, two in zip(runs["fp32_s"], runs["s"], strict=True)] for stage in names
+    }
+    return {
+        **{key: {stage: short(median(run[stage] for run in each)) for stage in names} for key, each in runs.items()},
+        "fp32_divided_by_it": {stage: short(median(each)) for stage, each in ratios.items()},
+        "fp32_divided_by_it_by_round": [short(value) for value in ratios["all"]],
+    }
+
+
+def _distance(full: Anonymizer, other: Anonymizer, waveforms: Sequence[NDArray[np.float32]], mode: Mode) -> float:
+    """Mean log-spectral distance of waveforms from the same cluster ids, in dB."""
+    total, frames = 0.0, 0
+    for index, waveform in enumerate(waveforms):
+        expected = full.anonymize(waveform, mode, 1, SEED, str(index))
+        found = other.vocode(other.restore(full.lookup(expected.bank_ids, expected.cluster_ids)))
+        distances = log_spectral_distances(found, expected.waveform, full.info.sample_rate)
+        total, frames = total + float(distances.sum()), frames + len(distances)
+    return rounded(total / max(1, frames))
+
+
+def log_spectral_distances(
+    found: NDArray[np.float32], expected: NDArray[np.float32], sample_rate: int
+) -> NDArray[np.float64]:
+    """Of two waveforms (S,): the RMS difference of their log power spectra in each window of 32 ms, in dB (W,).
+
+    Values more than 80 dB below the largest of the expected spectra count as that.
+    """
+    size = int(_WINDOW_S * sample_rate)
+    if len(expected) < size:
+        return np.zeros(0)
+    window = np.hanning(size)
+
+    def spectra(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
+        frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), size)[:: size // 2]
+        return np.abs(np.fft.rfft(frames * window)) ** 2
+
+    one, two = spectra(found), spectra(expected)
+    floor = max(two.max() * 10 ** (-_FLOOR_DB / 10), 1e-30)
+    difference = 10 * np.log10(np.maximum(one, floor) / np.maximum(two, floor))
+    distances: NDArray[np.float64] = np.sqrt((difference**2).mean(1))
+    return distances
