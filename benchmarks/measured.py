@@ -125,11 +125,6 @@ def _asked(what: str, path: str, unit: str = "", factor: float = 1.0) -> Row:
     return Row(what, (Value(path, unit, 3, factor),), _SIMULATION)
 
 
-def _agreement(what: str, file: str) -> Row:
-    snr = 'waveform_snr."conformer and vocoder, from the same cluster ids, frame mode".snr_db'
-    return Row(what, (Value("cluster_ids.frame.agreement", "", 4), Value(snr, " dB")), file)
-
-
 def _agreement(what: str, file: str, within: str = "") -> Row:
     snr = f'{within}waveform_snr."conformer and vocoder, from the same cluster ids, frame mode".snr_db'
     return Row(what, (Value(f"{within}cluster_ids.frame.agreement", "", 4), Value(snr, " dB")), file)
