@@ -12,6 +12,15 @@ import typer
 from mkc_fast.cli import panels
 from mkc_fast.cli.run_options import AllowCommandsOption
 from mkc_fast.cli.show import console, counted, counting, errors, shown_warnings
+from mkc_fast.cli.train_options import (
+    AudioListOption,
+    DataDirsOption,
+    EncoderDeviceOption,
+    FeaturesModelOption,
+    OutDirectoryOption,
+    OverwriteDirectoryOption,
+    SpeakersOption,
+)
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
@@ -26,24 +35,11 @@ class Few(str, Enum):
 
 
 def train(
-    model: Annotated[
-        Path, typer.Option(help="Exported model, whose features are taken.", rich_help_panel=panels.ARTIFACTS)
-    ],
-    out: Annotated[Path, typer.Option(help="Directory to write.", rich_help_panel=panels.OUTPUT)],
-    audio_scp: Annotated[
-        Path | None,
-        typer.Option(help="List of recordings, 'path' or 'utt-id path' a line.", rich_help_panel=panels.INPUT),
-    ] = None,
-    data_dir: Annotated[
-        list[Path] | None, typer.Option(help="Kaldi data directory; may be repeated.", rich_help_panel=panels.INPUT)
-    ] = None,
-    utt2spk: Annotated[
-        Path | None,
-        typer.Option(
-            help="List of 'utt-id speaker' a line, for --audio-scp; the file beside it without this option.",
-            rich_help_panel=panels.INPUT,
-        ),
-    ] = None,
+    model: FeaturesModelOption,
+    out: OutDirectoryOption,
+    audio_scp: AudioListOption = None,
+    data_dir: DataDirsOption = None,
+    utt2spk: SpeakersOption = None,
     per: Annotated[
         str,
         typer.Option(
@@ -85,7 +81,7 @@ def train(
             rich_help_panel=panels.RUN,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Of the encoder: cpu or cuda:N.", rich_help_panel=panels.DEVICES)] = "cpu",
+    device: EncoderDeviceOption = "cpu",
     n_init: Annotated[
         int, typer.Option(help="Starts by k-means++, of which the best is taken.", min=1, rich_help_panel=panels.RUN)
     ] = 20,
@@ -94,10 +90,7 @@ def train(
     ] = 100,
     batch_size: Annotated[int, typer.Option(help="Frames of a step.", min=1, rich_help_panel=panels.RUN)] = 2048,
     allow_commands: AllowCommandsOption = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace the directory, and start over.", rich_help_panel=panels.OUTPUT),
-    ] = False,
+    overwrite: OverwriteDirectoryOption = False,
 ) -> None:
     """Train k-means models on speech, one for each speaker or group of speakers, and make a bank of them.
 

@@ -12,6 +12,14 @@ import typer
 from mkc_fast.cli import panels
 from mkc_fast.cli.run_options import AllowCommandsOption
 from mkc_fast.cli.show import console, counted, counting, errors, shown_warnings
+from mkc_fast.cli.train_options import (
+    AudioListOption,
+    DataDirsOption,
+    EncoderDeviceOption,
+    FeaturesModelOption,
+    OutDirectoryOption,
+    OverwriteDirectoryOption,
+)
 from mkc_fast.text import printable
 
 
@@ -28,17 +36,10 @@ def add(app: typer.Typer) -> None:
 
 
 def features(
-    model: Annotated[
-        Path, typer.Option(help="Exported model, whose features are taken.", rich_help_panel=panels.ARTIFACTS)
-    ],
-    out: Annotated[Path, typer.Option(help="Directory to write.", rich_help_panel=panels.OUTPUT)],
-    audio_scp: Annotated[
-        Path | None,
-        typer.Option(help="List of recordings, 'path' or 'utt-id path' a line.", rich_help_panel=panels.INPUT),
-    ] = None,
-    data_dir: Annotated[
-        list[Path] | None, typer.Option(help="Kaldi data directory; may be repeated.", rich_help_panel=panels.INPUT)
-    ] = None,
+    model: FeaturesModelOption,
+    out: OutDirectoryOption,
+    audio_scp: AudioListOption = None,
+    data_dir: DataDirsOption = None,
     utt2spk: Annotated[
         Path | None,
         typer.Option(
@@ -58,7 +59,7 @@ def features(
             rich_help_panel=panels.OUTPUT,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Of the encoder: cpu or cuda:N.", rich_help_panel=panels.DEVICES)] = "cpu",
+    device: EncoderDeviceOption = "cpu",
     batch_s: Annotated[
         float | None,
         typer.Option(
@@ -68,10 +69,7 @@ def features(
         ),
     ] = None,
     allow_commands: AllowCommandsOption = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace the directory, and start over.", rich_help_panel=panels.OUTPUT),
-    ] = False,
+    overwrite: OverwriteDirectoryOption = False,
 ) -> None:
     """Compute the features of speech and write them to a cache for training.
 

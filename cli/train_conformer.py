@@ -13,39 +13,39 @@ from mkc_fast.cli.choices import Mode
 from mkc_fast.cli.export import load_exporter
 from mkc_fast.cli.run_options import AllowCommandsOption
 from mkc_fast.cli.show import console, counting, shown_warnings
+from mkc_fast.cli.train_options import (
+    AudioListOption,
+    DataDirsOption,
+    EncoderModelOption,
+    LearningRateOption,
+    OutCheckpointOption,
+    OverwriteCheckpointOption,
+    SaveEveryOption,
+    SeedOption,
+    SpeakersOption,
+    TensorboardOption,
+    TrainingDeviceOption,
+)
 
 if TYPE_CHECKING:
     from mkc_fast.train.conformer.train import Progress
 
 
 def conformer(
-    model: Annotated[
-        Path, typer.Option(help="Exported model, whose encoder gives the features.", rich_help_panel=panels.ARTIFACTS)
-    ],
+    model: EncoderModelOption,
     bank: Annotated[Path, typer.Option(help="Bank whose entries are drawn.", rich_help_panel=panels.ARTIFACTS)],
     vocoder: Annotated[
         Path, typer.Option(help="Checkpoint whose vocoder is put into the output.", rich_help_panel=panels.ARTIFACTS)
     ],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write.", rich_help_panel=panels.OUTPUT)],
+    out: OutCheckpointOption,
     steps: Annotated[int, typer.Option(help="Steps of the optimizer, in all.", min=1, rich_help_panel=panels.RUN)],
     features: Annotated[
         Path | None,
         typer.Option(help="Cache made by 'mkc-fast features', instead of speech.", rich_help_panel=panels.INPUT),
     ] = None,
-    audio_scp: Annotated[
-        Path | None,
-        typer.Option(help="List of recordings, 'path' or 'utt-id path' a line.", rich_help_panel=panels.INPUT),
-    ] = None,
-    data_dir: Annotated[
-        list[Path] | None, typer.Option(help="Kaldi data directory; may be repeated.", rich_help_panel=panels.INPUT)
-    ] = None,
-    utt2spk: Annotated[
-        Path | None,
-        typer.Option(
-            help="List of 'utt-id speaker' a line, for --audio-scp; the file beside it without this option.",
-            rich_help_panel=panels.INPUT,
-        ),
-    ] = None,
+    audio_scp: AudioListOption = None,
+    data_dir: DataDirsOption = None,
+    utt2spk: SpeakersOption = None,
     valid: Annotated[
         str | None,
         typer.Option(
@@ -71,9 +71,7 @@ def conformer(
         float,
         typer.Option(help="Share of the frames that is masked.", min=0, max=0.99, rich_help_panel=panels.DRAWS),
     ] = 0.1,
-    seed: Annotated[
-        int | None, typer.Option(help="Makes the training repeatable.", rich_help_panel=panels.DRAWS)
-    ] = None,
+    seed: SeedOption = None,
     layers: Annotated[int, typer.Option(help="Of the conformer.", min=1, rich_help_panel=panels.ADVANCED)] = 12,
     heads: Annotated[int, typer.Option(help="Of its attention.", min=1, rich_help_panel=panels.ADVANCED)] = 16,
     ffn_dim: Annotated[
@@ -95,7 +93,7 @@ def conformer(
     accumulate: Annotated[
         int, typer.Option(help="Batches of each GPU that make one step.", min=1, rich_help_panel=panels.RUN)
     ] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.", rich_help_panel=panels.RUN)] = 2e-4,
+    learning_rate: LearningRateOption = 2e-4,
     warmup: Annotated[
         int, typer.Option(help="Steps over which the learning rate grows.", min=0, rich_help_panel=panels.RUN)
     ] = 2000,
@@ -116,15 +114,8 @@ def conformer(
         int,
         typer.Option(help="End after so many looks without a lower loss; 0: never.", min=0, rich_help_panel=panels.RUN),
     ] = 10,
-    save_every: Annotated[
-        int, typer.Option(help="Steps after which the state is saved.", min=1, rich_help_panel=panels.RUN)
-    ] = 500,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="cpu or cuda:N. Under torchrun, each process takes a GPU of its own.", rich_help_panel=panels.DEVICES
-        ),
-    ] = "cpu",
+    save_every: SaveEveryOption = 500,
+    device: TrainingDeviceOption = "cpu",
     threads: Annotated[
         int | None,
         typer.Option(
@@ -133,13 +124,9 @@ def conformer(
             rich_help_panel=panels.DEVICES,
         ),
     ] = None,
-    tensorboard: Annotated[
-        Path | None, typer.Option(help="Also write TensorBoard's events here.", rich_help_panel=panels.OUTPUT)
-    ] = None,
+    tensorboard: TensorboardOption = None,
     allow_commands: AllowCommandsOption = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the checkpoint.", rich_help_panel=panels.OUTPUT)
-    ] = False,
+    overwrite: OverwriteCheckpointOption = False,
 ) -> None:
     """Train the conformer that restores centroids to features, over the entries of a bank.
 

@@ -12,21 +12,26 @@ from mkc_fast.cli import panels
 from mkc_fast.cli.export import load_exporter
 from mkc_fast.cli.run_options import AllowCommandsOption
 from mkc_fast.cli.show import console, counting, shown_warnings
+from mkc_fast.cli.train_options import (
+    AudioListOption,
+    DataDirsOption,
+    EncoderModelOption,
+    LearningRateOption,
+    OutCheckpointOption,
+    OverwriteCheckpointOption,
+    SaveEveryOption,
+    SeedOption,
+    TensorboardOption,
+    TrainingDeviceOption,
+)
 
 
 def vocoder(
-    model: Annotated[
-        Path, typer.Option(help="Exported model, whose encoder gives the features.", rich_help_panel=panels.ARTIFACTS)
-    ],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write.", rich_help_panel=panels.OUTPUT)],
+    model: EncoderModelOption,
+    out: OutCheckpointOption,
     steps: Annotated[int, typer.Option(help="Steps, in all.", min=1, rich_help_panel=panels.RUN)],
-    audio_scp: Annotated[
-        Path | None,
-        typer.Option(help="List of recordings, 'path' or 'utt-id path' a line.", rich_help_panel=panels.INPUT),
-    ] = None,
-    data_dir: Annotated[
-        list[Path] | None, typer.Option(help="Kaldi data directory; may be repeated.", rich_help_panel=panels.INPUT)
-    ] = None,
+    audio_scp: AudioListOption = None,
+    data_dir: DataDirsOption = None,
     features: Annotated[
         Path | None,
         typer.Option(help="Cache of the recordings' features, made by 'features'.", rich_help_panel=panels.INPUT),
@@ -46,32 +51,19 @@ def vocoder(
         int, typer.Option(help="Frames (20 ms) of the parts that are taken.", min=4, rich_help_panel=panels.RUN)
     ] = 25,
     batch: Annotated[int, typer.Option(help="Parts of a step, of each GPU.", min=1, rich_help_panel=panels.RUN)] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.", rich_help_panel=panels.RUN)] = 2e-4,
-    save_every: Annotated[
-        int, typer.Option(help="Steps after which the state is saved.", min=1, rich_help_panel=panels.RUN)
-    ] = 1000,
-    seed: Annotated[
-        int | None, typer.Option(help="Makes the training repeatable.", rich_help_panel=panels.DRAWS)
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="cpu or cuda:N. Under torchrun, each process takes a GPU of its own.", rich_help_panel=panels.DEVICES
-        ),
-    ] = "cpu",
+    learning_rate: LearningRateOption = 2e-4,
+    save_every: SaveEveryOption = 1000,
+    seed: SeedOption = None,
+    device: TrainingDeviceOption = "cpu",
     threads: Annotated[
         int | None,
         typer.Option(
             help="Of PyTorch on a CPU; one a core without this option.", min=1, rich_help_panel=panels.DEVICES
         ),
     ] = None,
-    tensorboard: Annotated[
-        Path | None, typer.Option(help="Also write TensorBoard's events here.", rich_help_panel=panels.OUTPUT)
-    ] = None,
+    tensorboard: TensorboardOption = None,
     allow_commands: AllowCommandsOption = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the checkpoint.", rich_help_panel=panels.OUTPUT)
-    ] = False,
+    overwrite: OverwriteCheckpointOption = False,
 ) -> None:
     """Train HiFi-GAN's generator to make speech of features.
 
