@@ -21,7 +21,7 @@ from mkc_fast.engine.audio.waveform import LEAST_RATE, NOT_FINITE, absolute_peak
 from mkc_fast.engine.datasets.rows import row_bytes
 from mkc_fast.engine.options import DEFAULT_WINDOW_S
 from mkc_fast.engine.storage.addresses import is_address
-from mkc_fast.engine.storage.reading import MOST_IN_MEMORY_BYTES, NamelessFile, ObjectFile, read_object
+from mkc_fast.engine.storage.reading import MOST_IN_MEMORY_BYTES, NamelessFile, ObjectFile, SizedReader, read_object
 from mkc_fast.errors import AudioError, MkcError
 from mkc_fast.text import one_line
 
@@ -56,25 +56,12 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
 
-class Span(io.RawIOBase):
+class Span(SizedReader):
     """Reads a part of an open file as a file: a member of an archive. Closing it closes the file."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._position = file, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, begin + offset)
-        return self._position
+        super().__init__(size)
+        self._file, self._offset = file, offset
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]

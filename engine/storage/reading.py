@@ -147,12 +147,11 @@ class NamelessFile:
         return io.BufferedReader(_Positioned(self._file.fileno(), self.size, self))
 
 
-class _Positioned(io.RawIOBase):
-    """Reads an open file at a position of its own."""
+class SizedReader(io.RawIOBase):
+    """Reads a known number of bytes at a position of its own; subclasses define ``readinto``."""
 
-    def __init__(self, descriptor: int, size: int, owner: NamelessFile) -> None:
-        self._descriptor, self._size, self._position = descriptor, size, 0
-        self._owner = owner  # which closes the file when nothing reads it any more
+    def __init__(self, size: int) -> None:
+        self._size, self._position = size, 0
 
     def readable(self) -> bool:
         return True
@@ -164,8 +163,18 @@ class _Positioned(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = max(0, {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence] + offset)
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, begin + offset)
         return self._position
+
+
+class _Positioned(SizedReader):
+    """Reads an open file at a position of its own."""
+
+    def __init__(self, descriptor: int, size: int, owner: NamelessFile) -> None:
+        super().__init__(size)
+        self._descriptor = descriptor
+        self._owner = owner  # which closes the file when nothing reads it any more
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
