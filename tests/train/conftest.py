@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from mkc_fast.engine.artifacts import read_model_info
@@ -18,6 +20,15 @@ from mkc_fast.train.features.cache import CacheFacts, Entry, encoder_facts
 from tests.conftest import Artifacts, MakeOnce
 
 SPEAKERS = ("anna", "ben", "cleo")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks are slower with more, most of all beside other tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

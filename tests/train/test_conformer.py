@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,20 +35,13 @@ from mkc_fast.train.restoration import measure_restoration
 from tests.conftest import Artifacts, MakeOnce
 from tests.train.conftest import SPEAKERS, Synthetic, make_synthetic
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ConformerSettings(
     num_layers=2, num_heads=4, ffn_dim=32, batch_frames=400, max_frames=100, warmup=4, learning_rate=1e-3, valid_every=4
 )
 OPTIONS = ["--layers", 2, "--heads", 4, "--ffn-dim", 32, "--batch-frames", 400, "--max-frames", 100]
 OPTIONS += ["--warmup", 4, "--learning-rate", 1e-3, "--valid-every", 4, "--threads", 1, "--seed", 1]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks are slower with more, most of all beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def log_of(out: Path) -> str:

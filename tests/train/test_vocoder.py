@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +25,9 @@ from mkc_fast.train.vocoder.settings import VocoderSettings
 from mkc_fast.train.vocoder.train import train_vocoder
 from tests.conftest import Artifacts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = VocoderSettings(segment_frames=8, batch=2, divisor=32, learning_rate=1e-3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks are slower with more, most of all beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small(kind: str) -> HifiGanConfig:
