@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from mkc_fast.engine.artifacts import BANK_FILE, Bank, check_dimensions, identit
 from mkc_fast.engine.atomic_files import sha256_of
 from mkc_fast.engine.draws import check_seed
 from mkc_fast.engine.encoder import Encoder
-from mkc_fast.errors import ArgumentError, CheckpointError, ListError, OutputError, StageError
+from mkc_fast.errors import ArgumentError, CheckpointError, ListError, StageError
 from mkc_fast.export.checkpoints.configs import ConformerConfig
 from mkc_fast.kernels import make_lookup
 from mkc_fast.names import CPU
@@ -32,11 +31,11 @@ from mkc_fast.train.conformer.sources import CachedFeatures, EncodedSpeech, Sour
 from mkc_fast.train.features.cache import FeatureCache, encoder_facts
 from mkc_fast.train.loop.log import StepLog
 from mkc_fast.train.loop.prefetch import prefetched
-from mkc_fast.train.loop.processes import Processes, joined, own_device
+from mkc_fast.train.loop.processes import Processes, own_device
 from mkc_fast.train.loop.sampler import Piece, Place, Sampler, StepPlan, batched, number_of
-from mkc_fast.train.loop.state import load_state, save_torch
+from mkc_fast.train.loop.start import folder_beside, shared_seed, started, use_threads
+from mkc_fast.train.loop.state import STATE_FILE, load_state, save_torch
 from mkc_fast.train.speech import IF_THERE, NEEDED, read_speech
-from mkc_fast.train.work_folder import work_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from mkc_fast.export.checkpoints.published import VoiceCheckpoint
 
 LOG_FILE = "log.jsonl"
-_STATE_FILE, _BEST_FILE = "state.pt", "best.pt"
+_BEST_FILE = "best.pt"
 _STATE = ("seed", "step", "epoch", "batch", "model", "optimizer", "best_loss", "best_step", "looks", "ended")
 
 
@@ -165,16 +164,11 @@ def train_conformer(
     """
     settings = settings or ConformerSettings()
     check_seed(seed)
-    if threads is not None:
-        if threads < 1:
-            raise ArgumentError(f"threads is {threads}; expected at least 1")
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if steps < 1:
         raise ArgumentError(f"steps is {steps}; expected at least 1")
     out_path, model_path, bank_path = Path(out), Path(model), Path(bank)
-    work = out_path.absolute().with_name(f"{out_path.name}.training")
-    if out_path.exists() and not overwrite and not (work / _STATE_FILE).is_file():
-        raise OutputError(f"{out_path}: already there; --overwrite replaces it")
+    work = folder_beside(out_path, overwrite=overwrite)
     info = read_model_info(model_path)
     opened = open_bank(bank_path)
     check_dimensions(bank_path, opened, str(model_path), info)
@@ -202,12 +196,7 @@ def train_conformer(
         "seed": seed,
         "valid": valid,
     }
-    with contextlib.ExitStack() as held:
-        processes = held.enter_context(joined(device))
-        described["processes"] = processes.count
-        if processes.first:
-            held.enter_context(work_folder(work, described, "the state of a training", overwrite=overwrite))
-        processes.shared("")  # nobody reads the folder before it is ready
+    with started(device, work, described, overwrite=overwrite) as processes:
         training = _Training(
             work, source, opened, voice, settings, steps, seed, valid, processes, threads, progress or (lambda _: None)
         )
@@ -241,9 +230,8 @@ class _Training:
     ) -> None:
         self._work, self._source, self._bank, self._vocoder = work, source, bank, vocoder
         self._settings, self._steps, self._processes, self._progress = settings, steps, processes, progress
-        before = load_state(work / _STATE_FILE, _STATE)
-        drawn = secrets.token_hex(16) if seed is None else str(seed)
-        self._seed = processes.shared(drawn if before is None else str(before["seed"]))
+        before = load_state(work / STATE_FILE, _STATE)
+        self._seed = shared_seed(processes, seed, before)
         self._held_out = set[str]() if valid is None else held_out_speakers(valid, source, self._seed)
         self._entries, self._held_out_entries = _split(bank, self._held_out)
         self._sampler = Sampler(
@@ -403,7 +391,7 @@ class _Training:
             "looks": self._looks,
             "ended": self._ended,
         }
-        save_torch(self._work / _STATE_FILE, state)
+        save_torch(self._work / STATE_FILE, state)
 
     def _continue(self, state: dict[str, Any]) -> None:
         self._module.load_state_dict(state["model"])

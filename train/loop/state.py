@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+STATE_FILE = "state.pt"  # in the folder of a training
+
 
 def save_torch(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain data, atomically and onto the disk.

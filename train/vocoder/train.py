@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from mkc_fast.engine.artifacts import BANK_FILE, MODEL_FILE, identity, read_mode
 from mkc_fast.engine.atomic_files import sha256_of
 from mkc_fast.engine.draws import check_seed
 from mkc_fast.engine.encoder import Encoder
-from mkc_fast.errors import ArgumentError, ListError, OutputError, StageError
+from mkc_fast.errors import ArgumentError, ListError, StageError
 from mkc_fast.export.checkpoints.configs import HIFIGAN_V1, HifiGanConfig
 from mkc_fast.names import CPU
 from mkc_fast.train.conformer.checkpoint import hifi_config, load_vocoder
@@ -26,9 +25,10 @@ from mkc_fast.train.conformer.sources import CachedFeatures, EncodedSpeech, Sour
 from mkc_fast.train.features.cache import FeatureCache, encoder_facts
 from mkc_fast.train.loop.log import StepLog
 from mkc_fast.train.loop.prefetch import prefetched
-from mkc_fast.train.loop.processes import Processes, joined, own_device
+from mkc_fast.train.loop.processes import Processes, own_device
 from mkc_fast.train.loop.sampler import Place, Sampler, StepPlan, number_of
-from mkc_fast.train.loop.state import load_state, save_torch
+from mkc_fast.train.loop.start import folder_beside, shared_seed, started, use_threads
+from mkc_fast.train.loop.state import STATE_FILE, load_state, save_torch
 from mkc_fast.train.speech import UNUSED, read_speech
 from mkc_fast.train.vocoder.discriminators import Discriminators
 from mkc_fast.train.vocoder.generator import Generator
@@ -42,7 +42,6 @@ from mkc_fast.train.vocoder.losses import (
 )
 from mkc_fast.train.vocoder.segments import SegmentReader, Segments
 from mkc_fast.train.vocoder.settings import VocoderSettings
-from mkc_fast.train.work_folder import work_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +52,6 @@ if TYPE_CHECKING:
     from mkc_fast.export.checkpoints.published import VoiceCheckpoint
 
 LOG_FILE = "log.jsonl"
-_STATE_FILE = "state.pt"
 _MODULES = ("generator", "discriminators", "generator_optimizer", "discriminator_optimizer")
 _STATE = ("seed", "step", "epoch", "batch", *_MODULES)
 _BETAS = (0.8, 0.99)
@@ -132,14 +130,9 @@ def train_vocoder(
     check_seed(seed)
     if steps < 1:
         raise ArgumentError(f"steps is {steps}; expected at least 1")
-    if threads is not None:
-        if threads < 1:
-            raise ArgumentError(f"threads is {threads}; expected at least 1")
-        torch.set_num_threads(threads)
+    use_threads(threads)
     out_path, model_path = Path(out), Path(model)
-    work = out_path.absolute().with_name(f"{out_path.name}.training")
-    if out_path.exists() and not overwrite and not (work / _STATE_FILE).is_file():
-        raise OutputError(f"{out_path}: already there; --overwrite replaces it")
+    work = folder_beside(out_path, overwrite=overwrite)
     info = read_model_info(model_path)
     voice = None if init is None else load_vocoder(Path(init), None, info)
     if voice is not None and sizes is not None:
@@ -171,14 +164,9 @@ def train_vocoder(
         anonymizer = (
             None if bank is None else held.enter_context(Anonymizer.load(model_path, bank, device=own_device(device)))
         )
-        processes = held.enter_context(joined(device))
-        described["processes"] = processes.count
-        if processes.first:
-            held.enter_context(work_folder(work, described, "the state of a training", overwrite=overwrite))
-        processes.shared("")  # nobody reads the folder before it is ready
-        before = load_state(work / _STATE_FILE, _STATE)
-        drawn = secrets.token_hex(16) if seed is None else str(seed)
-        text = processes.shared(drawn if before is None else str(before["seed"]))
+        processes = held.enter_context(started(device, work, described, overwrite=overwrite))
+        before = load_state(work / STATE_FILE, _STATE)
+        text = shared_seed(processes, seed, before)
         reader = SegmentReader(info, source, utterances, anonymizer, text)
         training = _Training(work, source, reader, info, config, voice, settings, text, processes, before)
         log = held.enter_context(contextlib.closing(training.log(tensorboard))) if processes.first else None
@@ -312,4 +300,4 @@ class _Training:
     def _save(self) -> None:
         place = {"seed": self._seed, "step": self.step, "epoch": self._place.epoch, "batch": self._place.batch}
         states = {name: each.state_dict() for name, each in self._parts().items()}
-        save_torch(self._work / _STATE_FILE, {**place, **states, "mel": self._last_mel})
+        save_torch(self._work / STATE_FILE, {**place, **states, "mel": self._last_mel})
