@@ -8,6 +8,7 @@ the multiplications of its residual blocks (Winograd's method).
 
 from __future__ import annotations
 
+import ctypes
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,8 @@ from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.engine.devices import cores, cuda_index
 from mkc_fast.errors import DeviceError
 from mkc_fast.extras import CUDA13_EXTRA, install_command
-from mkc_fast.names import ASSIGN, BF16, FP16, FP32, TF32
+from mkc_fast.kernels.cpu.loader import native_library
+from mkc_fast.names import ASSIGN, BF16, FP16, FP32, INT8, INT16, TF32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 
 _SIZE, _GPU_SIZE = 2048, 8192
 _COPY_BYTES, _GPU_COPY_BYTES = 1 << 28, 1 << 30
+# Of the register tiles: some tens of milliseconds.
+_ROUNDS = 20_000
+# How much smaller weights are than in float32.
+_SMALLER = {FP16: 2, BF16: 2, INT16: 2, INT8: 4}
 # cudaDataType and cublasComputeType of each precision.
 _GPU_TYPES = {FP32: (0, 4, 68), TF32: (0, 4, 77), FP16: (2, 2, 68), BF16: (14, 2, 68)}
 
@@ -50,8 +56,9 @@ def measure_ceilings(
         torch: On a CPU, measure PyTorch's matrix products, too: the best library is the ceiling.
 
     Returns:
-        ``gemm_gflops`` by precision (on a CPU float32 alone, the best of all libraries), ``gemm_by`` with the rate of
-        each library, and ``copy_gbs``: bytes read and written a second, in GB/s.
+        ``gemm_gflops`` by precision (on a CPU float32, the best of all libraries and of arithmetic in registers, and
+        with the native operators int16 and int8), ``gemm_by`` with the rate of each in float32, and ``copy_gbs``: bytes
+        read and written a second, in GB/s.
 
     Raises:
         DeviceError: A GPU is asked for, and CuPy is not there.
@@ -72,14 +79,39 @@ def measure_ceilings(
         from mkc_fast.benchmarks.baseline.pipeline import product
 
         arms["torch"] = partial(product, left, right)
-    rates = {name: operations / _least_s(arm, budget_s / (len(arms) + 1)) for name, arm in arms.items()}
+    share_s = budget_s / (len(arms) + 2)
+    rates = {name: operations / _least_s(arm, share_s) for name, arm in arms.items()}
+    whole = _operator_rates(threads, share_s)
+    if FP32 in whole:
+        rates["registers"] = whole.pop(FP32)
     return {
-        "gemm_gflops": {FP32: short(max(rates.values()) / 1e9)},
+        "gemm_gflops": {
+            FP32: short(max(rates.values()) / 1e9),
+            **{precision: short(rate / 1e9) for precision, rate in whole.items()},
+        },
         "gemm_by": {name: short(rate / 1e9) for name, rate in rates.items()},
         "gemm_size": _SIZE,
-        "copy_gbs": short(_copy_rate(threads, budget_s / (len(arms) + 1)) / 1e9),
+        "copy_gbs": short(_copy_rate(threads, share_s) / 1e9),
         "threads": threads,
     }
+
+
+def _operator_rates(threads: int, budget_s: float) -> dict[str, float]:
+    """Operations a second of register tiles whose numbers stay in the first-level cache; empty without operators."""
+    path = native_library()
+    if path is None:
+        return {}
+    exercise = ctypes.CDLL(str(path)).mkc_fast_exercise
+    exercise.restype, exercise.argtypes = ctypes.c_double, [ctypes.c_long, ctypes.c_long]
+    rates = {}
+    with ThreadPoolExecutor(threads) as pool:
+        for precision, bits in ((FP32, 32), (INT16, 16), (INT8, 8)):
+
+            def run(bits: int = bits) -> float:
+                return sum(pool.map(lambda _: float(exercise(bits, _ROUNDS)), range(threads)))
+
+            rates[precision] = run() / _least_s(run, budget_s / 3)
+    return rates
 
 
 def best_of(ceilings: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -115,8 +147,8 @@ def floors(target: Target, ceilings: dict[str, Any], precision: str, length_s: f
     found = {}
     for stage, work in gflop.items():
         size = read * clusters * info.dim * 4 if stage == ASSIGN else target.weight_bytes(stage)
-        if precision in {FP16, BF16} and stage != ASSIGN:
-            size //= 2
+        if stage != ASSIGN:
+            size //= _SMALLER.get(precision, 1)
         # Half of the copied bytes are read.
         arithmetic, memory = work * length_s / rate, size / (ceilings["copy_gbs"] * 1e9)
         found[stage] = {

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mkc_fast.benchmarks.ceilings import best_of, measure_ceilings
 from mkc_fast.benchmarks.precision import MODES, SEED, compare, rounded
 from mkc_fast.benchmarks.records import context, short
+from mkc_fast.benchmarks.target import GRAPHS_OF_STAGES
 from mkc_fast.benchmarks.timing import Budget
+from mkc_fast.engine.sessions.cpu import stage_precisions
 from mkc_fast.errors import DeviceError
 from mkc_fast.names import CPU, FP32, FRAME, INT8, INT16, MIXED, TIMED_STAGES
 
@@ -29,6 +32,7 @@ PRECISIONS: tuple[Precision, ...] = (MIXED, INT16, INT8)
 _WINDOW_S = 0.032
 # Spectra are compared down to so many dB below the largest value of the recording.
 _FLOOR_DB = 80.0
+_CEILING_S = 4.0
 
 
 def bench_precision(
@@ -52,7 +56,8 @@ def bench_precision(
 
     Returns:
         The record: ``precisions`` by name, each with ``stages`` (errors of each stage given the same input),
-        ``cluster_ids``, ``waveform_snr``, ``log_spectral_distance_db`` and ``times`` beside float32.
+        ``cluster_ids``, ``waveform_snr``, ``log_spectral_distance_db``, ``times`` beside float32, and
+        ``share_of_ceiling`` by stage, where the sizes are the published ones; and ``ceilings``.
 
     Raises:
         DeviceError: The device is not the CPU.
@@ -60,7 +65,10 @@ def bench_precision(
     if target.device != CPU:
         raise DeviceError("bench precision compares the precisions of the device cpu")
     record, budget = context(), Budget(budget_s)
+    progress("machine ceilings")
+    ceilings = [measure_ceilings(CPU, target.used_threads, _CEILING_S)]
     full = _loaded(target, FP32)
+    length_s = len(waveforms[0]) / full.info.sample_rate
     found: dict[str, Any] = {}
     for name in precisions:
         if budget.left <= 0:
@@ -72,13 +80,18 @@ def bench_precision(
         except DeviceError as error:
             budget.cut.append(str(error))
             continue
+        times = _timed(full, other, waveforms[0], rounds)
+        ceilings.append(measure_ceilings(CPU, target.used_threads, _CEILING_S))
         found[name] = {
             "operators": replace(target, options=replace(target.options, precision=name)).operators(),
             **compare(full, other, list(waveforms)),
             "log_spectral_distance_db": {mode: _distance(full, other, waveforms, mode) for mode in MODES},
-            "times": _timed(full, other, waveforms[0], rounds),
+            "times": times,
         }
         del other
+    best = best_of(ceilings)
+    for name, part in found.items():
+        part["share_of_ceiling"] = _shares(target, name, part["times"]["s"], best, length_s)
     rate = full.info.sample_rate
     return {
         "bench": "precision",
@@ -88,6 +101,7 @@ def bench_precision(
         "not rounding. Times are of the first recording, in frame mode with stride 1, in turn with float32.",
         "recordings_s": [short(len(waveform) / rate) for waveform in waveforms],
         "rounds": rounds,
+        "ceilings": best,
         "budget_s": budget_s,
         "measuring_s": short(budget.spent),
         "cut": budget.cut,
@@ -118,6 +132,22 @@ def _timed(full: Anonymizer, other: Anonymizer, waveform: NDArray[np.float32], r
         **{key: {stage: short(median(run[stage] for run in each)) for stage in names} for key, each in runs.items()},
         "fp32_divided_by_it": {stage: short(median(each)) for stage, each in ratios.items()},
         "fp32_divided_by_it_by_round": [short(value) for value in ratios["all"]],
+    }
+
+
+def _shares(
+    target: Target, precision: str, seconds: dict[str, float], ceilings: dict[str, Any], length_s: float
+) -> dict[str, float]:
+    """Of each stage: its operations, as the layers are written, a second, and of these the share of the ceiling."""
+    gflop = target.gflop_a_second()
+    if gflop is None:
+        return {}
+    forms = stage_precisions(target.model, precision)
+    rates = {stage: ceilings["gemm_gflops"].get(forms[file]) for stage, file in GRAPHS_OF_STAGES.items()}
+    return {
+        stage: short(gflop[stage] * length_s / seconds[stage] / rate)
+        for stage, rate in rates.items()
+        if rate is not None
     }
 
 

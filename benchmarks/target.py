@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Multiply-adds counted as 2, of the layers as they are published, for one second of audio: WavLM Large to layer 6, a
 # look-up in 1,024 clusters, the published conformer and vocoder.
 _LARGE_GFLOP_A_SECOND = {ENCODE: 14.0, ASSIGN: 0.1, RESTORE: 30.1, VOCODE: 38.6}
-_GRAPHS = {ENCODE: WAVLM_FILE, RESTORE: CONFORMER_FILE, VOCODE: VOCODER_FILE}
+GRAPHS_OF_STAGES = {ENCODE: WAVLM_FILE, RESTORE: CONFORMER_FILE, VOCODE: VOCODER_FILE}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Target:
             "dim": info.dim,
             "layer": info.layer,
             "conformer_layers": info.conformer_layers,
-            "graph_mb": {stage: short(self.weight_bytes(stage) / 1e6) for stage in _GRAPHS},
+            "graph_mb": {stage: short(self.weight_bytes(stage) / 1e6) for stage in GRAPHS_OF_STAGES},
             "entries": len(bank),
             "clusters": int(bank.centroids.shape[1]),
         }
@@ -97,9 +97,9 @@ class Target:
 
     def weight_bytes(self, stage: str) -> int:
         """Bytes of a stage's graph and of the weights beside it, in float32."""
-        files = [path for path in self.model.glob(f"{_GRAPHS[stage]}*") if path.is_file()]
+        files = [path for path in self.model.glob(f"{GRAPHS_OF_STAGES[stage]}*") if path.is_file()]
         if not files:
-            raise ArtifactError(f"{self.model}: {_GRAPHS[stage]} is missing; export the model again")
+            raise ArtifactError(f"{self.model}: {GRAPHS_OF_STAGES[stage]} is missing; export the model again")
         return sum(path.stat().st_size for path in files)
 
     def gflop_a_second(self) -> dict[str, float] | None:

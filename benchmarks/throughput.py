@@ -141,7 +141,7 @@ def utilization(target: Target, rtfx: float, ceilings: dict[str, Any], precision
     """Share of the measured rate of matrix products that the operations of the pass come to."""
     gflop = target.gflop_a_second()
     rate = ceilings["gemm_gflops"].get(precision)
-    if gflop is None or rate is None:  # the rate of 8-bit products is not measured
+    if gflop is None or rate is None:
         return None
     return short(sum(gflop.values()) * rtfx / rate)
 

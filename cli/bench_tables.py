@@ -40,7 +40,7 @@ def heading(record: dict[str, Any]) -> None:
     rates = record.get("ceilings")
     if rates:
         products = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates["gemm_gflops"].items())
-        console.print(f"ceilings: GEMM {products} GFLOP/s; copy {rates['copy_gbs']:g} GB/s", soft_wrap=True)
+        console.print(f"ceilings: products {products} GFLOP/s; copy {rates['copy_gbs']:g} GB/s", soft_wrap=True)
     console.print()
 
 
@@ -203,12 +203,17 @@ def precision_table(record: dict[str, Any]) -> None:
             f"{found['log_spectral_distance_db']['frame']:.2f} dB",
         )
     _show(table)
-    table = _table("precision", "features", "restored", "waveform", "encode", "restore", "vocode")
+    stages = ("encode", "restore", "vocode")
+    table = _table(
+        "precision", "features", "restored", "waveform", *stages, *(f"{stage}\nof ceiling" for stage in stages)
+    )
     for name, found in record["precisions"].items():
+        shares = found["share_of_ceiling"]
         table.add_row(
             name,
             *(f"{stage['relative_rms_error']:.1e}" for stage in found["stages"].values()),
-            *(f"{found['times']['fp32_divided_by_it'][stage]:.2f}" for stage in ("encode", "restore", "vocode")),
+            *(f"{found['times']['fp32_divided_by_it'][stage]:.2f}" for stage in stages),
+            *(f"{shares[stage]:.0%}" if stage in shares else "" for stage in stages),
         )
     console.print("relative RMS error of each stage given the same input; times as fast as in float32, by stage")
     _show(table)

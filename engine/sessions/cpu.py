@@ -162,12 +162,17 @@ def stage_forms(model: Path, precision: str) -> str:
     """In words: what each stage computes in, where it is whole numbers in some; empty where all are float32."""
     if not _whole_numbers(model, precision):
         return ""
-    said = []
-    for name in GRAPH_FILES:
-        file = cpu_graph(model, name, precision)
-        form = next((form for form in (INT16, INT8) if f".{form}." in file), FP32)
-        said.append(f"{name.removesuffix('.onnx')} {form}")
+    forms = stage_precisions(model, precision)
+    said = (f"{name.removesuffix('.onnx')} {form}" for name, form in forms.items())
     return f"; {', '.join(said)}"
+
+
+def stage_precisions(model: Path, precision: str) -> dict[str, str]:
+    """What the products of each stage, named by its plain graph, are computed in on a CPU."""
+    files = {name: cpu_graph(model, name, precision) for name in GRAPH_FILES}
+    return {
+        name: next((form for form in (INT16, INT8, FP16) if f".{form}." in file), FP32) for name, file in files.items()
+    }
 
 
 def _open_native(path: Path, plan: Plan) -> NativeSession:

@@ -14,6 +14,6 @@ namespace avx2 {
 #include "kernels-inl.hpp"
 }  // namespace avx2
 const Operators kAvx2 = {avx2::convolve, avx2::residual_blocks, avx2::direct_blocks, avx2::attend,
-                          avx2::depthwise, avx2::multiply_frames, avx2::decide};
+                          avx2::depthwise, avx2::multiply_frames, avx2::exercise, avx2::decide};
 }  // namespace mkc
 #pragma GCC pop_options

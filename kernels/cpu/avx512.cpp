@@ -14,6 +14,6 @@ namespace avx512 {
 #include "kernels-inl.hpp"
 }  // namespace avx512
 const Operators kAvx512 = {avx512::convolve, avx512::residual_blocks, avx512::direct_blocks, avx512::attend,
-                            avx512::depthwise, avx512::multiply_frames, avx512::decide};
+                            avx512::depthwise, avx512::multiply_frames, avx512::exercise, avx512::decide};
 }  // namespace mkc
 #pragma GCC pop_options

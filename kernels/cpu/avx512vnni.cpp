@@ -15,6 +15,6 @@ namespace avx512vnni {
 #include "kernels-inl.hpp"
 }  // namespace avx512vnni
 const Operators kAvx512Vnni = {avx512vnni::convolve, avx512vnni::residual_blocks, avx512vnni::direct_blocks, avx512vnni::attend,
-                            avx512vnni::depthwise, avx512vnni::multiply_frames, avx512vnni::decide};
+                            avx512vnni::depthwise, avx512vnni::multiply_frames, avx512vnni::exercise, avx512vnni::decide};
 }  // namespace mkc
 #pragma GCC pop_options

@@ -12,3 +12,4 @@
 #include "attention-inl.hpp"
 #include "depthwise-inl.hpp"
 #include "nearest-inl.hpp"
+#include "peak-inl.hpp"

@@ -405,6 +405,11 @@ extern "C" __attribute__((visibility("default"))) void mkc_fast_limit_vector_bit
 // Whether VNNI is used where it is there, likewise.
 extern "C" __attribute__((visibility("default"))) void mkc_fast_allow_vnni(int allowed) { mkc::may_use_vnni = allowed != 0; }
 
+// Arithmetic alone, to measure what a core can do; returns how many multiplications and additions it did.
+extern "C" __attribute__((visibility("default"))) double mkc_fast_exercise(long bits, long rounds) {
+    return mkc::chosen() ? mkc::chosen()->exercise(bits, rounds) : 0.0;
+}
+
 // What ONNX Runtime calls by this name.
 extern "C" __attribute__((visibility("default"))) mkc::ort::Status* RegisterCustomOps(
     mkc::ort::SessionOptions* options, const mkc::ort::ApiBase* base) {

@@ -15,6 +15,8 @@ struct Operators {
     // See nearest-inl.hpp.
     void (*multiply_frames)(const float* frames, long count, const float* entry, long first, long last, long dim,
                             float* out, long pitch);
+    // Arithmetic alone, see peak-inl.hpp.
+    double (*exercise)(long bits, long rounds);
     int (*decide)(const float* x, const float* dots, const float* entry, const double* half_norms, double largest_norm,
                   long clusters, long dim);
 };

@@ -41,6 +41,8 @@ inline __m128 sums(Vector a, Vector b, Vector c, Vector d) {
 inline float highest(Vector a) { return _mm512_reduce_max_ps(a.v); }
 // In a register from here on: compilers rather load a value again for each use.
 inline void hold(Vector& a) { __asm__("" : "+v"(a.v)); }
+// As if it were used, so that what computes it is not left out.
+inline void keep(const Vector& a) { __asm__ volatile("" : : "v"(a.v)); }
 // Transposes a block: first four rows and four columns at a time, then quarters of vectors.
 inline void turn(Vector (&rows)[16]) {
     __m512 part[4][4];  // [k][j]: columns j, 4 + j, 8 + j and 12 + j of rows 4k to 4k + 3
@@ -83,6 +85,7 @@ inline Integers magnitude(Vector x) {
     return {_mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff))};
 }
 inline int highest(Integers a) { return _mm512_reduce_max_epi32(a.v); }
+inline void keep(const Integers& a) { __asm__ volatile("" : : "v"(a.v)); }
 // The nearest whole numbers, which fit 16 bits.
 inline void store_whole(int16_t* p, Vector x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x.v)));
@@ -158,6 +161,7 @@ inline float highest(Vector a) {
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
 inline void hold(Vector& a) { __asm__("" : "+x"(a.v)); }
+inline void keep(const Vector& a) { __asm__ volatile("" : : "x"(a.v)); }
 inline void turn(Vector (&rows)[8]) {
     __m256 part[2][4];  // [k][j]: columns j and 4 + j of rows 4k to 4k + 3
 #pragma GCC unroll 2
@@ -195,6 +199,7 @@ inline int highest(Integers a) {
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
 }
+inline void keep(const Integers& a) { __asm__ volatile("" : : "x"(a.v)); }
 inline void store_whole(int16_t* p, Vector x) {
     const __m256i whole = _mm256_cvtps_epi32(x.v);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),

@@ -25,6 +25,7 @@ from mkc_fast.benchmarks.timing import Budget, in_turn, ratios, spread, summary
 from mkc_fast.benchmarks.utterances import LONGEST_S, MEAN_S, SHORTEST_S, draw_lengths, quantiles
 from mkc_fast.cli import main
 from mkc_fast.export.random_checkpoints import Checkpoints
+from mkc_fast.kernels.cpu.loader import native_library
 from tests.conftest import Artifacts
 
 pytest.importorskip("sklearn", reason="the baseline needs scikit-learn")
@@ -84,6 +85,9 @@ def test_ceilings_are_plausible_and_the_fastest_library_counts() -> None:
     found = measure_ceilings("cpu", 1, budget_s=0.5)
     assert found["gemm_gflops"]["fp32"] == max(found["gemm_by"].values())
     assert 1 < found["gemm_gflops"]["fp32"] < 1e5
+    if native_library() is not None:
+        assert 1 < found["gemm_gflops"]["int16"] < 1e6
+        assert 1 < found["gemm_gflops"]["int8"] < 1e6
     assert 0.5 < found["copy_gbs"] < 1e4
 
 
