@@ -90,8 +90,8 @@ def bench_precision(
         }
         del other
     best = best_of(ceilings)
-    for name, part in found.items():
-        part["share_of_ceiling"] = _shares(target, name, part["times"]["s"], best, length_s)
+    for which, part in found.items():
+        part["share_of_ceiling"] = _shares(target, which, part["times"]["s"], best, length_s)
     rate = full.info.sample_rate
     return {
         "bench": "precision",

@@ -117,13 +117,14 @@ def uses_native(model: Path, name: str, precision: str) -> bool:
 
 
 def _whole_numbers(model: Path, precision: str) -> bool:
-    """Whether a precision is computed in whole numbers: the operators are here, and the model has graphs for it."""
-    return native_library() is not None and any((model / file).is_file() for file in _whole_files(precision))
+    """Whether a precision is computed in whole numbers: the operators are here, and the model was exported for it.
 
-
-def _whole_files(precision: str) -> list[str]:
-    stages = _IN_WHOLE.get(precision, {})
-    return [native_file(name, form) for name, form in stages.items() if form != FP32]
+    The vocoder does not tell: it is in int16 for int8, too.
+    """
+    if precision not in _IN_WHOLE or native_library() is None:
+        return False
+    form = INT8 if precision == INT8 else INT16
+    return any((model / native_file(name, form)).is_file() for name in (WAVLM_FILE, CONFORMER_FILE))
 
 
 def missing_on_cpu(model: Path, precision: str) -> tuple[list[str], str]:
@@ -138,8 +139,9 @@ def missing_on_cpu(model: Path, precision: str) -> tuple[list[str], str]:
         raise DeviceError("precision int16 needs the native operators, which are not built here (see mkc-fast doctor)")
     files = [graph_file(name, precision) for name in GRAPH_FILES]
     missing = [file for file in files if not (model / file).is_file()]
-    if native_library() is not None and (missing or precision == INT16):
-        missing = _whole_files(precision) or missing
+    if native_library() is not None and precision in _IN_WHOLE and (missing or precision == INT16):
+        whole = [native_file(name, form) for name, form in _IN_WHOLE[precision].items() if form != FP32]
+        missing = [file for file in whole if not (model / file).is_file()]
     return missing, {MIXED: "--int16", INT16: "--int16", INT8: "--int8", FP16: "--half"}.get(precision, "")
 
 
