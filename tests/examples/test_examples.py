@@ -152,5 +152,5 @@ def test_the_notebook_is_committed_without_outputs() -> None:
 def test_every_example_is_listed() -> None:
     listed = (EXAMPLES / "README.md").read_text()
     names = [path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"}]
-    assert len(names) == 3
+    assert len(names) == 4
     assert all(f"- `{name}`: " in listed for name in names)
