@@ -19,10 +19,11 @@ from mkc_fast.errors import DeviceError
 from mkc_fast.names import CPU, FP32, FRAME, INT8, INT16, MIXED, TIMED_STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from mkc_fast.benchmarks.setup import Checkpoints
     from mkc_fast.benchmarks.target import Target
     from mkc_fast.engine.anonymizer import Anonymizer
     from mkc_fast.names import Mode, Precision
@@ -40,6 +41,7 @@ def bench_precision(
     waveforms: Sequence[NDArray[np.float32]],
     *,
     precisions: Sequence[Precision] = PRECISIONS,
+    baseline: Checkpoints | None = None,
     rounds: int = 3,
     budget_s: float = 600.0,
     progress: Callable[[str], None] = lambda _: None,
@@ -50,6 +52,7 @@ def bench_precision(
         target: What runs; its precision does not matter.
         waveforms: Of the recordings, (S,) float32 each at the model's rate.
         precisions: Which; one that the model has no graphs for is listed under ``cut``.
+        baseline: What the baseline loads, to time all precisions in turn with it; None compares with nothing.
         rounds: How often each runs the first recording in turn with float32 to be timed.
         budget_s: Seconds to measure for, about. A precision that is begun is finished.
         progress: Called with a line as each part begins.
@@ -57,7 +60,8 @@ def bench_precision(
     Returns:
         The record: ``precisions`` by name, each with ``stages`` (errors of each stage given the same input),
         ``cluster_ids``, ``waveform_snr``, ``log_spectral_distance_db``, ``times`` beside float32, and
-        ``share_of_ceiling`` by stage, where the sizes are the published ones; and ``ceilings``.
+        ``share_of_ceiling`` by stage, where the sizes are the published ones; ``ceilings``; and with a baseline
+        ``beside_the_baseline``.
 
     Raises:
         DeviceError: The device is not the CPU.
@@ -89,7 +93,7 @@ def bench_precision(
             "times": times,
         }
         del other
-    best = best_of(ceilings)
+    best, done = best_of(ceilings), [name for name in precisions if name in found]
     for which, part in found.items():
         part["share_of_ceiling"] = _shares(target, which, part["times"]["s"], best, length_s)
     rate = full.info.sample_rate
@@ -108,6 +112,7 @@ def bench_precision(
         # Of export: what each graph, and what PyTorch's float32, is off float64.
         "against_float64": {file: asdict(check) for file, check in full.info.checks.items()},
         "precisions": found,
+        **({} if baseline is None else {"beside_the_baseline": _beside(target, baseline, done, waveforms[0], rounds)}),
     }
 
 
@@ -132,6 +137,46 @@ def _timed(full: Anonymizer, other: Anonymizer, waveform: NDArray[np.float32], r
         **{key: {stage: short(median(run[stage] for run in each)) for stage in names} for key, each in runs.items()},
         "fp32_divided_by_it": {stage: short(median(each)) for stage, each in ratios.items()},
         "fp32_divided_by_it_by_round": [short(value) for value in ratios["all"]],
+    }
+
+
+def _beside(
+    target: Target,
+    checkpoints: Checkpoints,
+    precisions: Iterable[Precision],
+    waveform: NDArray[np.float32],
+    rounds: int,
+) -> dict[str, Any]:
+    """Seconds of the baseline and of every precision in turn, and their ratios, by mode and round."""
+    from mkc_fast.benchmarks.baseline.pipeline import Baseline
+
+    slow = Baseline.load(
+        checkpoints.wavlm_ckpt,
+        checkpoints.ckpt,
+        checkpoints.kmeans_scp,
+        threads=target.used_threads,
+        layer=target.info.layer,
+    )
+    arms: dict[str, Anonymizer | Baseline] = {"baseline": slow}
+    arms.update({name: _loaded(target, name) for name in (FP32, *precisions)})
+    seconds: dict[Mode, dict[str, list[float]]] = {mode: {name: [] for name in arms} for mode in MODES}
+    for index in range(rounds + 1):
+        for mode, taken in seconds.items():
+            for name, arm in arms.items():
+                begin = time.perf_counter()
+                arm.anonymize(waveform, mode, 1, SEED, "u")
+                if index:  # the first maps weights and grows buffers
+                    taken[name].append(time.perf_counter() - begin)
+    return {
+        mode: {
+            "seconds": {name: [short(value) for value in values] for name, values in taken.items()},
+            "baseline_divided_by_it": {
+                name: [short(one / two) for one, two in zip(taken["baseline"], values, strict=True)]
+                for name, values in taken.items()
+                if name != "baseline"
+            },
+        }
+        for mode, taken in seconds.items()
     }
 
 

@@ -37,6 +37,7 @@ from mkc_fast.errors import MkcError
 from mkc_fast.names import CPU
 
 if TYPE_CHECKING:
+    from mkc_fast.benchmarks.setup import Artifacts
     from mkc_fast.engine.options import EngineOptions
     from mkc_fast.names import Mode as DrawMode
     from mkc_fast.names import Precision as PrecisionName
@@ -162,20 +163,14 @@ def throughput(
     cache_dir: CacheOption = None,
 ) -> None:
     """RTFx on a corpus with LibriSpeech's lengths, by batch and workers; with --baseline also the baseline's."""
-    from mkc_fast.benchmarks.setup import Artifacts, missing_for_baseline
     from mkc_fast.benchmarks.throughput import bench_throughput
 
     chosen = _modes(modes)
     batches_s = None if batches is None else _numbers("--batches", batches)
     counts = None if workers is None else _counts("--workers", workers)
-    missing = missing_for_baseline() if baseline else None
-    if missing is not None:
-        raise MkcError(f"--baseline needs {missing}")
-    artifacts = Artifacts(model, bank, size, entries, wavlm_ckpt, ckpt, kmeans_scp, cache_dir)
+    artifacts = _beside_baseline(baseline, model, bank, size, entries, wavlm_ckpt, ckpt, kmeans_scp, cache_dir)
     with steps() as show:
         setup = artifacts.set_up(device, _options(provider, precision, threads), show)
-        if baseline and setup.checkpoints is None:
-            raise MkcError("--baseline with --model and --bank also needs --wavlm-ckpt, --ckpt and --kmeans-scp")
         record = bench_throughput(
             setup.target,
             setup.speech(speech),
@@ -243,10 +238,21 @@ def precision(
     precisions: Annotated[
         str, typer.Option(help="Which to compare with float32.", rich_help_panel=panels.RUN)
     ] = "mixed,int16,int8",
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline",
+            help="Time all of them in turn with the baseline (PyTorch, scikit-learn), too.",
+            rich_help_panel=panels.RUN,
+        ),
+    ] = False,
     rounds: Annotated[
         int, typer.Option(help="How often each is timed in turn with float32.", min=1, rich_help_panel=panels.RUN)
     ] = 3,
     threads: ThreadsOption = None,
+    wavlm_ckpt: WavlmOption = None,
+    ckpt: CkptOption = None,
+    kmeans_scp: KmeansOption = None,
     budget_s: BudgetOption = 600.0,
     out: OutOption = None,
     json_: JsonOption = False,
@@ -254,10 +260,9 @@ def precision(
 ) -> None:
     """The precisions of a CPU beside float32: errors by stage, cluster ids, SNR of the waveform, and time."""
     from mkc_fast.benchmarks.cpu_precision import bench_precision
-    from mkc_fast.benchmarks.setup import Artifacts
 
     chosen = _precisions(precisions)
-    artifacts = Artifacts(model, bank, size, entries, cache=cache_dir)
+    artifacts = _beside_baseline(baseline, model, bank, size, entries, wavlm_ckpt, ckpt, kmeans_scp, cache_dir)
     with steps() as show:
         setup = artifacts.set_up(CPU, _options(Provider.auto, Precision.auto, threads), show)
         recordings: list[Path | None] = [*audio] if audio else [None]
@@ -266,6 +271,7 @@ def precision(
             setup.target,
             [setup.speech(path)[:longest] for path in recordings],
             precisions=chosen,
+            baseline=setup.checkpoints if baseline else None,
             rounds=rounds,
             budget_s=budget_s,
             progress=show,
@@ -364,6 +370,28 @@ def report(
 
     for path in write_report(folder, out or folder):
         console.print(str(path), soft_wrap=True)
+
+
+def _beside_baseline(
+    baseline: bool,
+    model: Path | None,
+    bank: Path | None,
+    size: str,
+    entries: int,
+    wavlm_ckpt: Path | None,
+    ckpt: Path | None,
+    kmeans_scp: Path | None,
+    cache: Path | None,
+) -> Artifacts:
+    """The artifacts; with ``baseline`` what it needs has to be there, too."""
+    from mkc_fast.benchmarks.setup import Artifacts, missing_for_baseline
+
+    missing = missing_for_baseline() if baseline else None
+    if missing is not None:
+        raise MkcError(f"--baseline needs {missing}")
+    if baseline and model is not None and None in (wavlm_ckpt, ckpt, kmeans_scp):
+        raise MkcError("--baseline with --model and --bank also needs --wavlm-ckpt, --ckpt and --kmeans-scp")
+    return Artifacts(model, bank, size, entries, wavlm_ckpt, ckpt, kmeans_scp, cache)
 
 
 def _numbers(option: str, text: str, least: float = 0.0) -> list[float]:

@@ -217,6 +217,13 @@ def precision_table(record: dict[str, Any]) -> None:
         )
     console.print("relative RMS error of each stage given the same input; times as fast as in float32, by stage")
     _show(table)
+    beside = record.get("beside_the_baseline")
+    if beside:
+        table = _table("baseline ÷ it, by round", *beside)
+        for name in next(iter(beside.values()))["baseline_divided_by_it"]:
+            rounds = [", ".join(f"{x:.2f}" for x in part["baseline_divided_by_it"][name]) for part in beside.values()]
+            table.add_row(name, *rounds)
+        _show(table)
 
 
 TABLES = {

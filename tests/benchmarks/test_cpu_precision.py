@@ -9,6 +9,7 @@ import pytest
 
 from mkc_fast import DeviceError
 from mkc_fast.benchmarks.cpu_precision import bench_precision, log_spectral_distances
+from mkc_fast.benchmarks.setup import Checkpoints
 from mkc_fast.benchmarks.target import Target
 from mkc_fast.cli.bench_tables import TABLES
 from mkc_fast.export.model import export_model
@@ -17,15 +18,28 @@ from mkc_fast.kernels.cpu.loader import native_library
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import Artifacts, Checkpoints
+    from tests.conftest import Artifacts
+    from tests.conftest import Checkpoints as CheckpointFiles
 
 
 @pytest.mark.skipif(native_library() is None, reason="the native operators are not built here")
 def test_each_precision_is_compared_and_one_without_graphs_is_named(
-    checkpoints: Checkpoints, artifacts: Artifacts, clip: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoints: CheckpointFiles,
+    artifacts: Artifacts,
+    clip: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     export_model(checkpoints.wavlm, checkpoints.ckpt, tmp_path / "m", int16=True)
-    record = bench_precision(Target(tmp_path / "m", artifacts.bank), [clip[:24_000], clip[24_000:48_000]], rounds=1)
+    record = bench_precision(
+        Target(tmp_path / "m", artifacts.bank),
+        [clip[:24_000], clip[24_000:48_000]],
+        baseline=Checkpoints(checkpoints.wavlm, checkpoints.ckpt, checkpoints.kmeans_scp),
+        rounds=1,
+    )
+    for part in record["beside_the_baseline"].values():
+        assert set(part["baseline_divided_by_it"]) == {"fp32", "mixed", "int16"}
+        assert all(len(ratios) == 1 and ratios[0] > 0 for ratios in part["baseline_divided_by_it"].values())
     assert list(record["precisions"]) == ["mixed", "int16"]
     assert any("export --int8" in line for line in record["cut"])
     mixed, int16 = record["precisions"].values()
