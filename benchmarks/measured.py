@@ -343,6 +343,53 @@ TABLES = {
             for name in ("bfloat16", "int16")
         ),
     ),
+    "precision_baseline": Table(
+        (
+            "10 s of speech, baseline's time ÷ its time",
+            "frame mode, stride 1: first round",
+            "second",
+            "third",
+            "audio mode: first round",
+            "second",
+            "third",
+        ),
+        tuple(
+            Row(
+                f"`--precision {name}`",
+                tuple(
+                    Value(f"beside_the_baseline.{mode}.baseline_divided_by_it.{name}[{index}]")
+                    for mode in ("frame", "audio")
+                    for index in range(3)
+                ),
+                _CPU,
+            )
+            for name in ("fp32", "mixed", "int16", "int8")
+        ),
+    ),
+    "ceilings": Table(
+        ("what the processor does at most", "float32", "int16", "int8"),
+        (
+            Row(
+                "products in registers, GFLOP/s",
+                tuple(Value(f"ceilings.gemm_gflops.{name}") for name in ("fp32", "int16", "int8")),
+                _CPU,
+            ),
+        ),
+    ),
+    "shares": Table(
+        ("share of that, as the layers are written", "WavLM", "conformer", "vocoder"),
+        tuple(
+            Row(
+                f"`--precision {name}`",
+                tuple(
+                    Value(f"precisions.{name}.share_of_ceiling.{stage}", " %", 3, 100.0)
+                    for stage in (ENCODE, RESTORE, VOCODE)
+                ),
+                _CPU,
+            )
+            for name in ("mixed", "int16", "int8")
+        ),
+    ),
     "whole_numbers": Table(
         ("10 s of speech, float32's time ÷ its time", "whole pass", "WavLM", "conformer", "vocoder"),
         (_times("mixed"), _times("int16"), _times("int8")),
