@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SUFFIX = re.compile(r"_[A-Za-z0-9][\w.-]*|-[A-Za-z][\w.-]*", re.ASCII)
 
 # HyperPyYAML writes a config out and reads it again, and loses these.
-_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]")
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]|  ")
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Settings:
         for text in (*map(str, (self.model, self.bank_user, self.bank_attacker)), *self.command):
             if _UNWRITABLE.search(text):
                 raise ArgumentError(
-                    f"{text}: has a backslash, a control character or bytes that are not UTF-8, which a toolkit does "
-                    "not read back; rename it"
+                    f"{text}: has a backslash, a control character, two spaces in a row or bytes that are not UTF-8, "
+                    "which a toolkit does not read back; rename it"
                 )
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mkc_fast.engine.voiceprivacy.config import Settings, config_text
@@ -18,7 +18,7 @@ from mkc_fast.errors import ArgumentError
 
 ODD = [
     "/data/a b/model", "/data/model: x #1", "/d/it's \"so\"", "/d/<anon_suffix>", "/d/!ref <data_dir>", "/d/[x], {y}",
-    "/d/ä漢😀/\xa0b", "/d/" + "long name, " * 30, "/d/%20~$HOME`x`", "/d/a  b   c ",
+    "/d/ä漢😀/\xa0b", "/d/" + "long name, " * 30, "/d/%20~$HOME`x`", "/d/a b c ",
 ]  # fmt: skip
 
 
@@ -63,10 +63,11 @@ def test_the_toolkits_own_reader_reads_odd_paths_back(path: str) -> None:
 def test_any_path_that_is_accepted_is_read_back(parts: list[str]) -> None:
     reader = pytest.importorskip("hyperpyyaml")
     path = os.path.abspath("/x/" + "/".join(parts))  # noqa: PTH100 - takes dots out
+    assume("  " not in path)
     check(reader.load_hyperpyyaml(io.StringIO(config_text(made(path), groups(2024, 1))))["modules"], path)
 
 
-@pytest.mark.parametrize("path", ["/a\nb", "/a\x85b", "/a\\b", "/a\udcffb", "/a\u2028b"])
+@pytest.mark.parametrize("path", ["/a  b", "/a\nb", "/a\x85b", "/a\\b", "/a\udcffb", "/a\u2028b"])
 def test_a_path_that_a_toolkit_would_misread_is_refused(path: str) -> None:
     with pytest.raises(ArgumentError, match="rename it"):
         made(path)
