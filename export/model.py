@@ -285,8 +285,8 @@ def _write_and_judge(
 
 def _native_forms(*, int16: bool, int8: bool) -> dict[str, list[str]]:
     """The forms in whole numbers that are asked for; int8 has the vocoder in 16 bits, and the others in 8."""
-    own, both = [INT16] * int16, [INT16] * int16 + [INT8] * int8
-    return {WAVLM_FILE: both, CONFORMER_FILE: both, VOCODER_FILE: own or [INT16] * int8}
+    both = [INT16] * int16 + [INT8] * int8
+    return {WAVLM_FILE: both, CONFORMER_FILE: both, VOCODER_FILE: [INT16] * (int16 or int8)}
 
 
 def _judge(work: _Export, file: str, graph: ModuleGraph, *, optional: bool, tolerance: float | None = None) -> None:

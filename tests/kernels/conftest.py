@@ -11,47 +11,50 @@ import pytest
 from mkc_fast.kernels.cpu.loader import native_library
 
 
+@contextlib.contextmanager
+def chosen(bits: int, *, vnni: bool) -> Iterator[None]:
+    """The native operators in vectors of so many bits at most, with VNNI or without."""
+    library = ctypes.CDLL(str(native_library()))
+    library.mkc_fast_limit_vector_bits(bits)
+    library.mkc_fast_allow_vnni(vnni)
+    try:
+        yield
+    finally:
+        library.mkc_fast_limit_vector_bits(512)
+        library.mkc_fast_allow_vnni(1)
+
+
+# Sets of instructions for whole numbers, as ``chosen`` takes them.
+SETS = {"VNNI": (512, True), "AVX-512": (512, False), "AVX2": (256, False)}
+
+
+def has(bits: int, *, vnni: bool) -> bool:
+    """Whether this processor has a set of instructions."""
+    library = ctypes.CDLL(str(native_library()))
+    return library.mkc_fast_vector_bits() >= bits and (not vnni or bool(library.mkc_fast_has_vnni()))
+
+
 @pytest.fixture(params=[512, 256], ids=["AVX-512", "AVX2"])
 def bits(request: pytest.FixtureRequest) -> Iterator[int]:
     """Each instruction set that this processor has."""
-    library = ctypes.CDLL(str(native_library()))
-    if library.mkc_fast_vector_bits() < request.param:
+    if not has(request.param, vnni=False):
         pytest.skip(f"this processor has no vectors of {request.param} bits")
-    library.mkc_fast_limit_vector_bits(request.param)
-    assert library.mkc_fast_vector_bits() == request.param
-    yield request.param
-    library.mkc_fast_limit_vector_bits(512)
+    with chosen(request.param, vnni=True):
+        assert ctypes.CDLL(str(native_library())).mkc_fast_vector_bits() == request.param
+        yield request.param
 
 
-@pytest.fixture(params=["VNNI", "AVX-512", "AVX2"])
+@pytest.fixture(params=SETS)
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each set of instructions for whole numbers that this processor has."""
-    library = ctypes.CDLL(str(native_library()))
-    if request.param == "VNNI" and not library.mkc_fast_has_vnni():
-        pytest.skip("this processor has no VNNI")
-    if request.param != "AVX2" and library.mkc_fast_vector_bits() < 512:
-        pytest.skip("this processor has no AVX-512")
-    library.mkc_fast_limit_vector_bits(256 if request.param == "AVX2" else 512)
-    library.mkc_fast_allow_vnni(request.param == "VNNI")
-    yield request.param
-    library.mkc_fast_limit_vector_bits(512)
-    library.mkc_fast_allow_vnni(1)
+    width, vnni = SETS[request.param]
+    if not has(width, vnni=vnni):
+        pytest.skip(f"this processor has no {request.param}")
+    with chosen(width, vnni=vnni):
+        yield request.param
 
 
 @pytest.fixture
 def native_sets() -> list[contextlib.AbstractContextManager[None]]:
     """For each set of instructions for whole numbers that this processor has, what chooses it."""
-    library = ctypes.CDLL(str(native_library()))
-
-    @contextlib.contextmanager
-    def chosen(bits: int, vnni: int) -> Iterator[None]:
-        library.mkc_fast_limit_vector_bits(bits)
-        library.mkc_fast_allow_vnni(vnni)
-        try:
-            yield
-        finally:
-            library.mkc_fast_limit_vector_bits(512)
-            library.mkc_fast_allow_vnni(1)
-
-    wide = library.mkc_fast_vector_bits() == 512
-    return [chosen(256, 0), *[chosen(512, 0)] * wide, *[chosen(512, 1)] * library.mkc_fast_has_vnni()]
+    return [chosen(width, vnni=vnni) for width, vnni in SETS.values() if has(width, vnni=vnni)]

@@ -174,7 +174,7 @@ def test_every_set_of_instructions_gives_the_same_bits(native_sets: list[Any]) -
             found.append([*(convolution(bits, x, pack(w), b) for bits in BITS), blocks.run(y)])
     assert len(found) > 1 or len(native_sets) == 1
     for other in found[1:]:
-        # AVX2 has other exponentials in no place here; sums of blocks are in one order everywhere.
+        # No activation here has an exponential, and sums of blocks are in one order everywhere.
         for one, two in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
 
