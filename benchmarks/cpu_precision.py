@@ -7,10 +7,8 @@ from dataclasses import asdict, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mkc_fast.benchmarks.ceilings import best_of, measure_ceilings
-from mkc_fast.benchmarks.precision import MODES, SEED, compare, rounded
+from mkc_fast.benchmarks.precision import MODES, SEED, compare
 from mkc_fast.benchmarks.records import context, short
 from mkc_fast.benchmarks.target import GRAPHS_OF_STAGES
 from mkc_fast.benchmarks.timing import Budget
@@ -21,6 +19,7 @@ from mkc_fast.names import CPU, FP32, FRAME, INT8, INT16, MIXED, TIMED_STAGES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from mkc_fast.benchmarks.setup import Checkpoints
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
     from mkc_fast.names import Mode, Precision
 
 PRECISIONS: tuple[Precision, ...] = (MIXED, INT16, INT8)
-# Of the log-spectral distance: a window, as is usual for speech; half of it is the step.
-_WINDOW_S = 0.032
-# Spectra are compared down to so many dB below the largest value of the recording.
-_FLOOR_DB = 80.0
 _CEILING_S = 4.0
 
 
@@ -89,7 +84,6 @@ def bench_precision(
         found[name] = {
             "operators": replace(target, options=replace(target.options, precision=name)).operators(),
             **compare(full, other, list(waveforms)),
-            "log_spectral_distance_db": {mode: _distance(full, other, waveforms, mode) for mode in MODES},
             "times": times,
         }
         del other
@@ -194,37 +188,3 @@ def _shares(
         for stage, rate in rates.items()
         if rate is not None
     }
-
-
-def _distance(full: Anonymizer, other: Anonymizer, waveforms: Sequence[NDArray[np.float32]], mode: Mode) -> float:
-    """Mean log-spectral distance of waveforms from the same cluster ids, in dB."""
-    total, frames = 0.0, 0
-    for index, waveform in enumerate(waveforms):
-        expected = full.anonymize(waveform, mode, 1, SEED, str(index))
-        found = other.vocode(other.restore(full.lookup(expected.bank_ids, expected.cluster_ids)))
-        distances = log_spectral_distances(found, expected.waveform, full.info.sample_rate)
-        total, frames = total + float(distances.sum()), frames + len(distances)
-    return rounded(total / max(1, frames))
-
-
-def log_spectral_distances(
-    found: NDArray[np.float32], expected: NDArray[np.float32], sample_rate: int
-) -> NDArray[np.float64]:
-    """Of two waveforms (S,): the RMS difference of their log power spectra in each window of 32 ms, in dB (W,).
-
-    Values more than 80 dB below the largest of the expected spectra count as that.
-    """
-    size = int(_WINDOW_S * sample_rate)
-    if len(expected) < size:
-        return np.zeros(0)
-    window = np.hanning(size)
-
-    def spectra(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
-        frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), size)[:: size // 2]
-        return np.abs(np.fft.rfft(frames * window)) ** 2
-
-    one, two = spectra(found), spectra(expected)
-    floor = max(two.max() * 10 ** (-_FLOOR_DB / 10), 1e-30)
-    difference = 10 * np.log10(np.maximum(one, floor) / np.maximum(two, floor))
-    distances: NDArray[np.float64] = np.sqrt((difference**2).mean(1))
-    return distances

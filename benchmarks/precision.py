@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 
 MODES: tuple[Mode, ...] = (FRAME, AUDIO)
 SEED = 7
-# A segment of the segmental SNR: 32 ms at 16 kHz, as is usual for speech.
+# A segment of the segmental SNR, and a window of the log-spectral distance: 32 ms, as is usual for speech.
 SEGMENT_S = 0.032
+# Spectra are compared down to so many dB below the largest value of the recording.
+_FLOOR_DB = 80.0
 # Frames whose two nearest centroids are measured, to say how close decisions are.
 MARGIN_FRAMES = 200
 
@@ -170,10 +172,12 @@ def compare(full: Anonymizer, half: Anonymizer, waveforms: list[NDArray[np.float
     stages, vocoder_snr = isolated(full, half, waveforms)
     snr = {"vocoder alone, from the same restored features": vocoder_snr}
     ids: dict[str, Any] = {}
+    spectral: dict[str, float] = {}
     for mode in MODES:
         same_ids, whole = Pairs(), Pairs()
         agree, agree_equal, agree_rounded, frames, ties = 0, 0, 0, 0, []
         margins: list[float] = []
+        apart: list[NDArray[np.float64]] = []
         for index, waveform in enumerate(waveforms):
             expected = full.anonymize(waveform, mode=mode, seed=SEED, utterance_id=str(index))
             found = half.anonymize(waveform, mode=mode, bank_ids=expected.bank_ids)
@@ -192,7 +196,9 @@ def compare(full: Anonymizer, half: Anonymizer, waveforms: list[NDArray[np.float
                 distances = np.linalg.norm(full.bank.centroids[banks[frame], :count] - features[frame], axis=1)
                 first, second = np.partition(distances, 1)[:2]
                 margins.append(second / first - 1)
-            same_ids.add(half.vocode(half.restore(full.lookup(banks, expected.cluster_ids))), expected.waveform)
+            from_same = half.vocode(half.restore(full.lookup(banks, expected.cluster_ids)))
+            same_ids.add(from_same, expected.waveform)
+            apart.append(log_spectral_distances(from_same, expected.waveform, full.info.sample_rate))
             whole.add(found.waveform, expected.waveform)
         ids[mode] = {
             "frames": frames,
@@ -206,10 +212,34 @@ def compare(full: Anonymizer, half: Anonymizer, waveforms: list[NDArray[np.float
             },
             "median_margin_of_the_nearest_centroid": rounded(float(np.median(margins))),
         }
+        spectral[mode] = rounded(float(np.concatenate(apart).mean()))
         segment = int(SEGMENT_S * full.info.sample_rate)
         snr[f"conformer and vocoder, from the same cluster ids, {mode} mode"] = same_ids.snr(segment)
         snr[f"everything, each with its own cluster ids, {mode} mode"] = whole.snr(segment)
-    return {"stages": stages, "cluster_ids": ids, "waveform_snr": snr}
+    return {"stages": stages, "cluster_ids": ids, "waveform_snr": snr, "log_spectral_distance_db": spectral}
+
+
+def log_spectral_distances(
+    found: NDArray[np.float32], expected: NDArray[np.float32], sample_rate: int
+) -> NDArray[np.float64]:
+    """Of two waveforms (S,): the RMS difference of their log power spectra in each window of 32 ms, in dB (W,).
+
+    Values more than 80 dB below the largest of the expected spectra count as that.
+    """
+    size = int(SEGMENT_S * sample_rate)
+    if len(expected) < size:
+        return np.zeros(0)
+    window = np.hanning(size)
+
+    def spectra(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
+        frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), size)[:: size // 2]
+        return np.abs(np.fft.rfft(frames * window)) ** 2
+
+    one, two = spectra(found), spectra(expected)
+    floor = max(two.max() * 10 ** (-_FLOOR_DB / 10), 1e-30)
+    difference = 10 * np.log10(np.maximum(one, floor) / np.maximum(two, floor))
+    distances: NDArray[np.float64] = np.sqrt((difference**2).mean(1))
+    return distances
 
 
 def isolated(

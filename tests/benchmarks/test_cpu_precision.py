@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mkc_fast import DeviceError
-from mkc_fast.benchmarks.cpu_precision import bench_precision, log_spectral_distances
+from mkc_fast.benchmarks.cpu_precision import bench_precision
+from mkc_fast.benchmarks.precision import log_spectral_distances
 from mkc_fast.benchmarks.setup import Checkpoints
 from mkc_fast.benchmarks.target import Target
 from mkc_fast.cli.bench_tables import TABLES
