@@ -70,6 +70,7 @@ _LOOKUP, _GRAPHS, _HALF, _CPU = "lookup.json", "cpu_graphs.json", "precision.jso
 _FULL, _LONG, _BATCHES = "full_size_cpu.json", "long_recordings.json", "cpu_batches.json"
 _WORKERS, _WIDTHS = "workers.json", "widths.json"
 _DRIVER, _SIMULATION, _FAULTS = "cluster_driver.json", "cluster_simulation.json", "cluster_faults.json"
+_OVERHEAD = "cluster_overhead.json"
 _OURS_AND_BASELINE = ("what", "mkc-fast", "baseline", "baseline ÷ mkc-fast, in time")
 
 
@@ -402,6 +403,16 @@ TABLES = {
                 ("residual blocks of one stage, 2 to 512 channels", "blocks"),
                 ("whole vocoders, 16 to 512 channels", "vocoders"),
                 ("WavLM and conformers, 64 to 256 dimensions", "encoders"),
+            )
+        ),
+    ),
+    "cluster_overhead": Table(
+        ("two workers, full size, audio mode", "Ray ÷ local", "first round", "second", "third"),
+        tuple(
+            Row(what, (Value(f"{key}.ratio"), *(Value(f"ratios.{name}[{n}]") for n in range(3))), _OVERHEAD)
+            for what, key, name in (
+                ("time from the first worker that is ready to the last output", "time", "work_s"),
+                ("processor time of all processes", "processor", "processor_s"),
             )
         ),
     ),
