@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
-from PIL import Image
 
 from mkc_fast.names import ASSIGN, AUDIO, ENCODE, FP32, FRAME, RESTORE, VOCODE
+from mkc_fast.pages.pictures import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, VERMILION, picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-INK, GREY, RULE = "#1c2733", "#6b7580", "#d7dce1"
-OURS, BASELINE = "#0072B2", "#D55E00"
-STAGES = {ENCODE: "#56B4E9", ASSIGN: "#E69F00", RESTORE: "#009E73", VOCODE: "#CC79A7"}
+OURS, BASELINE = BLUE, VERMILION
+STAGES = {ENCODE: SKY, ASSIGN: ORANGE, RESTORE: GREEN, VOCODE: PINK}
 STAGE_TITLES = {ENCODE: "WavLM", ASSIGN: "look-up", RESTORE: "conformer", VOCODE: "vocoder"}
-_MODES = {FRAME: (OURS, "o", "-"), AUDIO: ("#009E73", "s", "--")}
-_ARMS = (OURS, BASELINE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MODES = {FRAME: (OURS, "o", "-"), AUDIO: (GREEN, "s", "--")}
+_ARMS = (OURS, BASELINE, GREEN, PINK, ORANGE, SKY)
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_WIDTH_IN, _DPI, _COLORS = 7.4, 170, 64
-_STYLE: dict[Any, Any] = {
-    "font.size": 9.5,
-    "font.family": "DejaVu Sans",
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.color": INK,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-}
 
 
 def draw_all(records: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
@@ -69,11 +42,7 @@ def draw_all(records: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
             record = records.get("latency")
         if record is None or not _has(name, record):
             continue
-        with rc_context(_STYLE):
-            figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
-            FigureCanvasAgg(figure)
-            paint(figure, record)
-            drawn[name] = _png(figure)
+        drawn[name] = picture(paint, record, height_in)
     return drawn
 
 
@@ -85,16 +54,6 @@ def _has(name: str, record: Mapping[str, Any]) -> bool:
     if name == "roofline":
         return any(case["floors"] for case in record["cases"])
     return bool(record.get("cases") or record.get("device_only"))
-
-
-def _png(figure: Figure) -> bytes:
-    """A PNG of few colours: a third of the bytes, and no difference to see."""
-    raw, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(raw, dpi=_DPI, format="png")
-    raw.seek(0)
-    with Image.open(raw) as image:
-        image.convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-    return small.getvalue()
 
 
 def _plain(value: float, _: object = None) -> str:

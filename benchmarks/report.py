@@ -6,39 +6,21 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from mkc_fast.benchmarks.figures import STAGE_TITLES, STAGES, draw_all
 from mkc_fast.benchmarks.records import read_record
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.errors import ArtifactError, OutputError
 from mkc_fast.names import FP32, VOCODER
+from mkc_fast.pages.content import Paragraph, Table, templates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 BENCHES = ("latency", "throughput", "lookup", "load")
 PAGE_FILE, _TABLE = "report.html", "table.html"
 # Rates of one run that differ by more say that something else was running.
 _QUIET = 0.85
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of values; the first ``left`` columns are text, the others numbers."""
-
-    head: tuple[str, ...]
-    rows: Sequence[tuple[object, ...]]
-    left: int = 1
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """Text, and what stands before it in bold."""
-
-    text: str
-    strong: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +114,7 @@ def build_page(records: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, 
     ]
     shown = (section.picture for section in sections if section.picture in pictures)
     return (
-        _templates()
+        templates("mkc_fast.benchmarks")
         .get_template(PAGE_FILE)
         .render(
             lead=_lead(records),
@@ -149,18 +131,7 @@ def build_page(records: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, 
 
 def table_html(table: Table) -> str:
     """A table of the page alone."""
-    return str(_templates().get_template(_TABLE).module.table(table))  # type: ignore[attr-defined]
-
-
-def _templates() -> Environment:
-    """The templates of the page, which escape every value."""
-    return Environment(
-        loader=PackageLoader("mkc_fast.benchmarks", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return str(templates("mkc_fast.benchmarks").get_template(_TABLE).module.table(table))  # type: ignore[attr-defined]
 
 
 def _number(value: float, digits: int = 3) -> str:

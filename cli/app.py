@@ -42,7 +42,7 @@ def _add_commands() -> None:
     if app.registered_commands:
         return  # by an earlier call in the same process
     # Each module imports what it runs only when it runs, so that --help stays fast.
-    from mkc_fast.cli import bank, bench, demo, doctor, download, export, features, infer, merge, train, vpc
+    from mkc_fast.cli import bank, bench, demo, doctor, download, evaluate, export, features, infer, merge, train, vpc
 
     download.add(app)
     export.add(app)
@@ -52,6 +52,7 @@ def _add_commands() -> None:
     infer.add(app)
     merge.add(app)
     vpc.add(app)
+    evaluate.add(app)
     demo.add(app)
     doctor.add(app)
     bench.add(app)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from mkc_fast.errors import MkcError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 CPU_EXTRA: Final = "cpu"
 CUDA12_EXTRA: Final = "cuda12"
@@ -24,6 +24,8 @@ AV_EXTRA: Final = "av"
 PARQUET_EXTRA: Final = "parquet"
 RAY_EXTRA: Final = "ray"
 REMOTE_EXTRA: Final = "remote"
+EVALUATE_EXTRA: Final = "evaluate"
+WHISPER_EXTRA: Final = "whisper"
 # By the name that Python imports: the package's name in a message, and its extra in pyproject.toml.
 _PACKAGES = {
     "onnxruntime": ("ONNX Runtime", CPU_EXTRA),
@@ -45,7 +47,15 @@ _PACKAGES = {
     "pyarrow": ("pyarrow", PARQUET_EXTRA),
     "ray": ("Ray", RAY_EXTRA),
     "fsspec": ("fsspec", REMOTE_EXTRA),
+    "jiwer": ("JiWER", EVALUATE_EXTRA),
+    "pocketsphinx": ("PocketSphinx", EVALUATE_EXTRA),
+    "speechmos": ("speechmos", EVALUATE_EXTRA),
+    "webrtcvad": ("webrtcvad", EVALUATE_EXTRA),
+    "faster_whisper": ("faster-whisper", WHISPER_EXTRA),
 }
+# Packages of which only the weights are used. They are in no extra: one depends on a package that needs a compiler and
+# an old setuptools, the other on ONNX Runtime for CPUs, which must not be installed beside that for GPUs.
+_WITHOUT_DEPENDENCIES = {"resemblyzer": "resemblyzer", "swift_f0": "swift-f0"}
 EXPORT_MODULES: Final = ("torch", "onnx", "onnxscript")
 
 
@@ -60,8 +70,15 @@ def missing_packages(*modules: str) -> str | None:
     The command also installs ONNX Runtime where that is missing.
     """
     missing = [module for module in modules if not _is_installed(module)]
-    if not missing:
-        return None
+    alone = [_WITHOUT_DEPENDENCIES[module] for module in missing if module in _WITHOUT_DEPENDENCIES]
+    missing = [module for module in missing if module not in _WITHOUT_DEPENDENCIES]
+    parts = [_missing_extras(missing)] if missing else []
+    parts += [f"{', '.join(alone)}: pip install --no-deps {' '.join(alone)}"] if alone else []
+    return "; ".join(parts) or None
+
+
+def _missing_extras(missing: Sequence[str]) -> str:
+    """Missing packages of extras, and the command that installs them."""
     titles = ", ".join(_PACKAGES[module][0] for module in missing)
     extras = list(dict.fromkeys(_PACKAGES[module][1] for module in missing))
     if not _is_installed("onnxruntime") and not {CPU_EXTRA, CUDA13_EXTRA} & set(extras):

@@ -30,6 +30,20 @@ _DEEPEST = 1000
 _Place = tuple[int, int]  # device and inode
 
 
+def read_folder(folder: Path) -> list[Utterance]:
+    """The recordings of a folder, as ``read_folders`` finds them, or the outputs of a run, if it holds those.
+
+    Raises:
+        ListError: As ``read_folders``.
+    """
+    found = _Found(None)
+    found.folder(str(folder), "")
+    found.report()
+    if not found.utterances:
+        raise ListError(f"{printable(str(folder), 300)}: no recordings")
+    return found.utterances
+
+
 def read_folders(inputs: Sequence[str], out: Path, remote: Address | None = None) -> list[Utterance]:
     """Find the recordings of files and folders, or of objects; an id is the path below the folder, without its ending.
 
@@ -78,14 +92,14 @@ def _without_ending(name: str) -> str:
 
 
 class _Found:
-    """What is found in files and folders."""
+    """What is found in files and folders; without an output folder, the folder itself may be one of a run."""
 
-    def __init__(self, out: Path, remote: Address | None = None) -> None:
+    def __init__(self, out: Path | None, remote: Address | None = None) -> None:
         self._remote = remote
         self.utterances: list[Utterance] = []
         self.others: Counter[str] = Counter()  # files that are left out, by their ending
         self._out = out
-        self._own = {place for place in [_place(str(out))] if place is not None}
+        self._own = set() if out is None else {place for place in [_place(str(out))] if place is not None}
         self._files: dict[str, str] = {}  # by id
         self._visited: set[_Place] = set()
         self._left_out: list[str] = []
@@ -153,7 +167,7 @@ class _Found:
         while left:
             path, prefix = left.pop()
             place = _place(path)
-            if place is None or place in self._own or _is_shard_of(path, self._out):
+            if place is None or place in self._own or (self._out and _is_shard_of(path, self._out)):
                 continue
             if place in self._visited:
                 self._linked_twice += 1
@@ -167,7 +181,7 @@ class _Found:
             except OSError as error:
                 raise ListError(f"{printable(path, 300)}: cannot be read ({error.strerror})") from None
             names = {entry.name for entry in entries}
-            if _holds_outputs(path, names):
+            if (prefix or self._out is not None) and _holds_outputs(path, names):
                 self._left_out.append(path)
                 continue
             below = []

@@ -153,12 +153,26 @@ def read_data_directory(
         OutputError: The sibling is the directory itself, not a directory, or holds ``segments`` already.
     """
     check_name(audio_folder, "the folder of the anonymized recordings")
+    utterances = read_directory_utterances(path, allow_commands=allow_commands)
+    return DataDirectory(path, _sibling(path, suffix), utterances, audio_folder)
+
+
+def read_directory_utterances(path: Path, *, allow_commands: bool = False) -> list[Utterance]:
+    """The utterances of a Kaldi data directory alone, as ``read_data_directory`` reads them.
+
+    Args:
+        path: The directory.
+        allow_commands: Admit recordings that are another command's output; the commands are not run here.
+
+    Raises:
+        ListError: A list is missing, unreadable, empty or contradictory, an utterance id cannot name a file, or a
+            recording is another command.
+    """
     segments = path / "segments"
     # A dangling link is an error: without its segments, a directory means other utterances.
     segmented = segments.exists() or segments.is_symlink()
     recordings = _read_recordings(path / "wav.scp", allow_commands, names_files=not segmented)
-    utterances = _read_segments(segments, recordings) if segmented else list(recordings.values())
-    return DataDirectory(path, _sibling(path, suffix), utterances, audio_folder)
+    return _read_segments(segments, recordings) if segmented else list(recordings.values())
 
 
 def finish_data_directory(directory: DataDirectory, written: Mapping[str, Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import mkc_fast
+import mkc_fast.evaluation
 import mkc_fast.export
 from mkc_fast import errors
 
@@ -12,7 +13,7 @@ API = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8"
 
 
 def test_every_public_name_loads_and_is_documented() -> None:
-    for module in (mkc_fast, mkc_fast.export):
+    for module in (mkc_fast, mkc_fast.export, mkc_fast.evaluation):
         for name in module.__all__:
             assert getattr(module, name) is not None
             assert name == "__version__" or f"{module.__name__}.{name}" in API

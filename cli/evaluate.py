@@ -1,0 +1,183 @@
+"""``mkc-fast evaluate``: anonymized speech beside the original → privacy, intelligibility, quality, pitch, duration."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mkc_fast.cli import panels
+from mkc_fast.cli.run_options import AllowCommandsOption
+from mkc_fast.cli.show import console, counted, counting, errors, shown_warnings
+from mkc_fast.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Measure(str, Enum):
+    """What can be measured."""
+
+    privacy = "privacy"
+    intelligibility = "intelligibility"
+    quality = "quality"
+    pitch = "pitch"
+    duration = "duration"
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    original: Annotated[
+        Path, typer.Argument(help="Original speech: a Kaldi data directory, a folder of recordings, or a list.")
+    ],
+    anonymized: Annotated[Path, typer.Argument(help="Anonymized speech, with the same utterance ids.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for evaluation.json and evaluation.html.", rich_help_panel=panels.OUTPUT),
+    ] = None,
+    only: Annotated[
+        list[Measure] | None,
+        typer.Option(help="Make this measure alone; may be repeated.", rich_help_panel=panels.RUN),
+    ] = None,
+    skip: Annotated[
+        list[Measure] | None, typer.Option(help="Leave this measure out; may be repeated.", rich_help_panel=panels.RUN)
+    ] = None,
+    utt2spk: Annotated[
+        Path | None,
+        typer.Option(
+            help="List of 'utt-id speaker' a line; the file beside the original speech without this option.",
+            rich_help_panel=panels.INPUT,
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="List of 'utt-id words' a line; the file beside the original speech without this option.",
+            rich_help_panel=panels.INPUT,
+        ),
+    ] = None,
+    enrolment: Annotated[
+        Path | None,
+        typer.Option(
+            help="Original recordings that speakers are enrolled with, if they are others.",
+            rich_help_panel=panels.INPUT,
+        ),
+    ] = None,
+    enrolment_anonymized: Annotated[
+        Path | None,
+        typer.Option(
+            help="The attacker's anonymized recordings for enrolment, of another draw (default: the speaker's other "
+            "utterances in ANONYMIZED).",
+            rich_help_panel=panels.INPUT,
+        ),
+    ] = None,
+    asv: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.onnx",
+            help="Speaker verifier: waveform (1, S) float32, 16 kHz → embedding (default: resemblyzer's).",
+            rich_help_panel=panels.ARTIFACTS,
+        ),
+    ] = None,
+    asr: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Whisper model in CTranslate2's format, for faster-whisper (default: PocketSphinx's).",
+            rich_help_panel=panels.ARTIFACTS,
+        ),
+    ] = None,
+    language: Annotated[
+        str, typer.Option(help="Of --asr: two letters, or 'auto'.", rich_help_panel=panels.ARTIFACTS)
+    ] = "en",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that listen (default: one for each core, but one for few recordings).",
+            min=1,
+            rich_help_panel=panels.RUN,
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of the intervals, and of trials among many speakers.", min=0, rich_help_panel=panels.RUN),
+    ] = 0,
+    resamples: Annotated[
+        int, typer.Option(help="Bootstrap resamples of the intervals; 0: none.", min=0, rich_help_panel=panels.RUN)
+    ] = 1000,
+    allow_commands: AllowCommandsOption = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record as JSON.", rich_help_panel=panels.OUTPUT)
+    ] = False,
+) -> None:
+    """Evaluate anonymized speech beside the original: privacy, intelligibility, quality, pitch, duration.
+
+    No attacker is trained here, so the privacy that this shows is more than there is. Nothing is downloaded.
+    """
+    from mkc_fast.evaluation.choosing import Given
+    from mkc_fast.evaluation.run import evaluate as evaluated
+
+    with shown_warnings(), counting("recordings heard") as count:
+        made = evaluated(
+            original,
+            anonymized,
+            out,
+            enrolment=enrolment,
+            enrolment_anonymized=enrolment_anonymized,
+            utt2spk=utt2spk,
+            text=text,
+            only=[each.value for each in only or ()],
+            skip=[each.value for each in skip or ()],
+            given=Given(asv=asv, asr=asr, language=None if language == "auto" else language),
+            jobs=jobs,
+            seed=seed,
+            resamples=resamples,
+            allow_commands=allow_commands,
+            progress=count,
+        )
+    if as_json:
+        print(json.dumps(made.record, indent=1))
+    else:
+        _show(made.record)
+    for path in made.files:
+        errors.print(f"wrote {path}", soft_wrap=True)
+    for name, reason in made.failed.items():
+        errors.print(f"failed: {printable(name)}: {reason}", soft_wrap=True)
+    if made.failed:
+        raise typer.Exit(1)
+
+
+def _show(record: Mapping[str, Any]) -> None:
+    """The table, and what it is not."""
+    from rich.table import Table
+
+    from mkc_fast.evaluation.measures import MEASURES
+    from mkc_fast.evaluation.rows import HEAD, rows
+
+    counts = record["recordings"]
+    speakers = f" of {counted(counts['speakers'], 'speaker')}" if counts["speakers"] else ""
+    console.print(
+        f"{printable(counts['anonymized'])} beside {printable(counts['original'])}: "
+        f"{counted(counts['heard'], 'utterance')}{speakers}",
+        soft_wrap=True,
+    )
+    console.print()
+    table = Table(*HEAD, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for measure in MEASURES:
+        for row in rows(record, measure):
+            table.add_row(*row)
+    console.print(table)
+    console.print()
+    for measure, reason in record["not_measured"].items():
+        console.print(f"no {measure}: {printable(reason, 400)}", soft_wrap=True)
+    for text in record["is_not"]:
+        console.print(text, soft_wrap=True)

@@ -1,0 +1,119 @@
+"""Speech recognizers: a waveform → words. Their models are in a package or a folder; none is downloaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mkc_fast.errors import MkcError
+from mkc_fast.evaluation.models import ModelFacts, model_files, package_version
+from mkc_fast.extras import required
+from mkc_fast.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+_ACOUSTIC, _LANGUAGE, _DICTIONARY = "en-us/en-us", "en-us/en-us.lm.bin", "en-us/cmudict-en-us.dict"
+_WHISPER_NEEDS = ("model.bin", "config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class PocketSphinx:
+    """The model of US English that the package pocketsphinx holds."""
+
+    def facts(self) -> ModelFacts:
+        """The package and the files of its model."""
+        folder = self._folder()
+        acoustic = sorted(path for path in (folder / _ACOUSTIC).iterdir() if path.is_file())
+        files = model_files([*acoustic, folder / _LANGUAGE, folder / _DICTIONARY])
+        return ModelFacts("en-us of PocketSphinx", package_version("pocketsphinx"), files)
+
+    def open(self) -> Callable[[NDArray[np.float32]], str]:
+        """Load the model."""
+        with required("the recognizer", "pocketsphinx"):
+            import pocketsphinx
+        folder = self._folder()
+        decoder = pocketsphinx.Decoder(
+            hmm=str(folder / _ACOUSTIC),
+            lm=str(folder / _LANGUAGE),
+            dict=str(folder / _DICTIONARY),
+            logfn=os.devnull,
+            loglevel="FATAL",
+        )
+
+        def recognize(waveform: NDArray[np.float32]) -> str:
+            samples = np.round(np.clip(waveform, -1, 1) * 32767).astype("<i2")
+            # What it has adapted to in other recordings would make the result depend on their order; with the whole
+            # utterance at once, it is adapted to this one from the start.
+            decoder.reinit_feat()
+            decoder.start_utt()
+            decoder.process_raw(samples.tobytes(), no_search=False, full_utt=True)
+            decoder.end_utt()
+            found = decoder.hyp()
+            return "" if found is None else str(found.hypstr)
+
+        return recognize
+
+    @staticmethod
+    def _folder() -> Path:
+        with required("the recognizer", "pocketsphinx"):
+            import pocketsphinx
+        return Path(pocketsphinx.get_model_path())
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """A model of Whisper in CTranslate2's format, for the package faster-whisper.
+
+    Attributes:
+        folder: With ``model.bin``, ``config.json`` and ``tokenizer.json``; without the last, the package would download
+            it.
+        language: Two letters; without it the model decides, recording by recording.
+    """
+
+    folder: Path
+    language: str | None = "en"
+
+    def facts(self) -> ModelFacts:
+        """The package and the files."""
+        self._check()
+        files = model_files(sorted(path for path in self.folder.iterdir() if path.is_file()))
+        return ModelFacts(self.folder.name, package_version("faster-whisper"), files)
+
+    def open(self) -> Callable[[NDArray[np.float32]], str]:
+        """Load the model on the CPU.
+
+        Raises:
+            MkcError: A file is missing, or the model cannot be opened.
+        """
+        self._check()
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package is imported: a second lock on the door
+        with required("the recognizer", "faster_whisper"):
+            import faster_whisper
+        try:
+            model = faster_whisper.WhisperModel(str(self.folder), device="cpu", cpu_threads=1, local_files_only=True)
+        except Exception as error:  # CTranslate2 raises RuntimeError, its tokenizer plain Exceptions
+            raise MkcError(f"{self.folder}: not a model of Whisper ({one_line(str(error), 200)})") from None
+
+        def recognize(waveform: NDArray[np.float32]) -> str:
+            # At one temperature, so that nothing is drawn; and no recording's text depends on another part's errors.
+            segments, _ = model.transcribe(
+                waveform, language=self.language, beam_size=5, temperature=0.0, condition_on_previous_text=False
+            )
+            return " ".join(segment.text.strip() for segment in segments)
+
+        return recognize
+
+    def _check(self) -> None:
+        for name in _WHISPER_NEEDS:
+            if not (self.folder / name).is_file():
+                raise MkcError(
+                    f"{self.folder}: has no {name}; expected a folder with {', '.join(_WHISPER_NEEDS)}, as "
+                    "ct2-transformers-converter writes it; nothing is downloaded"
+                )

@@ -1,0 +1,342 @@
+"""One evaluation: read, listen, measure, write."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mkc_fast.engine.devices import cores
+from mkc_fast.errors import ArgumentError, ListError, MkcError
+from mkc_fast.evaluation.choosing import Given, choose_models
+from mkc_fast.evaluation.inputs import Speech, read_speech
+from mkc_fast.evaluation.intelligibility import measure_intelligibility
+from mkc_fast.evaluation.intervals import Bootstrap
+from mkc_fast.evaluation.listening import Heard, Outcome, Task, listen_to_all
+from mkc_fast.evaluation.measures import DURATION, INTELLIGIBILITY, PITCH, PRIVACY, QUALITY, Measure, wanted
+from mkc_fast.evaluation.privacy import (
+    IGNORANT,
+    LAZY_INFORMED,
+    ORIGINAL,
+    Enrolment,
+    enrolls_of,
+    measure_privacy,
+    plan_trials,
+)
+from mkc_fast.evaluation.record import make_record, write_record
+from mkc_fast.evaluation.sound import measure_duration, measure_pitch, measure_quality
+from mkc_fast.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from mkc_fast.evaluation.trials import Trials
+
+_logger = logging.getLogger("mkc_fast")
+_ORIGINAL, _ANONYMIZED, _ENROLMENT, _ENROLMENT_ANONYMIZED = "original", "anonymized", "enrolment", "other draw"
+_VERIFIER = "verifier"
+_FEW = 32  # recordings that one process hears about as soon as more are started
+# The measures that listen to original and anonymized recordings alike, with the models that they need.
+_MODELS = {PRIVACY: _VERIFIER, INTELLIGIBILITY: "recognizer", QUALITY: "quality", PITCH: "pitch"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        record: As ``evaluation.json`` has it.
+        failed: Why a recording could not be read or heard, by utterance id.
+        files: That were written.
+    """
+
+    record: dict[str, Any]
+    failed: dict[str, str]
+    files: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """All speech of an evaluation."""
+
+    original: Speech
+    anonymized: Speech
+    enrolment: Enrolment
+    enrolment_anonymized: Enrolment
+    speakers: Mapping[str, str]
+
+    @property
+    def matched(self) -> list[str]:
+        """The utterances that are there as original and as anonymized speech, in the order of the original."""
+        return [name for name in self.original.utterances if name in self.anonymized.utterances]
+
+
+def evaluate(
+    original: str | os.PathLike[str],
+    anonymized: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    enrolment: str | os.PathLike[str] | None = None,
+    enrolment_anonymized: str | os.PathLike[str] | None = None,
+    utt2spk: str | os.PathLike[str] | None = None,
+    text: str | os.PathLike[str] | None = None,
+    only: Collection[str] = (),
+    skip: Collection[str] = (),
+    given: Given | None = None,
+    jobs: int | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    allow_commands: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Evaluate anonymized speech beside the original: privacy, intelligibility, quality, pitch and duration.
+
+    No attacker is trained, so the privacy that this shows is more than there is. Nothing is downloaded.
+
+    Args:
+        original: The original speech: a Kaldi data directory, a folder of recordings, or a list. Its lists
+            ``utt2spk``, ``text``, ``trials`` and ``enrolls`` are read if they are there.
+        anonymized: The anonymized speech; utterances are matched by id, which in a folder is the path without ending.
+        out: A folder for ``evaluation.json`` and ``evaluation.html``; without it nothing is written.
+        enrolment: Original recordings that speakers are enrolled with, where they are not among ``original``, as in
+            the sets of the VoicePrivacy Challenge.
+        enrolment_anonymized: The attacker's anonymized recordings for enrolment, made with another draw. Without
+            them, speakers are enrolled with their other utterances in ``anonymized``.
+        utt2spk: The list of speakers.
+        text: The list of transcripts.
+        only: Make these measures alone: ``privacy``, ``intelligibility``, ``quality``, ``pitch``, ``duration``.
+        skip: Leave these out.
+        given: Models in place of those of installed packages.
+        jobs: Processes that listen, each with one thread. Default: one for each core, but this process alone for few
+            recordings, and where a model is a function.
+        seed: Of the bootstrap, and of the choice of nontarget trials where there are more than 100 speakers.
+        resamples: Of the bootstrap; 0 makes no intervals.
+        allow_commands: Run the commands of a ``wav.scp``.
+        progress: Called with (recordings heard, all).
+
+    Returns:
+        The measures; a recording that cannot be read is in ``failed``, and the others are measured.
+
+    Raises:
+        ArgumentError: A measure is unknown, or a number is not possible.
+        ListError: A list is missing or unreadable, no utterance is in both, or a measure that was asked for is not
+            possible with them.
+        MkcError: A package or model of a measure that was asked for is missing.
+        OutputError: ``out`` cannot be written.
+    """
+    if resamples < 0 or seed < 0 or (jobs is not None and jobs < 1):
+        raise ArgumentError(f"resamples is {resamples}, seed {seed}, jobs {jobs}; expected none below 0, and a job")
+    given = given or Given()
+    measures = wanted(only, skip)
+    models, without = choose_models(measures, only, given)
+    facts = {name: model.facts() for name, model in vars(models).items() if model is not None}
+    bootstrap = Bootstrap(resamples, seed)
+    sides = _read(
+        *(None if path is None else Path(path) for path in (original, anonymized, enrolment, enrolment_anonymized)),
+        utt2spk=None if utt2spk is None else Path(utt2spk),
+        text=None if text is None else Path(text),
+        allow_commands=allow_commands,
+    )
+    trials = None
+    if PRIVACY in measures and PRIVACY not in without:
+        try:
+            trials = plan_trials(sides.original, sides.enrolment, sides.matched, sides.speakers, seed)
+        except ListError as error:
+            if PRIVACY in only or sides.original.trials is not None:
+                raise
+            without[PRIVACY] = str(error)
+    made = [measure for measure in measures if measure not in without]
+    tasks = _tasks(sides, made)
+    jobs = _jobs(jobs, given, len(tasks))
+    heard, failed = _sorted(tasks, listen_to_all(tasks, models, jobs, progress or (lambda _, __: None)))
+    results = _results(sides, heard, made, trials, bootstrap, without, only)
+    for measure, model in _MODELS.items():
+        if measure in results:
+            results[measure]["model"] = facts[model].as_record()
+    record = make_record(_counts(sides, heard, failed), results, without, failed, bootstrap)
+    files = write_record(Path(out), record) if out is not None else []
+    return Evaluation(record, failed, files)
+
+
+def _read(
+    original: Path | None,
+    anonymized: Path | None,
+    enrolment: Path | None,
+    enrolment_anonymized: Path | None,
+    *,
+    utt2spk: Path | None,
+    text: Path | None,
+    allow_commands: bool,
+) -> _Sides:
+    """Read all speech, and warn of utterances that only one side has.
+
+    Raises:
+        ListError: No utterance is in both.
+    """
+    assert original is not None
+    assert anonymized is not None
+    first = read_speech(original, utt2spk=utt2spk, text=text, allow_commands=allow_commands)
+    second = read_speech(anonymized, allow_commands=allow_commands)
+    enrolled = Enrolment(first, apart=False)
+    if enrolment is not None:
+        enrolled = Enrolment(read_speech(enrolment, allow_commands=allow_commands), apart=True)
+    other = Enrolment(second, apart=False)
+    if enrolment_anonymized is not None:
+        other = Enrolment(read_speech(enrolment_anonymized, allow_commands=allow_commands), apart=True)
+    speakers: dict[str, str] = {}
+    for speech in (other.speech, enrolled.speech, second, first):
+        speakers.update(speech.speakers)
+    sides = _Sides(first, second, enrolled, other, speakers)
+    matched = sides.matched
+    if not matched:
+        raise ListError(
+            f"{first.path} and {second.path}: have no utterance in common; one has '{_example(first)}', the other "
+            f"'{_example(second)}'"
+        )
+    for one, there, size in ((first, second, "anonymized"), (second, first, "original")):
+        alone = [name for name in one.utterances if name not in there.utterances]
+        if alone:
+            _logger.warning(
+                "%d of %d utterances of %s have no %s recording, such as '%s'",
+                *(len(alone), len(one.utterances), printable(str(one.path), 300), size, printable(alone[0])),
+            )
+    return sides
+
+
+def _example(speech: Speech) -> str:
+    return printable(next(iter(speech.utterances)))
+
+
+def _jobs(jobs: int | None, given: Given, recordings: int) -> int:
+    """How many processes listen: functions of the caller may not be there in others, and a start takes seconds."""
+    if given.verifier or given.recognizer or given.quality or given.pitch:
+        return 1
+    return min(jobs or min(cores(), 1 + recordings // _FEW), max(1, recordings))
+
+
+def _tasks(sides: _Sides, measures: Sequence[Measure]) -> list[Task]:
+    """What is listened to: both sides of each utterance, and the recordings that are for enrolment alone."""
+    kinds = tuple(_MODELS[measure] for measure in measures if measure in _MODELS)
+    tasks = [
+        Task((side, name), speech.utterances[name], kinds)
+        for name in sides.matched
+        for side, speech in ((_ORIGINAL, sides.original), (_ANONYMIZED, sides.anonymized))
+    ]
+    for side, enrolment in ((_ENROLMENT, sides.enrolment), (_ENROLMENT_ANONYMIZED, sides.enrolment_anonymized)):
+        if enrolment.apart and PRIVACY in measures:
+            tasks += [
+                Task((side, name), utterance, (_VERIFIER,)) for name, utterance in enrolment.speech.utterances.items()
+            ]
+    return tasks
+
+
+def _sorted(
+    tasks: Sequence[Task], outcomes: Mapping[tuple[str, str], Outcome]
+) -> tuple[dict[str, dict[str, Heard]], dict[str, str]]:
+    """What was heard of each side, by utterance, and why recordings failed."""
+    heard: dict[str, dict[str, Heard]] = {
+        side: {} for side in (_ORIGINAL, _ANONYMIZED, _ENROLMENT, _ENROLMENT_ANONYMIZED)
+    }
+    failed: dict[str, str] = {}
+    for task in tasks:
+        side, name = task.key
+        outcome = outcomes[task.key]
+        if isinstance(outcome, Heard):
+            heard[side][name] = outcome
+            for reason in outcome.refused.values():
+                failed.setdefault(name, reason)
+        else:
+            failed.setdefault(name, outcome)
+    return heard, failed
+
+
+def _results(
+    sides: _Sides,
+    heard: Mapping[str, Mapping[str, Heard]],
+    measures: Sequence[Measure],
+    trials: Trials | None,
+    bootstrap: Bootstrap,
+    without: dict[Measure, str],
+    only: Collection[str],
+) -> dict[Measure, dict[str, Any]]:
+    """Each measure's part of the record; what turns out not to be possible goes into ``without``."""
+    both = [name for name in heard[_ORIGINAL] if name in heard[_ANONYMIZED]]
+    if not both:
+        raise MkcError("no utterance could be read as original and as anonymized speech")
+    pairs = [(heard[_ORIGINAL][name], heard[_ANONYMIZED][name]) for name in both]
+    results: dict[Measure, dict[str, Any]] = {}
+    for measure in measures:
+        if measure == PRIVACY:
+            assert trials is not None
+            try:
+                results[measure] = _privacy(sides, heard, both, trials, bootstrap)
+            except ListError as error:
+                if PRIVACY in only:
+                    raise
+                without[PRIVACY] = str(error)
+        elif measure == INTELLIGIBILITY:
+            text = sides.original.transcripts or sides.anonymized.transcripts
+            words = [
+                {name: found for name in both if (found := heard[side][name].words) is not None}
+                for side in (_ORIGINAL, _ANONYMIZED)
+            ]
+            results[measure] = measure_intelligibility(words[0], words[1], text, bootstrap)
+        elif measure == QUALITY:
+            results[measure] = measure_quality(pairs, bootstrap)
+        elif measure == PITCH:
+            results[measure] = measure_pitch(pairs, bootstrap)
+        else:
+            assert measure == DURATION
+            results[measure] = measure_duration(pairs, bootstrap)
+    return results
+
+
+def _privacy(
+    sides: _Sides,
+    heard: Mapping[str, Mapping[str, Heard]],
+    both: Sequence[str],
+    trials: Trials,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    def embeddings(side: str, names: Collection[str]) -> dict[str, Any]:
+        return {name: found for name in names if (found := heard[side][name].embedding) is not None}
+
+    first, second = embeddings(_ORIGINAL, both), embeddings(_ANONYMIZED, both)
+    first = {name: embedding for name, embedding in first.items() if name in second}
+    second = {name: embedding for name, embedding in second.items() if name in first}
+    enrolled = embeddings(_ENROLMENT, heard[_ENROLMENT]) if sides.enrolment.apart else first
+    other = (
+        embeddings(_ENROLMENT_ANONYMIZED, heard[_ENROLMENT_ANONYMIZED]) if sides.enrolment_anonymized.apart else second
+    )
+    found = measure_privacy(
+        trials,
+        sides.speakers,
+        enrolls_of(sides.original, sides.enrolment),
+        {ORIGINAL: (enrolled, first), IGNORANT: (enrolled, second), LAZY_INFORMED: (other, second)},
+        bootstrap,
+    )
+    return {
+        **found,
+        "enrolment": "recordings of their own" if sides.enrolment.apart else "other utterances of the speaker",
+        "enrolment_anonymized": (
+            "recordings of their own, another draw"
+            if sides.enrolment_anonymized.apart
+            else "other utterances of the speaker, of the draw that is evaluated"
+        ),
+    }
+
+
+def _counts(sides: _Sides, heard: Mapping[str, Mapping[str, Heard]], failed: Mapping[str, str]) -> dict[str, Any]:
+    matched = sides.matched
+    return {
+        "original": sides.original.path.resolve().name,
+        "anonymized": sides.anonymized.path.resolve().name,
+        "utterances": len(matched),
+        "heard": sum(name in heard[_ANONYMIZED] for name in heard[_ORIGINAL]),
+        "failed": len(failed),
+        "without_anonymized": len(sides.original.utterances) - len(matched),
+        "without_original": len(sides.anonymized.utterances) - len(matched),
+        "speakers": len({sides.speakers[name] for name in matched if name in sides.speakers}),
+    }

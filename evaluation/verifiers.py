@@ -1,0 +1,77 @@
+"""Speaker verifiers in ONNX: a waveform → an embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mkc_fast.errors import AudioError, MkcError
+from mkc_fast.evaluation.models import ModelFacts, model_files
+from mkc_fast.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_EXPECTED = "expected one input, a waveform (1, S) float32 at 16 kHz, and an embedding as first output"
+_FLOAT32 = "tensor(float)"
+
+
+@dataclass(frozen=True)
+class OnnxVerifier:
+    """A graph that takes a waveform (1, S) float32 at 16 kHz, S free, and gives an embedding, (1, E) say.
+
+    Attributes:
+        path: The graph.
+    """
+
+    path: Path
+
+    def facts(self) -> ModelFacts:
+        """The file."""
+        return ModelFacts(self.path.stem, files=model_files([self.path]))
+
+    def open(self) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """Open the graph on the CPU.
+
+        Raises:
+            MkcError: It cannot be opened, or takes something else.
+        """
+        from mkc_fast.onnx_runtime import ort
+
+        if not self.path.is_file():
+            raise MkcError(f"{self.path}: no such file")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has a type for each kind of failure
+            raise MkcError(f"{self.path}: not a graph that ONNX Runtime opens ({one_line(str(error), 200)})") from None
+        inputs = session.get_inputs()
+        shapes = ", ".join(f"{each.name} {each.shape} {each.type}" for each in inputs)
+        fits = len(inputs) == 1 and inputs[0].type == _FLOAT32 and len(inputs[0].shape) == 2
+        if not fits or isinstance(inputs[0].shape[1], int) or inputs[0].shape[0] not in {1, *_free(inputs[0].shape[0])}:
+            raise MkcError(f"{self.path}: takes {shapes}; {_EXPECTED}")
+        name = inputs[0].name
+
+        def embed(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+            try:
+                embedding = session.run(None, {name: waveform[None, :]})[0]
+            except Exception as error:
+                raise AudioError(f"the verifier fails on it ({one_line(str(error), 120)})") from None
+            flat = np.asarray(embedding, np.float32).reshape(-1)
+            if not np.isfinite(flat).all() or not flat.any():
+                raise AudioError("the verifier's embedding is zero, or not finite")
+            return flat
+
+        return embed
+
+
+def _free(size: object) -> tuple[object, ...]:
+    """The size of a dimension, if it may be any."""
+    return () if isinstance(size, int) else (size,)

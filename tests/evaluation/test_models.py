@@ -1,0 +1,102 @@
+"""Models that are files: what they must be, and that none is downloaded."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mkc_fast.errors import AudioError, MkcError
+from mkc_fast.evaluation.recognizers import Whisper
+from mkc_fast.evaluation.verifiers import OnnxVerifier
+
+onnx = pytest.importorskip("onnx", reason="makes graphs")
+WAVE = np.linspace(-0.5, 0.5, 1600, dtype=np.float32)
+
+
+def graph(path: Path, shape: list[Any], inputs: int = 1, kind: int = onnx.TensorProto.FLOAT) -> Path:
+    """A graph that gives the mean and the largest value of its first input."""
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("ReduceMean", ["x0"], ["mean"], keepdims=1),
+        helper.make_node("ReduceMax", ["x0"], ["most"], keepdims=1),
+        helper.make_node("Concat", ["mean", "most"], ["embedding"], axis=-1),
+    ]
+    names = [helper.make_tensor_value_info(f"x{number}", kind, shape) for number in range(inputs)]
+    made = helper.make_graph(nodes, "verifier", names, [helper.make_tensor_value_info("embedding", kind, None)])
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("shape", [[1, None], ["batch", "samples"]])
+def test_a_graph_from_waveform_to_embedding_is_a_verifier(tmp_path: Path, shape: list[Any]) -> None:
+    verifier = OnnxVerifier(graph(tmp_path / "speaker.onnx", shape))
+    assert verifier.open()(WAVE) == pytest.approx([WAVE.mean(), 0.5], abs=1e-6)
+    facts = verifier.facts()
+    assert facts.name == "speaker"
+    assert len(facts.files[0].sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs", "kind"),
+    [
+        ([1, None, 80], 1, onnx.TensorProto.FLOAT),
+        ([1, 16000], 1, onnx.TensorProto.FLOAT),
+        ([4, None], 1, onnx.TensorProto.FLOAT),
+        ([None], 1, onnx.TensorProto.FLOAT),
+        ([1, None], 2, onnx.TensorProto.FLOAT),
+        ([1, None], 1, onnx.TensorProto.DOUBLE),
+    ],
+)
+def test_a_graph_that_takes_something_else_is_refused_with_what_is_expected(
+    tmp_path: Path, shape: list[Any], inputs: int, kind: int
+) -> None:
+    with pytest.raises(MkcError, match=r"takes x0 \[.*expected one input, a waveform \(1, S\) float32 at 16 kHz"):
+        OnnxVerifier(graph(tmp_path / "other.onnx", shape, inputs, kind)).open()
+
+
+def test_what_is_no_graph_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"no graph")
+    with pytest.raises(MkcError, match="not a graph that ONNX Runtime opens"):
+        OnnxVerifier(tmp_path / "no.onnx").open()
+
+
+def test_an_embedding_of_zeros_is_refused(tmp_path: Path) -> None:
+    embed = OnnxVerifier(graph(tmp_path / "speaker.onnx", [1, None])).open()
+    with pytest.raises(AudioError, match="is zero"):
+        embed(np.zeros(1600, np.float32))
+
+
+@pytest.mark.parametrize("missing", ["model.bin", "config.json", "tokenizer.json"])
+def test_a_folder_that_would_make_whisper_download_is_refused(tmp_path: Path, missing: str) -> None:
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        (tmp_path / name).touch()
+    (tmp_path / missing).unlink()
+    with pytest.raises(MkcError, match=rf"has no {missing}; .*nothing is downloaded"):
+        Whisper(tmp_path).open()
+
+
+def test_whisper_is_opened_from_the_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        (tmp_path / name).touch()
+    asked: dict[str, Any] = {}
+
+    class WhisperModel:
+        def __init__(self, name: str, **options: Any) -> None:
+            asked.update(options, name=name)
+
+        def transcribe(self, _: np.ndarray, **options: Any) -> tuple[list[Any], None]:
+            asked.update(options)
+            return [types.SimpleNamespace(text=" Hello"), types.SimpleNamespace(text=" there. ")], None
+
+    package = types.ModuleType("faster_whisper")
+    package.WhisperModel = WhisperModel  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "faster_whisper", package)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert Whisper(tmp_path, "de").open()(WAVE) == "Hello there."
+    assert asked | {"name": str(tmp_path), "local_files_only": True, "language": "de", "temperature": 0.0} == asked
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
