@@ -82,6 +82,13 @@ def train(
         ),
     ] = None,
     device: EncoderDeviceOption = "cpu",
+    fit_device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where models are fitted; on cuda:0, several at once. The encoder's device without this option.",
+            rich_help_panel=panels.DEVICES,
+        ),
+    ] = None,
     n_init: Annotated[
         int, typer.Option(help="Starts by k-means++, of which the best is taken.", min=1, rich_help_panel=panels.RUN)
     ] = 20,
@@ -121,6 +128,7 @@ def train(
             seed=seed,
             jobs=jobs,
             device=device,
+            fit_device=fit_device,
             overwrite=overwrite,
             allow_commands=allow_commands,
             progress=show,

@@ -8,38 +8,48 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mkc_fast.engine.artifacts import MODEL_FILE, BankInfo, TrainedEntry, identity
 from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.engine.audio.read import Recording, read_utterance
 from mkc_fast.engine.corpus.plan import lengths_s
 from mkc_fast.engine.datasets.lines import check_name
-from mkc_fast.engine.devices import cores
+from mkc_fast.engine.devices import cores, parse_device
 from mkc_fast.engine.draws import check_seed
 from mkc_fast.engine.encoder import Encoder
 from mkc_fast.errors import ListError, MkcError, OutputError
 from mkc_fast.export.bank import build_bank
+from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
 from mkc_fast.extras import required
+from mkc_fast.kernels.cuda.device import import_cupy, open_device
 from mkc_fast.names import CPU
 from mkc_fast.text import one_line, printable
 from mkc_fast.train.groups import ALL, REFUSE, SPEAKER, Group, grouped, speakers_a_model, with_enough
 from mkc_fast.train.kmeans import FitJob, Fitted, KMeansSettings
+from mkc_fast.train.lloyd import fit_together, start_of
 from mkc_fast.train.speech import NEEDED, UNUSED, read_speech
 from mkc_fast.train.work_folder import work_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
+
+    from numpy.typing import NDArray
 
     from mkc_fast.engine.options import EngineOptions
 
 MODELS_LIST = "kmeans.scp"
 # Of a recording, kept in memory: longer ones are read window by window.
 _MOST_IN_MEMORY_S = 600
+# Features and models that a GPU fits at once: enough to keep it busy, and little of its memory.
+_TOGETHER_BYTES, _MOST_TOGETHER = 4 << 30, 16
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ def train_bank(
     seed: int | None = None,
     jobs: int | None = None,
     device: str = CPU,
+    fit_device: str | None = None,
     options: EngineOptions | None = None,
     overwrite: bool = False,
     allow_commands: bool = False,
@@ -116,8 +127,10 @@ def train_bank(
         min_frames: Default: as many as clusters, the least with which k-means works.
         save_kmeans: Folder for the models as files that the research code loads, with a list ``kmeans.scp``.
         seed: Makes the fits repeatable. Default: the operating system's entropy.
-        jobs: Models that are fitted at once. Default: one for each two cores.
+        jobs: Models that are fitted at once on a CPU; with a GPU, whose starts are. Default: one for each two cores.
         device: Of the encoder, ``cpu`` or ``cuda:<number>``.
+        fit_device: Of the fits. On ``cuda:<number>`` several models are fitted at once, by Lloyd's algorithm instead of
+            mini-batches. Default: that of the encoder.
         options: Of the encoder.
         overwrite: Replace ``out`` if it holds a bank and nothing else, and start over.
         allow_commands: Run the commands (lines that end in ``|``) of a list.
@@ -127,7 +140,7 @@ def train_bank(
         ArgumentError: Not exactly one form of input is given, or a value is not possible.
         ListError: A list is unreadable or contradictory, or a speaker has too few frames and ``few`` refuses that.
         ArtifactError: The model is missing or damaged.
-        DeviceError: The device is not here.
+        DeviceError: A device is not here, or its memory does not hold the features of a model.
         OutputError: ``out`` cannot be written, or a training with other settings was interrupted there.
         MkcError: scikit-learn is not installed, or a fit failed.
     """
@@ -147,17 +160,20 @@ def train_bank(
         allow_commands=allow_commands,
         otherwise=f", except with --per {ALL}",
     )
+    gpu = parse_device(fit_device or device)
+    if gpu is not None:
+        open_device(import_cupy(), gpu)  # refuses before anything is encoded
     encoder = Encoder.load(model, device, options=options)
     frames = [encoder.info.frames(int(length * encoder.info.sample_rate)) for length in lengths_s(utterances)]
     least = settings.clusters if min_frames is None else max(min_frames, settings.clusters)
     groups = with_enough(grouped(utterances, frames, speakers, per), least, few)
     for group in groups:
         check_name(group.name, "a speaker")
-    described = _described(Path(model), groups, settings, seed)
+    described = _described(Path(model), groups, settings, seed) | ({} if gpu is None else {"fits": "lloyd"})
     # Fits run in a folder of their own.
     work = out_path.absolute().with_name(f"{out_path.name}.training")
     with work_folder(work, described, "models of an interrupted training", overwrite=overwrite):
-        training = _Training(work, groups, encoder, settings, seed, least, jobs, progress or (lambda _: None))
+        training = _Training(work, groups, encoder, settings, seed, least, jobs, gpu, progress or (lambda _: None))
         training.run()
         models = work / MODELS_LIST
         models.write_text("".join(f"{group.name} {training.model(i)}\n" for i, group in enumerate(groups)))
@@ -168,6 +184,25 @@ def train_bank(
         info = build_bank(models, out_path, training=entries, overwrite=overwrite)
     shutil.rmtree(work, ignore_errors=True)
     return TrainedBank(info, training.failed, [int(each["empty"]) for each in facts], training.kept)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A group whose model a GPU will fit.
+
+    Attributes:
+        index: Of the group.
+        group: Who speaks.
+        features: (T, D) float32, mapped.
+        failed: Recordings that could not be read.
+        start: (K, D) float32, being drawn.
+    """
+
+    index: int
+    group: Group
+    features: NDArray[np.float32]
+    failed: dict[str, str]
+    start: Future[NDArray[np.float32]]
 
 
 class _Training:
@@ -182,6 +217,7 @@ class _Training:
         seed: int | None,
         least: int,
         jobs: int | None,
+        gpu: int | None,
         progress: Callable[[Progress], None],
     ) -> None:
         self.failed: dict[str, str] = {}
@@ -190,7 +226,7 @@ class _Training:
         self._settings, self._seed, self._least = settings, seed, least
         self._jobs = jobs or max(1, cores() // 2)
         self._threads = max(1, cores() // self._jobs)
-        self._progress = progress
+        self._gpu, self._progress = gpu, progress
         self._done = self._frames_done = 0
 
     def model(self, index: int) -> Path:
@@ -204,17 +240,61 @@ class _Training:
 
     def run(self) -> None:
         """Train what is not there yet."""
+        if self._gpu is None:
+            self._run_processes()
+        else:
+            self._run_together(self._gpu)
+
+    def _missing(self) -> Iterator[tuple[int, Group]]:
+        """The groups whose models are not there yet."""
+        for index, group in enumerate(self._groups):
+            if self._facts_file(index).is_file() and self.model(index).is_file():
+                self.failed.update(self.facts(index)["failed"])
+                self.kept += 1
+                self._advance(models=1, frames=group.frames)
+            else:
+                yield index, group
+
+    def _run_together(self, gpu: int) -> None:
+        """Fit several models at once on a GPU. The starts of some are drawn while the next are encoded."""
+        waiting: list[_Encoded] = []
+        with ThreadPoolExecutor(self._jobs, "start") as pool:
+            try:
+                for index, group in self._missing():
+                    frames, failed = self._encode(index, group)
+                    features = np.memmap(
+                        self._features_file(index), np.float32, "r", shape=(frames, self._encoder.info.dim)
+                    )
+                    size = sum(each.features.nbytes for each in waiting) + features.nbytes
+                    if waiting and (size > _TOGETHER_BYTES or len(waiting) == _MOST_TOGETHER):
+                        self._fit_together(waiting, gpu)
+                        waiting = []
+                    start = pool.submit(start_of, features, self._settings, self._seed_of(group))
+                    waiting.append(_Encoded(index, group, features, failed, start))
+                if waiting:
+                    self._fit_together(waiting, gpu)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _fit_together(self, encoded: Sequence[_Encoded], gpu: int) -> None:
+        starts = [each.start.result() for each in encoded]
+        begin = time.perf_counter()
+        fits = fit_together([each.features for each in encoded], starts, self._settings, gpu)
+        seconds = (time.perf_counter() - begin) / len(encoded)
+        for each, made in zip(encoded, fits, strict=True):
+            with atomic_file(self.model(each.index)) as temporary:
+                write_kmeans(temporary, made.centroids, made.counts)
+            fitted = Fitted(made.inertia, made.empty, seconds)
+            self._record(each.index, each.group, len(each.features), each.failed, fitted)
+            self._advance(models=1)
+
+    def _run_processes(self) -> None:
         processes: set[subprocess.Popen[str]] = set()
         fitting: set[Future[None]] = set()
         with ThreadPoolExecutor(self._jobs, "fit") as fits:
             try:
-                for index, group in enumerate(self._groups):
-                    if self._facts_file(index).is_file() and self.model(index).is_file():
-                        facts = self.facts(index)
-                        self.failed.update(facts["failed"])
-                        self.kept += 1
-                        self._advance(models=1, frames=group.frames)
-                        continue
+                for index, group in self._missing():
                     # As many lie on disk as are fitted, and the one that is encoded.
                     while len(fitting) >= self._jobs:
                         fitting = self._collect(fitting)
@@ -273,9 +353,10 @@ class _Training:
     def _fit(
         self, index: int, group: Group, frames: int, failed: dict[str, str], processes: set[subprocess.Popen[str]]
     ) -> None:
-        seed = None if self._seed is None else _seed_of(self._seed, group.name)
         features, dim = self._features_file(index), self._encoder.info.dim
-        job = FitJob(str(features), frames, dim, str(self.model(index)), self._settings, seed, self._threads)
+        job = FitJob(
+            str(features), frames, dim, str(self.model(index)), self._settings, self._seed_of(group), self._threads
+        )
         command = [sys.executable, "-m", "mkc_fast.train.kmeans"]
         # From its own folder: a clone's folder mkc_fast is only a part of the package.
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -289,7 +370,10 @@ class _Training:
         if process.returncode:
             last = (errors.strip().splitlines() or ["it said nothing"])[-1]
             raise MkcError(f"{printable(group.name)}: k-means failed (exit code {process.returncode}): {last[:200]}")
-        fitted = Fitted(**json.loads(said))
+        self._record(index, group, frames, failed, Fitted(**json.loads(said)))
+
+    def _record(self, index: int, group: Group, frames: int, failed: dict[str, str], fitted: Fitted) -> None:
+        """Write what is known of a model, and remove its features."""
         facts = {
             "utterances": len(group.utterances) - len(failed),
             "frames": frames,
@@ -298,7 +382,13 @@ class _Training:
         }
         with atomic_file(self._facts_file(index)) as temporary:
             temporary.write_text(json.dumps(facts))
-        features.unlink()
+        self._features_file(index).unlink()
+
+    def _seed_of(self, group: Group) -> int | None:
+        """The seed of one model."""
+        if self._seed is None:
+            return None
+        return int.from_bytes(hashlib.sha256(f"{self._seed}\0{group.name}".encode()).digest()[:4], "little")
 
     def _features_file(self, index: int) -> Path:
         return self._work / f"{index:06d}.features"
@@ -334,11 +424,6 @@ def _save(folder: Path, models: Sequence[tuple[str, Path]]) -> None:
             temporary.write_text("".join(f"{name} {name}.pt\n" for name, _ in models))
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
-
-
-def _seed_of(seed: int, name: str) -> int:
-    """The seed of one model."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:4], "little")
 
 
 __all__ = ["Progress", "TrainedBank", "train_bank"]

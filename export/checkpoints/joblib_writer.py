@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ALIGNMENT_BYTES = 16  # of the arrays in a joblib file
 
 
-def write_kmeans(path: Path, centroids: NDArray[Any]) -> None:
+def write_kmeans(path: Path, centroids: NDArray[Any], counts: NDArray[Any] | None = None) -> None:
     """Write a k-means model as ``joblib.dump`` writes scikit-learn's MiniBatchKMeans, with neither of the two.
 
     ``joblib.load`` of the file needs scikit-learn and gives an estimator that can ``predict``.
@@ -27,6 +27,7 @@ def write_kmeans(path: Path, centroids: NDArray[Any]) -> None:
     Args:
         path: The file to write.
         centroids: ``cluster_centers_``, (K, D) float64 or float32.
+        counts: (K,), frames of each cluster. Default: 1 each.
 
     Raises:
         ValueError: The centroids are not such an array.
@@ -55,7 +56,7 @@ def write_kmeans(path: Path, centroids: NDArray[Any]) -> None:
         "_init_size": 3 * num_clusters,
         "_n_threads": 1,
         "cluster_centers_": centroids,
-        "_counts": np.ones(num_clusters, centroids.dtype),
+        "_counts": np.ones(num_clusters, centroids.dtype) if counts is None else counts.astype(centroids.dtype),
         "_n_since_last_reassign": 0,
         "_n_features_out": num_clusters,
         "_sklearn_version": "1.2.2",

@@ -77,6 +77,29 @@ class CupyLookup(Lookup):
             self._plan(1)  # refuses what cannot run
             self._upload_bank(memory_fraction)
 
+    def replace(self, centroids: NDArray[np.float32], half_norms: NDArray[np.float64]) -> None:
+        """Take other centroids in place of these, of the same shape and the same sizes, for training.
+
+        Args:
+            centroids: (N, K, D) float32.
+            half_norms: (N, K) float64.
+
+        Raises:
+            BankError: A shape is another one, half norms do not fit, or not all of the bank is on the device.
+        """
+        if centroids.shape != self.centroids.shape or half_norms.shape != self.half_norms.shape:
+            raise BankError(f"centroids have shape {centroids.shape}; the bank has {self.centroids.shape}")
+        if self._cache is not None:
+            raise BankError("not all of the bank is on the device, so its centroids cannot be replaced")
+        super().__init__(centroids, half_norms, self.num_clusters.tolist())
+        small = self._small()
+        with self._on(self._copies):
+            bank = self._bank
+            for target, values in zip((bank.half_norms, bank.num_clusters, bank.max_norms), small, strict=True):
+                target.set(values, stream=self._copies)
+            bank.centroids.set(np.ascontiguousarray(centroids), stream=self._copies)
+            self._copies.synchronize()
+
     @property
     def resident(self) -> bool:
         """Whether all of the bank is on the device."""
@@ -193,13 +216,9 @@ class CupyLookup(Lookup):
         """Put the bank on the device, or as much of it as may be there."""
         cupy = self._cupy
         entries, clusters = self.half_norms.shape
-        used = np.arange(clusters) < self.num_clusters[:, None]
-        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is decided in float64
-            half_norms = self.half_norms.astype(np.float32)
-        max_norms = np.sqrt(2 * np.where(used, self.half_norms, 0).max(axis=1))
         self._copies = cupy.cuda.Stream(non_blocking=True)
         with self._copies:
-            small = cupy.asarray(half_norms), cupy.asarray(self.num_clusters.astype(np.int32)), cupy.asarray(max_norms)
+            small = [cupy.asarray(each) for each in self._small()]
             self._copies.synchronize()
         entry_bytes = 4 * clusters * self.dim
         free, _ = self._device.mem_info
@@ -224,6 +243,14 @@ class CupyLookup(Lookup):
             part = slice(start, min(start + together, entries))
             staging.copy(self.centroids[part], self._bank.centroids[part], self._copies)
         self._copies.synchronize()
+
+    def _small(self) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
+        """Half norms, sizes, and the longest norm of each entry, as a ``DeviceBank`` has them."""
+        used = np.arange(self.half_norms.shape[1]) < self.num_clusters[:, None]
+        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is decided in float64
+            half_norms = self.half_norms.astype(np.float32)
+        longest = np.sqrt(2 * np.where(used, self.half_norms, 0).max(axis=1))
+        return half_norms, self.num_clusters.astype(np.int32), longest
 
     def _resident(self, host_ids: NDArray[Any] | None, ids: Any, stream: Any) -> Iterator[Any]:
         """Once if the bank is on the device: None; else for each round of the call's entries the (N,) slots.

@@ -1,10 +1,11 @@
-// kernels/lookup/nearest.cu, kernels/cuda/rows.cu and residual.cu as a library for a CPU. KERNELS, from the command line, lists them: KERNEL(plan_all) KERNEL(...)
+// kernels/lookup/nearest.cu, kernels/cuda/rows.cu, segments.cu and residual.cu as a library for a CPU. KERNELS, from the command line, lists them: KERNEL(plan_all) KERNEL(...)
 #include "cuda_shim.h"
 #include "tensor_cores.h"
 
 #include "nearest.cu"
 #include "residual.cu"
 #include "rows.cu"
+#include "segments.cu"
 
 namespace {
 

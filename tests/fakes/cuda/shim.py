@@ -19,7 +19,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[2] / "kernels" / "lookup" / "nearest.cu"
 RESIDUAL = HERE.parents[2] / "kernels" / "cuda" / "residual.cu"
-SOURCES = (SOURCE, HERE.parents[2] / "kernels" / "cuda" / "rows.cu", RESIDUAL)
+SOURCES = (SOURCE, *(HERE.parents[2] / "kernels" / "cuda" / f"{name}.cu" for name in ("rows", "segments")), RESIDUAL)
 # What a parameter of this C++ type takes; void pointers take any array.
 DTYPES = {"f": np.float32, "d": np.float64, "i": np.int32, "6float4": np.float32, "4int4": np.int32}
 # Around every scratch array, so that writes past its ends show.
