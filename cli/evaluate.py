@@ -35,20 +35,14 @@ def add(app: typer.Typer) -> None:
 
 def evaluate(
     original: Annotated[
-        Path, typer.Argument(help="Original speech: a Kaldi data directory, a folder of recordings, or a list.")
+        Path,
+        typer.Argument(
+            metavar="ORIGINAL", help="Original speech: a Kaldi data directory, a folder of recordings, or a list."
+        ),
     ],
-    anonymized: Annotated[Path, typer.Argument(help="Anonymized speech, with the same utterance ids.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for evaluation.json and evaluation.html.", rich_help_panel=panels.OUTPUT),
-    ] = None,
-    only: Annotated[
-        list[Measure] | None,
-        typer.Option(help="Make this measure alone; may be repeated.", rich_help_panel=panels.RUN),
-    ] = None,
-    skip: Annotated[
-        list[Measure] | None, typer.Option(help="Leave this measure out; may be repeated.", rich_help_panel=panels.RUN)
-    ] = None,
+    anonymized: Annotated[
+        Path, typer.Argument(metavar="ANONYMIZED", help="Anonymized speech, with the same utterance ids.")
+    ],
     utt2spk: Annotated[
         Path | None,
         typer.Option(
@@ -78,12 +72,13 @@ def evaluate(
             rich_help_panel=panels.INPUT,
         ),
     ] = None,
+    allow_commands: AllowCommandsOption = False,
     asv: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.onnx",
             help="Speaker verifier: waveform (1, S) float32, 16 kHz → embedding (default: resemblyzer's).",
-            rich_help_panel=panels.ARTIFACTS,
+            rich_help_panel=panels.MODELS,
         ),
     ] = None,
     asr: Annotated[
@@ -91,16 +86,28 @@ def evaluate(
         typer.Option(
             metavar="FOLDER",
             help="Whisper model in CTranslate2's format, for faster-whisper (default: PocketSphinx's).",
-            rich_help_panel=panels.ARTIFACTS,
+            rich_help_panel=panels.MODELS,
         ),
     ] = None,
     language: Annotated[
-        str, typer.Option(help="Of --asr: two letters, or 'auto'.", rich_help_panel=panels.ARTIFACTS)
+        str, typer.Option(help="Of --asr: two letters, or 'auto'.", rich_help_panel=panels.MODELS)
     ] = "en",
+    only: Annotated[
+        list[Measure] | None,
+        typer.Option(
+            metavar="MEASURE",
+            help="Make this one alone: privacy, intelligibility, quality, pitch or duration; may be repeated.",
+            rich_help_panel=panels.RUN,
+        ),
+    ] = None,
+    skip: Annotated[
+        list[Measure] | None,
+        typer.Option(metavar="MEASURE", help="Leave this one out; may be repeated.", rich_help_panel=panels.RUN),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Processes that listen (default: one for each core, but one for few recordings).",
+            help="Processes that listen (default: one for each core, up to 8, but one for few recordings).",
             min=1,
             rich_help_panel=panels.RUN,
         ),
@@ -112,7 +119,10 @@ def evaluate(
     resamples: Annotated[
         int, typer.Option(help="Bootstrap resamples of the intervals; 0: none.", min=0, rich_help_panel=panels.RUN)
     ] = 1000,
-    allow_commands: AllowCommandsOption = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for evaluation.json and evaluation.html.", rich_help_panel=panels.OUTPUT),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record as JSON.", rich_help_panel=panels.OUTPUT)
     ] = False,

@@ -3,6 +3,7 @@
 INPUT = "Input"
 OUTPUT = "Output"
 ARTIFACTS = "Model and bank"
+MODELS = "Models"
 DRAWS = "Draws"
 DEVICES = "Devices"
 RUN = "Run"

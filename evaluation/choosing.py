@@ -51,6 +51,17 @@ class Given:
     pitch: Callable[[Waveform], Waveform] | None = None
 
 
+def asked_for(only: Collection[str], given: Given) -> set[str]:
+    """The measures that were asked for by name, or by giving a model for them."""
+    models = {
+        PRIVACY: given.asv or given.verifier,
+        INTELLIGIBILITY: given.asr or given.recognizer,
+        QUALITY: given.quality,
+        PITCH: given.pitch,
+    }
+    return {*only, *(measure for measure, model in models.items() if model is not None)}
+
+
 def choose_models(
     measures: Collection[Measure], only: Collection[str], given: Given
 ) -> tuple[Models, dict[Measure, str]]:
@@ -64,9 +75,7 @@ def choose_models(
     Raises:
         MkcError: A measure that was asked for cannot be made.
     """
-    asked = {*only}
-    asked |= {PRIVACY} if given.asv or given.verifier else set()
-    asked |= {INTELLIGIBILITY} if given.asr or given.recognizer else set()
+    asked = asked_for(only, given)
     choices = {
         PRIVACY: ("verifier", _verifier),
         INTELLIGIBILITY: ("recognizer", _recognizer),

@@ -9,6 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mkc_fast.engine.audio.read import read_utterance
 from mkc_fast.errors import AudioError, MkcError
 from mkc_fast.evaluation.models import SAMPLE_RATE
@@ -16,7 +18,6 @@ from mkc_fast.evaluation.models import SAMPLE_RATE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from mkc_fast.engine.datasets.dataset import Utterance
@@ -91,6 +92,10 @@ class Listener:
                     found[name] = self._open[name](waveform)
                 except AudioError as error:
                     refused[name] = f"{utterance.shown}: {error}"
+        embedding = found.get("verifier")
+        if embedding is not None and not (np.isfinite(embedding).all() and np.any(embedding)):
+            refused["verifier"] = f"{utterance.shown}: its embedding is zero, or not finite"
+            del found["verifier"]
         return Heard(
             len(waveform) / SAMPLE_RATE,
             found.get("verifier"),
@@ -190,8 +195,6 @@ def _elsewhere(tasks: Sequence[Task], models: Models, jobs: int) -> Iterator[tup
                 task = waiting.pop(future)
                 yield task.key, future.result()
     except BrokenProcessPool:
-        raise MkcError(
-            "a process that listens died, perhaps for lack of memory; with --jobs 1 it would be this one"
-        ) from None
+        raise MkcError("a process that listens died, perhaps for lack of memory: try fewer, with --jobs") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

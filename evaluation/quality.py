@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 SCALES = ("speech", "background", "overall")
 _FILE = ("dnsmos_models", "sig_bak_ovr.onnx")
 _INPUT_S, _INPUT = 9.01, 144160  # the network hears so long a part, in seconds and samples
-_AT_ONCE = 16
 # What maps the network's outputs to the ratings of listeners: coefficients of x², x and 1 for each scale.
 _MAPPING = np.array(
     [
@@ -50,12 +49,8 @@ class Dnsmos:
 
         def rate(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
             parts = _parts(np.clip(waveform, -1, 1))
-            raw = np.concatenate(
-                [
-                    session.run(None, {name: parts[begin : begin + _AT_ONCE]})[0]
-                    for begin in range(0, len(parts), _AT_ONCE)
-                ]
-            ).astype(np.float64)
+            # One by one: a part needs half a gigabyte while it runs.
+            raw = np.concatenate([session.run(None, {name: part[None]})[0] for part in parts]).astype(np.float64)
             return np.asarray((_MAPPING[:, 0] * raw**2 + _MAPPING[:, 1] * raw + _MAPPING[:, 2]).mean(axis=0))
 
         return rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,12 @@ from mkc_fast.extras import required
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
 _ACOUSTIC, _LANGUAGE, _DICTIONARY = "en-us/en-us", "en-us/en-us.lm.bin", "en-us/cmudict-en-us.dict"
+_OFFLINE = "HF_HUB_OFFLINE"
 _WHISPER_NEEDS = ("model.bin", "config.json", "tokenizer.json")
 
 
@@ -67,6 +69,20 @@ class PocketSphinx:
         return Path(pocketsphinx.get_model_path())
 
 
+@contextmanager
+def _offline() -> Iterator[None]:
+    """A second lock on the door: Hugging Face's client reads the variable when it is imported."""
+    before = os.environ.get(_OFFLINE)
+    os.environ[_OFFLINE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_OFFLINE]
+        else:
+            os.environ[_OFFLINE] = before
+
+
 @dataclass(frozen=True)
 class Whisper:
     """A model of Whisper in CTranslate2's format, for the package faster-whisper.
@@ -93,8 +109,7 @@ class Whisper:
             MkcError: A file is missing, or the model cannot be opened.
         """
         self._check()
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package is imported: a second lock on the door
-        with required("the recognizer", "faster_whisper"):
+        with required("the recognizer", "faster_whisper"), _offline():
             import faster_whisper
         try:
             model = faster_whisper.WhisperModel(str(self.folder), device="cpu", cpu_threads=1, local_files_only=True)

@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from mkc_fast import __version__
 from mkc_fast.engine.atomic_files import atomic_file
@@ -55,7 +55,7 @@ def make_record(
         failed: Why a recording failed, by utterance.
         bootstrap: How the intervals were made.
     """
-    return {
+    record = {
         "format": FORMAT,
         "version": VERSION,
         "mkc_fast": __version__,
@@ -72,6 +72,7 @@ def make_record(
         "not_measured": {str(measure): reason for measure, reason in without.items()},
         "failed": dict(failed),
     }
+    return cast("dict[str, Any]", json.loads(json.dumps(record)))  # as a reader of the file has it: lists, not tuples
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> list[Path]:

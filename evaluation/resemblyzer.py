@@ -7,6 +7,7 @@ here is what it computes: the volume raised to -30 dBFS, long silences cut out b
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from mkc_fast.evaluation.models import SAMPLE_RATE, ModelFacts, model_files, pac
 from mkc_fast.extras import required
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -56,13 +57,12 @@ class Resemblyzer:
             network.load_state_dict({key: value for key, value in state.items() if not key.startswith("similarity")})
         except Exception as error:  # torch raises many types on damaged files
             raise MkcError(f"{path}: not the weights of the speaker encoder ({type(error).__name__})") from None
-        torch.set_num_threads(1)
         network.eval()
         bands = mel_bands()
 
         def embed(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
             parts = _parts(_mel(_speech_of(_louder(waveform)), bands))
-            with torch.inference_mode():
+            with _one_thread(torch), torch.inference_mode():
                 embeddings = [
                     _embedded(torch, network, parts[begin : begin + _PARTS_AT_ONCE])
                     for begin in range(0, len(parts), _PARTS_AT_ONCE)
@@ -71,6 +71,17 @@ class Resemblyzer:
             return np.asarray(mean / np.linalg.norm(mean), np.float32)
 
         return embed
+
+
+@contextmanager
+def _one_thread(torch: Any) -> Iterator[None]:
+    """So few rows are not worth several threads, which wait for each other at each of the 160 frames."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _embedded(torch: Any, network: Any, parts: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mkc_fast.engine.devices import cores
 from mkc_fast.errors import ArgumentError, ListError, MkcError
-from mkc_fast.evaluation.choosing import Given, choose_models
+from mkc_fast.evaluation.choosing import Given, asked_for, choose_models
 from mkc_fast.evaluation.inputs import Speech, read_speech
 from mkc_fast.evaluation.intelligibility import measure_intelligibility
 from mkc_fast.evaluation.intervals import Bootstrap
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("mkc_fast")
 _ORIGINAL, _ANONYMIZED, _ENROLMENT, _ENROLMENT_ANONYMIZED = "original", "anonymized", "enrolment", "other draw"
 _VERIFIER = "verifier"
+_MOST_JOBS = 8  # a gigabyte each, with all measures
 _FEW = 32  # recordings that one process hears about as soon as more are started
 # The measures that listen to original and anonymized recordings alike, with the models that they need.
 _MODELS = {PRIVACY: _VERIFIER, INTELLIGIBILITY: "recognizer", QUALITY: "quality", PITCH: "pitch"}
@@ -109,8 +110,8 @@ def evaluate(
         only: Make these measures alone: ``privacy``, ``intelligibility``, ``quality``, ``pitch``, ``duration``.
         skip: Leave these out.
         given: Models in place of those of installed packages.
-        jobs: Processes that listen, each with one thread. Default: one for each core, but this process alone for few
-            recordings, and where a model is a function.
+        jobs: Processes that listen, each with one thread. Default: one for each core, up to eight, but this process
+            alone for few recordings, and where a model is a function.
         seed: Of the bootstrap, and of the choice of nontarget trials where there are more than 100 speakers.
         resamples: Of the bootstrap; 0 makes no intervals.
         allow_commands: Run the commands of a ``wav.scp``.
@@ -131,6 +132,7 @@ def evaluate(
     given = given or Given()
     measures = wanted(only, skip)
     models, without = choose_models(measures, only, given)
+    asked = asked_for(only, given)
     facts = {name: model.facts() for name, model in vars(models).items() if model is not None}
     bootstrap = Bootstrap(resamples, seed)
     sides = _read(
@@ -144,14 +146,14 @@ def evaluate(
         try:
             trials = plan_trials(sides.original, sides.enrolment, sides.matched, sides.speakers, seed)
         except ListError as error:
-            if PRIVACY in only or sides.original.trials is not None:
+            if PRIVACY in asked:
                 raise
             without[PRIVACY] = str(error)
     made = [measure for measure in measures if measure not in without]
     tasks = _tasks(sides, made)
     jobs = _jobs(jobs, given, len(tasks))
     heard, failed = _sorted(tasks, listen_to_all(tasks, models, jobs, progress or (lambda _, __: None)))
-    results = _results(sides, heard, made, trials, bootstrap, without, only)
+    results = _results(sides, heard, made, trials, bootstrap, without, asked)
     for measure, model in _MODELS.items():
         if measure in results:
             results[measure]["model"] = facts[model].as_record()
@@ -213,7 +215,7 @@ def _jobs(jobs: int | None, given: Given, recordings: int) -> int:
     """How many processes listen: functions of the caller may not be there in others, and a start takes seconds."""
     if given.verifier or given.recognizer or given.quality or given.pitch:
         return 1
-    return min(jobs or min(cores(), 1 + recordings // _FEW), max(1, recordings))
+    return min(jobs or min(cores(), _MOST_JOBS, 1 + recordings // _FEW), max(1, recordings))
 
 
 def _tasks(sides: _Sides, measures: Sequence[Measure]) -> list[Task]:
@@ -259,7 +261,7 @@ def _results(
     trials: Trials | None,
     bootstrap: Bootstrap,
     without: dict[Measure, str],
-    only: Collection[str],
+    asked: Collection[str],
 ) -> dict[Measure, dict[str, Any]]:
     """Each measure's part of the record; what turns out not to be possible goes into ``without``."""
     both = [name for name in heard[_ORIGINAL] if name in heard[_ANONYMIZED]]
@@ -273,7 +275,7 @@ def _results(
             try:
                 results[measure] = _privacy(sides, heard, both, trials, bootstrap)
             except ListError as error:
-                if PRIVACY in only:
+                if PRIVACY in asked:
                     raise
                 without[PRIVACY] = str(error)
         elif measure == INTELLIGIBILITY:

@@ -17,6 +17,7 @@ from mkc_fast.errors import ArgumentError, ListError, MkcError, OutputError
 from mkc_fast.evaluation import Given, evaluate
 from mkc_fast.evaluation.listening import Heard, Models, Task, listen_to_all
 from mkc_fast.evaluation.models import Function
+from tests.conftest import Artifacts
 from tests.evaluation.speakers import WORDS, embed, rate, recognize, recording, track, write_set
 
 STAND_INS = Given(verifier=embed, recognizer=recognize, quality=rate, pitch=track)
@@ -49,7 +50,7 @@ def test_speech_beside_itself_is_unchanged_in_every_measure(original: Path) -> N
     assert made["quality"]["original"] == made["quality"]["anonymized"]
     assert made["pitch"]["correlation"]["mean"] == pytest.approx(1)
     assert made["pitch"]["semitones"]["mean"] == 0
-    assert made["duration"]["ratio"] == {"mean": 1, "interval": (1, 1)}
+    assert made["duration"]["ratio"] == {"mean": 1, "interval": [1, 1]}
     assert record["recordings"]["heard"] == 16
     assert record["recordings"]["speakers"] == 4
 
@@ -129,9 +130,10 @@ def test_folders_are_matched_by_path_without_ending_and_outputs_of_a_run_are_rec
         (tmp_path / folder / "a").mkdir(parents=True)
         soundfile.write(tmp_path / folder / "a" / f"one.{ending}", recording(0, 0), 16000)
     (tmp_path / "after" / "manifest.jsonl").write_text('{"type": "run"}\n')
-    record = evaluated(tmp_path / "before", tmp_path / "after")
+    given = Given(recognizer=recognize, quality=rate, pitch=track)
+    record = evaluate(tmp_path / "before", tmp_path / "after", given=given).record
     assert record["recordings"]["utterances"] == 1
-    assert "has no utt2spk" in record["not_measured"]["privacy"]
+    assert re.search("has no utt2spk|needs", record["not_measured"]["privacy"])
     assert record["measures"]["intelligibility"]["reference"] == "transcript of the original"
     with pytest.raises(ListError, match="has no utt2spk"):
         evaluated(tmp_path / "before", tmp_path / "after", only=["privacy"])
@@ -182,10 +184,42 @@ def test_a_recording_that_a_model_refuses_is_named_and_left_out_of_its_measure(o
     assert made.record["measures"]["duration"]["ratio"] == {"mean": 1, "interval": None}
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_an_embedding_without_a_direction_is_refused(original: Path, value: float) -> None:
+    def sometimes(waveform: np.ndarray) -> np.ndarray:
+        return np.full(2, value, np.float32) if recognize(waveform) == WORDS[3] else embed(waveform)
+
+    made = evaluate(original, original, given=Given(verifier=sometimes), only=["privacy"], resamples=0)
+    assert len(made.failed) == 4
+    assert all(reason.endswith("its embedding is zero, or not finite") for reason in made.failed.values())
+
+
+def test_trials_that_do_not_fit_leave_the_other_measures(original: Path, tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "speech")
+    (folder / "trials").write_text("nobody s0-1 nontarget\n")
+    assert main(["evaluate", str(folder), str(original), "--only", "privacy", "--asv", str(tmp_path / "no")]) == 2
+    record = evaluate(folder, original, given=Given(recognizer=recognize), skip=["quality", "pitch"]).record
+    assert set(record["measures"]) == {"intelligibility", "duration"}
+    if "needs" not in record["not_measured"]["privacy"]:
+        assert "--enrolment names the recordings" in record["not_measured"]["privacy"]
+
+
+def test_outputs_of_infer_are_evaluated(original: Path, artifacts: Artifacts, tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "data" / "set", speakers=2)
+    models = ["--model", str(artifacts.model), "--bank", str(artifacts.bank), "--quiet"]
+    assert main(["infer", "--data-dir", str(folder), "--anon-suffix", "_mkc", "--seed", "1", *models]) == 0
+    assert main(["infer", str(folder / "wav"), "-o", str(tmp_path / "out"), "--seed", "1", *models]) == 0
+    for before, after in ((folder, tmp_path / "data" / "set_mkc"), (folder / "wav", tmp_path / "out")):
+        record = evaluate(before, after, only=["duration"]).record
+        assert record["recordings"] | {"heard": 8, "without_original": 0} == record["recordings"]
+        assert 0.9 < record["measures"]["duration"]["ratio"]["mean"] <= 1
+
+
 def test_the_record_and_the_page_hold_everything_and_load_nothing(original: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the page needs matplotlib")
     made = evaluate(original, original, tmp_path / "out", given=STAND_INS, resamples=50, seed=3)
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record == made.record
     assert (record["format"], record["version"]) == ("mkc-fast evaluation", 1)
     assert record["intervals"]["seed"] == 3
     assert record["measures"]["privacy"]["model"]["name"] == "function embed"
@@ -202,7 +236,7 @@ def test_the_page_shows_what_a_record_says_as_text(original: Path) -> None:
     from mkc_fast.evaluation.page import build_page
 
     hostile = "<script>alert('1')</script>"
-    record = json.loads(json.dumps(evaluated(original, original)))
+    record = evaluated(original, original)
     record["failed"] = {hostile: hostile}
     record["not_measured"] = {"quality": hostile}
     record["recordings"]["original"] = hostile

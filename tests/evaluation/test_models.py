@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mkc_fast.errors import AudioError, MkcError
+from mkc_fast.errors import MkcError
 from mkc_fast.evaluation.recognizers import Whisper
 from mkc_fast.evaluation.verifiers import OnnxVerifier
 
@@ -65,12 +65,6 @@ def test_what_is_no_graph_is_one_line(tmp_path: Path) -> None:
         OnnxVerifier(tmp_path / "no.onnx").open()
 
 
-def test_an_embedding_of_zeros_is_refused(tmp_path: Path) -> None:
-    embed = OnnxVerifier(graph(tmp_path / "speaker.onnx", [1, None])).open()
-    with pytest.raises(AudioError, match="is zero"):
-        embed(np.zeros(1600, np.float32))
-
-
 @pytest.mark.parametrize("missing", ["model.bin", "config.json", "tokenizer.json"])
 def test_a_folder_that_would_make_whisper_download_is_refused(tmp_path: Path, missing: str) -> None:
     for name in ("model.bin", "config.json", "tokenizer.json"):
@@ -96,7 +90,5 @@ def test_whisper_is_opened_from_the_folder_alone(tmp_path: Path, monkeypatch: py
     package = types.ModuleType("faster_whisper")
     package.WhisperModel = WhisperModel  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "faster_whisper", package)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert Whisper(tmp_path, "de").open()(WAVE) == "Hello there."
     assert asked | {"name": str(tmp_path), "local_files_only": True, "language": "de", "temperature": 0.0} == asked
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
