@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ACOUSTIC, _LANGUAGE, _DICTIONARY = "en-us/en-us", "en-us/en-us.lm.bin", "en-us/cmudict-en-us.dict"
+# A text that zlib makes smaller than by this repeats itself: in noise a model of Whisper may say one thing over and over.
+# It is Whisper's own bound for a failed part; hundreds of such words would decide the rate of a whole corpus.
+_REPEATING = 2.4
 _OFFLINE = "HF_HUB_OFFLINE"
 _WHISPER_NEEDS = ("model.bin", "config.json", "tokenizer.json")
 
@@ -112,7 +115,10 @@ class Whisper:
         with required("the recognizer", "faster_whisper"), _offline():
             import faster_whisper
         try:
-            model = faster_whisper.WhisperModel(str(self.folder), device="cpu", cpu_threads=1, local_files_only=True)
+            # In float32, whatever the files have, so that results do not depend on what the processor is fast at.
+            model = faster_whisper.WhisperModel(
+                str(self.folder), device="cpu", compute_type="float32", cpu_threads=1, local_files_only=True
+            )
         except Exception as error:  # CTranslate2 raises RuntimeError, its tokenizer plain Exceptions
             raise MkcError(f"{self.folder}: not a model of Whisper ({one_line(str(error), 200)})") from None
 
@@ -121,7 +127,7 @@ class Whisper:
             segments, _ = model.transcribe(
                 waveform, language=self.language, beam_size=5, temperature=0.0, condition_on_previous_text=False
             )
-            return " ".join(segment.text.strip() for segment in segments)
+            return " ".join(each.text.strip() for each in segments if each.compression_ratio <= _REPEATING)
 
         return recognize
 

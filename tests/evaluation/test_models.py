@@ -85,7 +85,10 @@ def test_whisper_is_opened_from_the_folder_alone(tmp_path: Path, monkeypatch: py
 
         def transcribe(self, _: np.ndarray, **options: Any) -> tuple[list[Any], None]:
             asked.update(options)
-            return [types.SimpleNamespace(text=" Hello"), types.SimpleNamespace(text=" there. ")], None
+            return [
+                types.SimpleNamespace(text=text, compression_ratio=ratio)
+                for text, ratio in ((" Hello", 0.8), (" there. ", 0.9), (" and so on" * 90, 20.0))
+            ], None
 
     package = types.ModuleType("faster_whisper")
     package.WhisperModel = WhisperModel  # type: ignore[attr-defined]
