@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ACOUSTIC, _LANGUAGE, _DICTIONARY = "en-us/en-us", "en-us/en-us.lm.bin", "en-us/cmudict-en-us.dict"
-# A text that zlib makes smaller than by this repeats itself: in noise a model of Whisper may say one thing over and over.
-# It is Whisper's own bound for a failed part; hundreds of such words would decide the rate of a whole corpus.
+# A text that zlib makes smaller than by this repeats itself: in noise a model of Whisper may say one thing over and
+# over. It is Whisper's own bound for a failed part; hundreds of such words would decide the rate of a whole corpus.
 _REPEATING = 2.4
 _OFFLINE = "HF_HUB_OFFLINE"
 _WHISPER_NEEDS = ("model.bin", "config.json", "tokenizer.json")
