@@ -1,4 +1,7 @@
-"""HiFi-GAN's losses (Kong et al. 2020, section 2.4): least squares, feature matching, and mel spectrograms."""
+"""HiFi-GAN's losses (Kong et al. 2020, section 2.4): least squares, feature matching, and mel spectrograms.
+
+And that of spectra of several resolutions (Yamamoto et al. 2020, arXiv 1910.11480, section 2.2).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 MATCHING_WEIGHT, MEL_WEIGHT = 2.0, 45.0
 _BANDS, _FFT = 80, 1024
 _LEAST = 1e-5
+# Samples of the transform, from one to the next, and of the window, as published.
+_RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))
 # Of Slaney's mel scale: linear up to 1 kHz, 15 mel there, then logarithmic, 27 mel for a factor of 6.4.
 _LINEAR_HZ, _BREAK_HZ, _BREAK_MEL, _MEL_A_FACTOR = 200 / 3, 1000.0, 15.0, 27 / math.log(6.4)
 
@@ -33,6 +38,28 @@ def matching_loss(real: Maps, made: Maps) -> torch.Tensor:
     """How far the layers' outputs for what was made are from those for the recording, in absolute values."""
     pairs = [pair for one, other in zip(real, made, strict=True) for pair in zip(one, other, strict=True)]
     return torch.stack([(one.detach() - other).abs().mean() for one, other in pairs]).sum()
+
+
+class SpectralLoss(nn.Module):
+    """Two waveforms (B, S) → spectral convergence plus log magnitude distance, as means over three resolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number, (_, _, window) in enumerate(_RESOLUTIONS):
+            self.register_buffer(f"window{number}", torch.hann_window(window), persistent=False)
+
+    def forward(self, real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        losses = []
+        for number, (size, hop, length) in enumerate(_RESOLUTIONS):
+            window = getattr(self, f"window{number}")
+            one, other = (
+                torch.stft(each.float(), size, hop, length, window, pad_mode="constant", return_complex=True)
+                for each in (real, made)
+            )
+            # The square root has no slope at 0.
+            one, other = (torch.sqrt((each.real.square() + each.imag.square()).clamp(min=1e-7)) for each in (one, other))
+            losses.append((one - other).norm() / one.norm() + (one.log() - other.log()).abs().mean())
+        return torch.stack(losses).mean()
 
 
 class LogMel(nn.Module):

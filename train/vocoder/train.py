@@ -36,6 +36,7 @@ from mkc_fast.train.vocoder.losses import (
     MATCHING_WEIGHT,
     MEL_WEIGHT,
     LogMel,
+    SpectralLoss,
     adversarial_loss,
     discriminator_loss,
     matching_loss,
@@ -222,6 +223,7 @@ class _Training:
         self.generator.to(processes.device)
         self._discriminators = Discriminators(settings.divisor).to(processes.device)
         self._mel = LogMel(info.sample_rate, info.hop).to(processes.device)
+        self._spectra = SpectralLoss().to(processes.device)
         optimizers = [
             torch.optim.AdamW(each.parameters(), settings.learning_rate, betas=_BETAS)
             for each in (self.generator, self._discriminators)
@@ -269,16 +271,22 @@ class _Training:
         features, real = segments.features.to(device), segments.waveform.to(device)
         rate = self._settings.learning_rate * self._settings.decay**epoch
         made = self.generator(features)
-        judged = discriminator_loss(self._discriminators(real), self._discriminators(made.detach()))
-        self._apply(judged, self._discriminators, self._discriminator_optimizer, rate)
         mel = (self._mel(real) - self._mel(made)).abs().mean()
-        real_maps, made_maps = self._discriminators(real), self._discriminators(made)
-        adversarial, matching = adversarial_loss(made_maps), matching_loss(real_maps, made_maps)
-        loss = adversarial + MATCHING_WEIGHT * matching + MEL_WEIGHT * mel
+        losses = {"mel": mel}
+        loss = MEL_WEIGHT * mel
+        if self._settings.stft:
+            losses["stft"] = self._spectra(real, made)
+            loss = loss + self._settings.stft * losses["stft"]
+        if step > self._settings.spectral_steps:
+            judged = discriminator_loss(self._discriminators(real), self._discriminators(made.detach()))
+            self._apply(judged, self._discriminators, self._discriminator_optimizer, rate)
+            real_maps, made_maps = self._discriminators(real), self._discriminators(made)
+            adversarial, matching = adversarial_loss(made_maps), matching_loss(real_maps, made_maps)
+            loss = loss + adversarial + MATCHING_WEIGHT * matching
+            losses |= {"discriminators": judged, "adversarial": adversarial, "matching": matching}
         self._apply(loss, self.generator, self._optimizer, rate)
-        sums = torch.stack((judged, adversarial, matching, mel)).detach()
-        names = ("discriminators", "adversarial", "matching", "mel")
-        values = dict(zip(names, (self._processes.summed(sums) / self._processes.count).tolist(), strict=True))
+        sums = self._processes.summed(torch.stack(list(losses.values())).detach()) / self._processes.count
+        values = dict(zip(losses, sums.tolist(), strict=True))
         if not all(map(math.isfinite, values.values())):
             raise StageError(f"step {step}: a loss is not finite; a lower learning rate may help")
         return values | {"rate": rate}

@@ -1,0 +1,269 @@
+"""Trains the encoder of the small set: ``python examples/small_set/encoder.py --data DIR --out WavLM.pt``.
+
+It has WavLM's layout. From its last layer's features, with noise added, it must tell the phone of a frame and of those
+60 ms around it, and the log mel spectrum of the clean recording, while it hears the recording faster or slower,
+through filters, with noise and echoes. The noise sets how much room each kind of knowledge gets: phones are to fill
+more of it than the sound of a voice. State lies beside the output, and the same call continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.signal
+import soundfile
+import soxr
+import torch
+from mkc_fast.train.loop.prefetch import prefetched
+from mkc_fast.train.loop.sampler import generator_of, number_of
+from mkc_fast.train.loop.state import load_state, save_torch
+from mkc_fast.train.vocoder.losses import LogMel
+from speech import PHONES, RATE
+from torch import nn
+from wavlm import WavLM
+
+HOP, WINDOW = 320, 400
+CFG: dict[str, Any] = {
+    "extractor_mode": "layer_norm",
+    "layer_norm_first": False,
+    "encoder_layers": 6,
+    "encoder_embed_dim": 160,
+    "encoder_ffn_embed_dim": 512,
+    "encoder_attention_heads": 5,
+    "conv_feature_layers": "[(64,10,5)] + [(96,3,2)] + [(128,3,2)] * 3 + [(128,2,2)] * 2",
+    "conv_bias": False,
+    "conv_pos": 64,
+    "conv_pos_groups": 16,
+    "relative_position_embedding": True,
+    "gru_rel_pos": True,
+    "num_buckets": 64,
+    "max_distance": 200,
+    "normalize": False,
+    "activation_fn": "gelu",
+}
+_LAYERS = [(64, 10, 5), (96, 3, 2), *[(128, 3, 2)] * 3, *[(128, 2, 2)] * 2]
+_AROUND = (-3, 0, 3)  # frames whose phones are told
+_PHONE_NOISE, _MEL_NOISE = 1.0, 0.35
+_FRAMES = 160
+_SAMPLES = (_FRAMES - 1) * HOP + WINDOW
+
+
+class Speech:
+    """All recordings of a data directory, speaker by speaker, and the phones in them."""
+
+    def __init__(self, folder: Path) -> None:
+        names = dict(line.split() for line in (folder / "wav.scp").read_text().splitlines())
+        segments: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
+        for line in (folder / "phones.ctm").read_text().splitlines():
+            name, _, begin, duration, phone = line.split()
+            segments[name].append((float(begin) + float(duration), PHONES.index(phone)))
+        by_speaker: dict[str, list[str]] = {}
+        for line in (folder / "utt2spk").read_text().splitlines():
+            name, speaker = line.split()
+            by_speaker.setdefault(speaker, []).append(name)
+        self.streams = []
+        for spoken in by_speaker.values():
+            samples, phones = [], []
+            for name in spoken:
+                wave, _ = soundfile.read(folder / names[name], dtype="int16")
+                samples.append(wave)
+                # A phone each 5 ms.
+                ends, labels = zip(*segments[name], strict=True)
+                at = (np.arange(len(wave) // 80 + 1) * 80 + 40) / RATE
+                index = np.minimum(np.searchsorted(ends, at), len(labels) - 1)
+                phones.append(np.repeat(np.asarray(labels, np.uint8)[index], 80)[: len(wave)])
+            self.streams.append((np.concatenate(samples), np.concatenate(phones)))
+
+    def batch(self, random: np.random.Generator, size: int, *, change: bool) -> tuple[np.ndarray, ...]:
+        """What is heard (B, S), the clean recording (B, S) and phones (B, T)."""
+        heard, clean, phones = [], [], []
+        lengths = np.asarray([len(each[0]) for each in self.streams], float)
+        for _ in range(size):
+            samples, labels = self.streams[random.choice(len(self.streams), p=lengths / lengths.sum())]
+            speed = math.exp(random.uniform(-0.17, 0.17)) if change and random.random() < 0.6 else 1.0
+            taken = math.ceil(_SAMPLES * speed) + 64
+            begin = int(random.integers(0, len(samples) - taken))
+            wave = samples[begin : begin + taken].astype(np.float32) / 32768
+            if speed != 1.0:
+                wave = soxr.resample(wave, RATE * speed, RATE, quality="LQ")
+            wave = wave[:_SAMPLES]
+            at = begin + ((np.arange(_FRAMES) * HOP + WINDOW // 2) * speed).astype(int)
+            clean.append(wave)
+            phones.append(labels[at])
+            heard.append(_changed(wave, random, self) if change else wave)
+        return np.stack(heard), np.stack(clean), np.stack(phones)
+
+    def part(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """Some speech of somebody."""
+        samples, _ = self.streams[random.integers(len(self.streams))]
+        begin = int(random.integers(0, len(samples) - count))
+        return samples[begin : begin + count].astype(np.float32) / 32768
+
+
+def _changed(wave: np.ndarray, random: np.random.Generator, speech: Speech) -> np.ndarray:
+    """A recording as a room and a microphone may change it."""
+    power = float(np.square(wave).mean()) + 1e-8
+    if random.random() < 0.4:
+        length = int(RATE * random.uniform(0.05, 0.4))
+        echo = random.standard_normal(length) * np.exp(-np.arange(length) / length * random.uniform(4, 9))
+        echo *= random.uniform(0.05, 0.5) / (np.abs(echo).max() + 1e-6) / 3
+        echo[0] = 1.0
+        wave = scipy.signal.fftconvolve(wave, echo)[:_SAMPLES]
+    if random.random() < 0.5:
+        wave = _equalized(wave, random)
+    if random.random() < 0.6:
+        kind = random.integers(3)
+        if kind == 0:
+            noise = sum(speech.part(random, _SAMPLES) for _ in range(4))
+        else:
+            spectrum = np.fft.rfft(random.standard_normal(_SAMPLES))
+            noise = np.fft.irfft(spectrum / (np.arange(len(spectrum)) + 20.0) ** random.uniform(0, 1.2), _SAMPLES)
+        level = power / (float(np.square(noise).mean()) + 1e-12) * 10 ** (-random.uniform(5, 35) / 10)
+        wave = wave + noise * math.sqrt(level)
+    if random.random() < 0.1:
+        limit = float(np.abs(wave).max()) * random.uniform(0.3, 0.8)
+        wave = np.clip(wave, -limit, limit)
+    return (wave * 10 ** random.uniform(-1.0, 0.25)).astype(np.float32)
+
+
+def _equalized(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Another smooth response, and at times a narrow band."""
+    bins = len(wave) // 2 + 1
+    hertz = np.linspace(0, RATE / 2, bins)
+    points = np.asarray([0, 150, 400, 1000, 2000, 3500, 5500, 8000])
+    decibels = np.interp(hertz, points, random.uniform(-9, 9, len(points)))
+    if random.random() < 0.4:
+        low, high = random.uniform(50, 350), random.uniform(3200, 7000)
+        decibels = decibels - 30 * (1 / (1 + (hertz / low) ** 6) + 1 / (1 + (high / np.maximum(hertz, 1)) ** 12))
+    return np.fft.irfft(np.fft.rfft(wave) * 10 ** (decibels / 20), len(wave))
+
+
+class Heads(nn.Module):
+    """What the features are asked: phones of frames around, and the log mel spectrum."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.phones = nn.Linear(dim, len(_AROUND) * len(PHONES))
+        self.mel = nn.Sequential(nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, 80))
+
+    def forward(self, features: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        phones = self.phones(features + _PHONE_NOISE * noise)
+        return phones.unflatten(-1, (len(_AROUND), -1)), self.mel(features + _MEL_NOISE * noise)
+
+
+class Training:
+    """Encoder and heads with their optimizer."""
+
+    def __init__(self, steps: int, rate: float, *, bf16: bool) -> None:
+        torch.manual_seed(0)
+        self.encoder, self.heads = WavLM({**CFG, "conv_layers": _LAYERS}), Heads(CFG["encoder_embed_dim"])
+        self.modules = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads})
+        decayed = [each for each in self.modules.parameters() if each.ndim > 1]
+        others = [each for each in self.modules.parameters() if each.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
+        )
+        self.mel, self.steps, self.rate, self.bf16 = LogMel(RATE, HOP), steps, rate, bf16
+        self.step, self.seconds = 0, 0.0
+        self.compiled = torch.compile(self.encoder) if bf16 else self.encoder
+
+    def losses(self, batch: tuple[np.ndarray, ...], seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Cross entropy of phones, mean absolute error of mel spectra in nats, and share of phones that are right."""
+        heard, clean, phones = (torch.from_numpy(np.ascontiguousarray(each)) for each in batch)
+        with torch.no_grad():
+            # The middle of a frame of the mel spectrum is that of a frame of features: 200 samples after its begin.
+            shift = WINDOW // 2 - HOP // 2
+            mel = self.mel(clean[:, shift:])[..., :_FRAMES].transpose(1, 2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            features = (self.compiled if torch.is_grad_enabled() else self.encoder)(heard)
+        features = features.float()
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(seed))
+        logits, predicted = self.heads(features, noise)
+        edge = max(_AROUND)
+        inside = slice(edge, _FRAMES - edge)
+        wanted = torch.stack([phones[:, edge + each : _FRAMES - edge + each] for each in _AROUND], -1).long()
+        entropy = nn.functional.cross_entropy(logits[:, inside].flatten(0, 2), wanted.flatten())
+        right = (logits[:, inside, 1].argmax(-1) == wanted[..., 1]).float().mean()
+        frames = min(mel.shape[1], _FRAMES)
+        return entropy, (mel[:, :frames] - predicted[:, :frames]).abs().mean(), right
+
+    def take(self, batch: tuple[np.ndarray, ...]) -> dict[str, float]:
+        """One step."""
+        self.step += 1
+        part = self.step / self.steps
+        rate = self.rate * min(1.0, self.step / 400) * (1.0 if part < 0.3 else max(0.02, (1 - part) / 0.7))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        entropy, mel, right = self.losses(batch, number_of("noise", self.step))
+        self.optimizer.zero_grad(set_to_none=True)
+        (entropy + mel).backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 5.0)
+        self.optimizer.step()
+        return {"phones": entropy.item(), "mel": mel.item(), "right": right.item()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def main() -> None:
+    """Train, or go on."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--bf16", action="store_true", help="compiled, in bfloat16: twice as fast where a CPU has it")
+    args = parser.parse_args()
+    training = Training(args.steps, args.rate, bf16=args.bf16)
+    work = args.out.with_name(f"{args.out.name}.training")
+    state = load_state(work / "state.pt", ("step", "seconds", "modules", "optimizer"))
+    if state is not None:
+        training.resume(state)
+    speech, valid = Speech(args.data / "train"), Speech(args.data / "valid")
+    seen = valid.batch(generator_of("valid"), 2 * args.batch, change=False)
+    begin, before, sums = time.perf_counter(), training.seconds, []
+
+    def made(step: int) -> tuple[np.ndarray, ...]:
+        return speech.batch(generator_of("batch", step), args.batch, change=True)
+
+    work.mkdir(parents=True, exist_ok=True)
+    for batch in prefetched(made, iter(range(training.step + 1, args.steps + 1)), 1):
+        sums.append(training.take(batch))
+        training.seconds = before + time.perf_counter() - begin
+        if training.step % 200 == 0 or training.step == args.steps:
+            save_torch(work / "state.pt", training.state())
+            training.modules.eval()
+            with torch.no_grad():
+                entropy, mel, right = training.losses(seen, 0)
+            training.modules.train()
+            line = {name: round(sum(each[name] for each in sums) / len(sums), 4) for name in sums[0]}
+            line |= {"valid_phones": float(entropy), "valid_mel": float(mel), "valid_right": float(right)}
+            line = {"step": training.step, "hours": round(training.seconds / 3600, 3), **line}
+            with (work / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+            sums.clear()
+    save_torch(args.out, {"cfg": CFG, "model": training.encoder.published()})
+
+
+if __name__ == "__main__":
+    main()
