@@ -51,6 +51,13 @@ def vocoder(
         int, typer.Option(help="Frames (20 ms) of the parts that are taken.", min=4, rich_help_panel=panels.RUN)
     ] = 25,
     batch: Annotated[int, typer.Option(help="Parts of a step, of each GPU.", min=1, rich_help_panel=panels.RUN)] = 16,
+    stft: Annotated[
+        float,
+        typer.Option(help="Weight of the loss of spectra of three resolutions.", min=0, rich_help_panel=panels.RUN),
+    ] = 0.0,
+    spectral_steps: Annotated[
+        int, typer.Option(help="First steps, without discriminators.", min=0, rich_help_panel=panels.RUN)
+    ] = 0,
     learning_rate: LearningRateOption = 2e-4,
     save_every: SaveEveryOption = 1000,
     seed: SeedOption = None,
@@ -84,7 +91,9 @@ def vocoder(
             features=features,
             bank=bank,
             init=init,
-            settings=VocoderSettings(segment_frames, batch, learning_rate, save_every=save_every),
+            settings=VocoderSettings(
+                segment_frames, batch, learning_rate, stft=stft, spectral_steps=spectral_steps, save_every=save_every
+            ),
             seed=seed,
             device=device,
             threads=threads,

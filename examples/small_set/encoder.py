@@ -20,13 +20,14 @@ import scipy.signal
 import soundfile
 import soxr
 import torch
+from speech import PHONES, RATE
+from torch import nn
+from wavlm import WavLM
+
 from mkc_fast.train.loop.prefetch import prefetched
 from mkc_fast.train.loop.sampler import generator_of, number_of
 from mkc_fast.train.loop.state import load_state, save_torch
 from mkc_fast.train.vocoder.losses import LogMel
-from speech import PHONES, RATE
-from torch import nn
-from wavlm import WavLM
 
 HOP, WINDOW = 320, 400
 CFG: dict[str, Any] = {
@@ -232,7 +233,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--bf16", action="store_true", help="compiled, in bfloat16: twice as fast where a CPU has it")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of PyTorch; more are slower where cores have other work"
+    )
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     training = Training(args.steps, args.rate, bf16=args.bf16)
     work = args.out.with_name(f"{args.out.name}.training")
     state = load_state(work / "state.pt", ("step", "seconds", "modules", "optimizer"))

@@ -1,10 +1,10 @@
 """Makes the speech of the small set: ``python examples/small_set/speech.py TEXT... --out DIR [--hours 3]``.
 
-TEXT are files of public-domain English prose. Of each speaker in ``voices.py`` sentences are synthesized by espeak-ng
-1.51, flite 2.2 and festival 2.5 (Debian's packages espeak-ng, flite, festival and festvox-kdlpc16k), which also say when
-each phone ends. DIR gets three Kaldi data directories: train, valid (sentences that train lacks, of its speakers) and test
-(sentences and speakers that train lacks, with lists of enrolment and trials). Each has ``phones.ctm``, with the phones of
-CMU's dictionary. The same call makes the same speech, and skips speakers that are there.
+TEXT are files of public-domain English prose. The speakers of ``voices.py`` are espeak-ng 1.51, flite 2.2 and festival
+2.5 (Debian's packages espeak-ng, flite, festival and festvox-kdlpc16k), which also say when each phone ends. DIR gets
+three Kaldi data directories: train, valid (sentences that train lacks, of its speakers) and test (sentences and
+speakers that train lacks, with lists of enrolment and trials). Each has ``phones.ctm``, with the phones of CMU's
+dictionary. The same call makes the same speech, and skips speakers that are there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from voices import ESPEAK, FESTIVAL, FLITE, HELD_OUT, TRAINING, Voice
 
 RATE = 16000
 PEAK = 0.5
-PHONES = (
+PHONES = (  # noqa: SIM905
     "sil aa ae ah ao aw ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh"
 ).split()
 _VALID_SENTENCES, _TEST_SENTENCES = 2, 14
@@ -36,8 +36,9 @@ _ENROLMENT = 6  # of the test sentences of each speaker
 # The phones of espeak-ng's American English, in CMU's: a vowel with r is two phones. Names of pauses begin with _.
 _ESPEAK_PHONES = {
     ";": "", "||": "sil", "?": "sil",
-    "0": "aa", "A:": "aa", "A@": "aa r", "a": "ae", "aa": "ae", "a#": "ah", "V": "ah", "@": "ah", "@2": "ah", "@5": "ah",
-    "@L": "ah l", "V#": "ah", "I2": "ih", "I": "ih", "I#": "ih", "i": "iy", "i:": "iy", "E": "eh", "E2": "eh", "e": "eh",
+    "0": "aa", "A:": "aa", "A@": "aa r", "a": "ae", "aa": "ae", "a#": "ah", "V": "ah", "@": "ah", "@2": "ah",
+    "@5": "ah", "@L": "ah l", "V#": "ah", "I2": "ih", "I": "ih", "I#": "ih", "i": "iy", "i:": "iy", "E": "eh",
+    "E2": "eh", "e": "eh",
     "3": "er", "3:": "er", "@-": "ah", "@r": "er", "O": "ao", "O:": "ao", "O@": "ao r", "o@": "ao r", "O2": "ao",
     "U": "uh", "U@": "uh r", "u": "uw", "u:": "uw", "e@": "eh r", "i@": "iy r", "i@3": "iy r", "I@": "ih r",
     "aI": "ay", "aI@": "ay er", "aI3": "ay er", "aU": "aw", "aU@": "aw er", "eI": "ey", "oU": "ow", "oU#": "ow",
@@ -57,8 +58,8 @@ def sentences(paths: list[Path]) -> list[str]:
     """Sentences of 5 to 15 plain words, each once, in the order of a hash."""
     found = set()
     for path in paths:
-        text = re.sub(r"\s+", " ", path.read_text("utf-8", "replace")).replace("’", "'")
-        for sentence in re.split(r"(?<=[.!?;:])\s+|--+|—|[()\"“”]", text):
+        text = re.sub(r"\s+", " ", path.read_text("utf-8", "replace")).replace("\u2019", "'")
+        for sentence in re.split(r"(?<=[.!?;:])\s+|--+|—|[()\"\u201c\u201d]", text):
             words = sentence.strip(" .!?;:,-'")
             if re.fullmatch(r"[A-Za-z][a-z']*(,? [A-Za-z][a-z']*){4,14}", words) and len(words) < 90:
                 found.add(words[0].upper() + words[1:])
@@ -108,7 +109,7 @@ def _festival(voice: Voice, sentence: str) -> tuple[np.ndarray, float, Segments]
         begin, segments = 0.0, []
         for line in lab.read_text().splitlines():
             fields = line.split()
-            if len(fields) == 3 and fields[0] != "nfields":  # noqa: PLR2004
+            if len(fields) == 3 and fields[0] != "nfields":
                 segments.append((begin, float(fields[0]), _RADIO_PHONES.get(fields[2], fields[2])))
                 begin = float(fields[0])
     return samples, rate, segments
@@ -209,7 +210,7 @@ def make_speaker(job: tuple[Path, Voice, list[str], float]) -> str:
         except KeyError as error:
             print(f"{voice.name}: left out, a phone {error} in: {sentence}", flush=True)
             continue
-        if not 1.0 < len(samples) / RATE < 12.0:  # noqa: PLR2004
+        if not 1.0 < len(samples) / RATE < 12.0:
             continue
         unknown = {phone for _, _, phone in segments} - set(PHONES)
         if unknown:

@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mkc_fast.export.networks.wavlm import relative_buckets
 from torch import nn
+
+from mkc_fast.export.networks.wavlm import relative_buckets
 
 
 class WavLM(nn.Module):
-    """Waveforms (B, S) of one length → the last layer's output (B, T, D). Normalizes each frame of its convolutions,
-    and after the parts of each transformer layer."""
+    """Waveforms (B, S) of one length → the last layer's output (B, T, D).
+
+    Each convolution is followed by LayerNorm over its channels, and each part of a transformer layer, too.
+    """
 
     def __init__(self, cfg: dict[str, Any]) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -20,7 +21,14 @@ from mkc_fast.export.random_checkpoints import Checkpoints, write_voice
 from mkc_fast.train import make_features
 from mkc_fast.train.vocoder.discriminators import Discriminators
 from mkc_fast.train.vocoder.generator import Generator
-from mkc_fast.train.vocoder.losses import LogMel, adversarial_loss, discriminator_loss, matching_loss, mel_filters
+from mkc_fast.train.vocoder.losses import (
+    LogMel,
+    SpectralLoss,
+    adversarial_loss,
+    discriminator_loss,
+    matching_loss,
+    mel_filters,
+)
 from mkc_fast.train.vocoder.settings import VocoderSettings
 from mkc_fast.train.vocoder.train import train_vocoder
 from tests.conftest import Artifacts
@@ -113,10 +121,33 @@ def test_the_losses_are_those_of_their_definitions() -> None:
     torch.testing.assert_close(matching_loss(real, made), matched)
 
 
+def test_the_loss_of_spectra_is_that_of_its_definition() -> None:
+    random = np.random.default_rng(5)
+    real, made = random.standard_normal((2, 1, 5000))
+    expected = []
+    for size, hop, length in ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200)):
+        window = np.zeros(size)
+        window[(size - length) // 2 :][:length] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+        maps = []
+        for waveform in (real[0], made[0]):
+            padded = np.pad(waveform, size // 2)
+            frames = np.stack([padded[i : i + size] for i in range(0, len(padded) - size + 1, hop)])
+            maps.append(np.maximum(np.abs(np.fft.rfft(frames * window)), 1e-7**0.5))
+        one, other = maps
+        convergence = np.linalg.norm(one - other) / np.linalg.norm(one)
+        expected.append(convergence + np.abs(np.log(one) - np.log(other)).mean())
+    loss = SpectralLoss()(torch.from_numpy(real).float(), torch.from_numpy(made).float())
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-4)
+    silence = torch.zeros(1, 4000, requires_grad=True)
+    SpectralLoss()(torch.randn(1, 4000), silence).backward()
+    assert torch.isfinite(silence.grad).all()
+
+
 def test_discriminators_have_the_published_parameters() -> None:
     assert sum(value.numel() for name, value in Discriminators().named_parameters()) == pytest.approx(70.7e6, rel=0.01)
     maps = Discriminators(32)(torch.randn(2, 2560))
     assert [len(each) for each in maps] == [6] * 5 + [8] * 3
+    assert [len(each) for each in Discriminators(32, 1)(torch.randn(2, 2560))] == [6] * 5 + [8]
 
 
 def test_a_tone_is_in_its_mel_band() -> None:
@@ -153,6 +184,18 @@ def test_training_brings_spectra_nearer_and_continues_exactly(
     assert alone.hifigan == load_voice(checkpoints.ckpt).hifigan
 
 
+def test_the_first_steps_need_no_discriminators(
+    artifacts: Artifacts, checkpoints: Checkpoints, speech: Path, tmp_path: Path
+) -> None:
+    given = {"audio_list": speech, "init": checkpoints.ckpt, "seed": 1, "steps": 4}
+    settings = dataclasses.replace(SMALL, stft=1.0, spectral_steps=2)
+    train_vocoder(artifacts.model, tmp_path / "vocoder.pth", settings=settings, **given)
+    log = (tmp_path / "vocoder.pth.training" / "log.jsonl").read_text().splitlines()
+    spectra, judges = {"mel", "stft"}, {"discriminators", "adversarial", "matching"}
+    seen = [json.loads(line).keys() & (spectra | judges) for line in log]
+    assert seen == [spectra, spectra, spectra | judges, spectra | judges]
+
+
 def test_a_vocoder_is_trained_on_restored_features(
     artifacts: Artifacts, checkpoints: Checkpoints, speech: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +223,13 @@ def test_what_does_not_fit_a_vocoder_is_refused_in_a_line(
     out.write_bytes(b"mine")
     with pytest.raises(OutputError, match="already there"):
         train_vocoder(artifacts.model, out, **given)
-    for wrong in ({"segment_frames": 3}, {"batch": 0}, {"learning_rate": 0}, {"decay": 0}):
+    for wrong in (
+        {"segment_frames": 3},
+        {"batch": 0},
+        {"learning_rate": 0},
+        {"decay": 0},
+        {"stft": -1},
+        {"spectral_steps": -1},
+    ):
         with pytest.raises(ArgumentError):
             VocoderSettings(**wrong)

@@ -33,13 +33,14 @@ class Discriminators(nn.Module):
     """Waveforms (B, S) → the layers' outputs of all eight discriminators.
 
     Args:
-        divisor: All channels are divided by it, for tests; 1 is as published.
+        divisor: All channels are divided by it; 1 is as published.
+        scales: How many look at scales; 3 as published.
     """
 
-    def __init__(self, divisor: int = 1) -> None:
+    def __init__(self, divisor: int = 1, scales: int = SCALES) -> None:
         super().__init__()
         self.periods = nn.ModuleList(PeriodDiscriminator(period, divisor) for period in PERIODS)
-        self.scales = nn.ModuleList(ScaleDiscriminator(divisor, first=not scale) for scale in range(SCALES))
+        self.scales = nn.ModuleList(ScaleDiscriminator(divisor, first=not scale) for scale in range(scales))
 
     def forward(self, waveform: torch.Tensor) -> Maps:
         x = waveform.unsqueeze(1)

@@ -57,7 +57,9 @@ class SpectralLoss(nn.Module):
                 for each in (real, made)
             )
             # The square root has no slope at 0.
-            one, other = (torch.sqrt((each.real.square() + each.imag.square()).clamp(min=1e-7)) for each in (one, other))
+            one, other = (
+                torch.sqrt((each.real.square() + each.imag.square()).clamp(min=1e-7)) for each in (one, other)
+            )
             losses.append((one - other).norm() / one.norm() + (one.log() - other.log()).abs().mean())
         return torch.stack(losses).mean()
 

@@ -17,6 +17,8 @@ class VocoderSettings:
         learning_rate: Of AdamW, for generator and discriminators.
         decay: Factor of the rate, an epoch.
         divisor: Channels of the discriminators are divided by it; 1 is as published.
+        scales: Discriminators that look at scales; 3 as published. They take most of the time on a CPU, and without
+            them five still look at periods.
         stft: Weight of the loss of spectra of three resolutions; 0, as published for HiFi-GAN: it is not computed.
         spectral_steps: First steps without discriminators, which are several times as fast.
         save_every: Steps after which the state is saved.
@@ -27,6 +29,7 @@ class VocoderSettings:
     learning_rate: float = 2e-4
     decay: float = 0.999
     divisor: int = 1
+    scales: int = 3
     stft: float = 0.0
     spectral_steps: int = 0
     save_every: int = 1000
@@ -35,8 +38,9 @@ class VocoderSettings:
         for name, least in (("segment_frames", 4), ("batch", 1), ("divisor", 1), ("save_every", 1)):
             if getattr(self, name) < least:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if self.spectral_steps < 0:
-            raise ArgumentError(f"spectral_steps is {self.spectral_steps}; expected 0 or more")
+        for name in ("scales", "spectral_steps"):
+            if getattr(self, name) < 0:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.stft < float("inf"):
             raise ArgumentError(f"stft is {self.stft}; expected 0 or more")
         if not 0 < self.learning_rate < float("inf"):

@@ -221,7 +221,7 @@ class _Training:
         if voice is not None:
             self.generator.take(Path("checkpoint"), voice.hifigan_weights)
         self.generator.to(processes.device)
-        self._discriminators = Discriminators(settings.divisor).to(processes.device)
+        self._discriminators = Discriminators(settings.divisor, settings.scales).to(processes.device)
         self._mel = LogMel(info.sample_rate, info.hop).to(processes.device)
         self._spectra = SpectralLoss().to(processes.device)
         optimizers = [
