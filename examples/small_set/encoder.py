@@ -20,7 +20,8 @@ import scipy.signal
 import soundfile
 import soxr
 import torch
-from speech import PHONES, RATE
+from sizes import CONVOLUTIONS, HOP, RATE, WAVLM, WINDOW
+from speech import PHONES
 from torch import nn
 from wavlm import WavLM
 
@@ -29,26 +30,6 @@ from mkc_fast.train.loop.sampler import generator_of, number_of
 from mkc_fast.train.loop.state import load_state, save_torch
 from mkc_fast.train.vocoder.losses import LogMel
 
-HOP, WINDOW = 320, 400
-CFG: dict[str, Any] = {
-    "extractor_mode": "layer_norm",
-    "layer_norm_first": False,
-    "encoder_layers": 6,
-    "encoder_embed_dim": 160,
-    "encoder_ffn_embed_dim": 512,
-    "encoder_attention_heads": 5,
-    "conv_feature_layers": "[(64,10,5)] + [(96,3,2)] + [(128,3,2)] * 3 + [(128,2,2)] * 2",
-    "conv_bias": False,
-    "conv_pos": 64,
-    "conv_pos_groups": 16,
-    "relative_position_embedding": True,
-    "gru_rel_pos": True,
-    "num_buckets": 64,
-    "max_distance": 200,
-    "normalize": False,
-    "activation_fn": "gelu",
-}
-_LAYERS = [(64, 10, 5), (96, 3, 2), *[(128, 3, 2)] * 3, *[(128, 2, 2)] * 2]
 _AROUND = (-3, 0, 3)  # frames whose phones are told
 _PHONE_NOISE, _MEL_NOISE = 1.0, 0.35
 _FRAMES = 160
@@ -163,7 +144,7 @@ class Training:
 
     def __init__(self, steps: int, rate: float, *, bf16: bool) -> None:
         torch.manual_seed(0)
-        self.encoder, self.heads = WavLM({**CFG, "conv_layers": _LAYERS}), Heads(CFG["encoder_embed_dim"])
+        self.encoder, self.heads = WavLM({**WAVLM, "conv_layers": CONVOLUTIONS}), Heads(WAVLM["encoder_embed_dim"])
         self.modules = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads})
         decayed = [each for each in self.modules.parameters() if each.ndim > 1]
         others = [each for each in self.modules.parameters() if each.ndim <= 1]
@@ -233,9 +214,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--bf16", action="store_true", help="compiled, in bfloat16: twice as fast where a CPU has it")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of PyTorch; more are slower where cores have other work"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; with other work beside, 1 is fastest")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     training = Training(args.steps, args.rate, bf16=args.bf16)
@@ -267,7 +246,7 @@ def main() -> None:
                 log.write(json.dumps(line) + "\n")
             print(line, flush=True)
             sums.clear()
-    save_torch(args.out, {"cfg": CFG, "model": training.encoder.published()})
+    save_torch(args.out, {"cfg": WAVLM, "model": training.encoder.published()})
 
 
 if __name__ == "__main__":

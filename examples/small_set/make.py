@@ -1,9 +1,9 @@
-"""Makes the rest of the small set: ``python examples/small_set/make.py --data DIR --wavlm WavLM.pt --work DIR``.
+"""Makes the rest of the small set: ``python examples/small_set/make.py --data DIR --wavlm F --start F --work DIR``.
 
-From the speech (``speech.py``) and the encoder (``encoder.py``): features, a bank with a k-means model for each speaker,
-a vocoder, a conformer, and the vocoder once more, on what the conformer restores. ``--work`` holds everything, and the
-same call continues. ``--pack DIR`` then writes the set as it is shipped: checkpoints of the published formats whose
-weights are float16.
+From the speech (``speech.py``), the encoder (``encoder.py``) and a vocoder of spectra (``start.py``): features, a bank
+with a k-means model for each speaker, a conformer, and a vocoder of what the conformer restores. ``--work`` holds
+everything, and the same call continues. ``--pack DIR`` then writes the set as it is shipped: checkpoints of the
+published formats whose weights are float16.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
+from sizes import DIM, HOP, RATE, VOCODER
+from start import SCALE, spectra
 
 from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.export import export_model
-from mkc_fast.export.checkpoints.configs import HifiGanConfig
 from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
 from mkc_fast.export.checkpoints.torch_files import load_torch
 from mkc_fast.export.random_checkpoints import write_voice
@@ -32,39 +36,28 @@ from mkc_fast.train import (
     train_conformer,
     train_vocoder,
 )
+from mkc_fast.train.conformer.checkpoint import hifi_config
+from mkc_fast.train.features.cache import FeatureCache
+from mkc_fast.train.loop.state import save_torch
+from mkc_fast.train.vocoder.losses import LogMel
 
 SEED = 1
-DIM = 160
 # Their k-means models are in the bank, and the conformer has seen neither these nor what they say.
 HELD_OUT = ("es_alicia", "es_marco", "kal161", "slt2")
-VOCODER = HifiGanConfig(
-    resblock="1",
-    upsample_rates=(10, 8, 2, 2),
-    upsample_kernel_sizes=(20, 16, 4, 4),
-    upsample_initial_channel=128,
-    resblock_kernel_sizes=(3, 7, 11),
-    resblock_dilation_sizes=((1, 3, 5), (1, 3, 5), (1, 3, 5)),
-    input_dim=DIM,
-    hidden_dim=128,
-    sample_rate=16000,
-)
 
 
-def make(data: Path, wavlm: Path, work: Path, steps: dict[str, int], clusters: int, threads: int) -> Path:
+def make(data: Path, wavlm: Path, start: Path, work: Path, steps: dict[str, int], clusters: int, threads: int) -> Path:
     """Train everything that is not there; the checkpoint of conformer and vocoder."""
     work.mkdir(parents=True, exist_ok=True)
-    speech = data / "train" / "wav.scp"
-    hours: dict[str, float] = {}
-    record = work / "hours.json"
-    if record.exists():
-        hours = json.loads(record.read_text())
+    speech, record = data / "train" / "wav.scp", work / "hours.json"
+    hours: dict[str, float] = json.loads(record.read_text()) if record.exists() else {}
 
-    def timed(name: str, out: Path, run: Callable[[], Any]) -> Any:
+    def timed(name: str, run: Callable[[], Any]) -> Any:
         begin = time.perf_counter()
         made = run()
         hours[name] = round(hours.get(name, 0.0) + (time.perf_counter() - begin) / 3600, 3)
         record.write_text(json.dumps(hours))
-        print(f"{name}: {hours[name]} hours, {out}", flush=True)
+        print(f"{name}: {hours[name]} hours", flush=True)
         return made
 
     random, encoder, features, bank = (work / name for name in ("random.pth", "encoder", "features", "bank"))
@@ -72,50 +65,95 @@ def make(data: Path, wavlm: Path, work: Path, steps: dict[str, int], clusters: i
         write_voice(random, {"feature_dim": DIM, "conformer_num_heads": 5, "conformer_num_layers": 1})
         export_model(wavlm, random, encoder)
     if not features.exists():
-        timed("features", features, lambda: make_features(encoder, features, audio_list=speech))
+        timed("features", lambda: make_features(encoder, features, audio_list=speech))
     if not bank.exists():
         settings = KMeansSettings(clusters, n_init=5)
-        timed("bank", bank, lambda: train_bank(encoder, bank, audio_list=speech, settings=settings, seed=SEED))
-    first = work / "vocoder.pth"
-    plain = VocoderSettings(
-        segment_frames=25,
-        batch=16,
-        learning_rate=5e-4,
-        decay=0.9995,
-        divisor=4,
-        stft=10.0,
-        spectral_steps=steps["spectral"],
-    )
-    shown = _shown()
-    timed("vocoder", first, lambda: train_vocoder(
-        encoder, first, steps=steps["vocoder"], audio_list=speech, features=features, sizes=VOCODER, settings=plain,
-        seed=SEED, threads=threads, progress=shown,
-    ))  # fmt: skip
+        timed("bank", lambda: train_bank(encoder, bank, audio_list=speech, settings=settings, seed=SEED))
+    begun = work / "start.pth"
+    if not begun.exists():
+        timed("start", lambda: fit_start(start, encoder, features, data / "train", begun))
     voice = work / "conformer.pth"
     (work / "held_out").write_text("".join(f"{name}\n" for name in HELD_OUT))
     conformer = ConformerSettings(
-        num_layers=2, num_heads=5, ffn_dim=480, batch_frames=4000, max_frames=250, learning_rate=1.5e-3, warmup=200,
-        decay=steps["conformer"] // 2, valid_every=200, patience=0,
-    )  # fmt: skip
-    restored = timed("conformer", voice, lambda: train_conformer(
-        encoder, bank, first, voice, steps=steps["conformer"], features=features, valid=str(work / "held_out"),
-        settings=conformer, seed=SEED, threads=threads,
-    ))  # fmt: skip
+        num_layers=2,
+        num_heads=5,
+        ffn_dim=480,
+        batch_frames=4000,
+        max_frames=250,
+        learning_rate=1.5e-3,
+        warmup=200,
+        decay=steps["conformer"] // 2,
+        valid_every=200,
+        patience=0,
+    )
+    given = {"features": features, "seed": SEED, "threads": threads}
+    restored = timed(
+        "conformer",
+        lambda: train_conformer(
+            encoder,
+            bank,
+            begun,
+            voice,
+            steps=steps["conformer"],
+            valid=str(work / "held_out"),
+            settings=conformer,
+            **given,
+        ),
+    )
     print(restored.restoration, flush=True)
-    model = work / "model"
+    model, vocoder = work / "model", work / "vocoder.pth"
     if not model.exists():
         export_model(wavlm, voice, model)
-    last = work / "vocoder2.pth"
-    timed("vocoder on restored features", last, lambda: train_vocoder(
-        model, last, steps=steps["restored"], audio_list=speech, features=features, bank=bank, init=first,
-        settings=VocoderSettings(segment_frames=25, batch=16, learning_rate=3e-4, decay=0.9995, divisor=4, stft=10.0),
-        seed=SEED, threads=threads, progress=shown,
-    ))  # fmt: skip
+    settings = VocoderSettings(
+        segment_frames=32,
+        batch=12,
+        learning_rate=3e-4,
+        divisor=4,
+        scales=0,
+        stft=10.0,
+        spectral_steps=steps["spectral"],
+        save_every=100,
+    )
+    timed(
+        "vocoder",
+        lambda: train_vocoder(
+            model,
+            vocoder,
+            steps=steps["vocoder"],
+            audio_list=speech,
+            bank=bank,
+            init=begun,
+            settings=settings,
+            progress=_shown(),
+            **given,
+        ),
+    )
     both = load_torch(voice)
-    generator = load_torch(last)["generator"]
+    generator = load_torch(vocoder)["generator"]
     both["model_state_dict"] |= {f"hifi.model.{name}": tensor for name, tensor in generator.items()}
-    torch.save(both, work / "voice.pth")
+    save_torch(work / "voice.pth", both)
     return work / "voice.pth"
+
+
+def fit_start(start: Path, encoder: Path, features: Path, data: Path, out: Path) -> None:
+    """Let a vocoder of spectra take features, by the linear map that tells spectra from them best."""
+    generator = dict(load_torch(start)["generator"])
+    cache = FeatureCache.open(features, encoder)
+    paths = dict(line.split() for line in (data / "wav.scp").read_text().splitlines())
+    mel, pairs = LogMel(RATE, HOP), []
+    for index in range(0, len(cache.ids), max(1, len(cache.ids) // 400)):
+        waveform, _ = soundfile.read(data / paths[cache.ids[index]], dtype="float32")
+        told = spectra(mel, torch.from_numpy(waveform)[None])[0].numpy()
+        seen = cache.read(index, 0, cache.frames[index])
+        frames = min(len(told), len(seen))
+        pairs.append((np.pad(seen[:frames], ((0, 0), (0, 1)), constant_values=1.0), told[:frames]))
+    seen, told = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    fitted, *_ = np.linalg.lstsq(seen, told, rcond=None)
+    print(f"spectra from features: error {np.abs(seen @ fitted - told).mean() * SCALE:.2f} nats", flush=True)
+    weight, bias = (generator[f"lin_pre.{name}"].double().numpy() for name in ("weight", "bias"))
+    generator["lin_pre.weight"] = torch.from_numpy(weight @ fitted[:-1].T).float()
+    generator["lin_pre.bias"] = torch.from_numpy(bias + weight @ fitted[-1]).float()
+    save_torch(out, {"generator": generator, "hifi_config": hifi_config(VOCODER)})
 
 
 def pack(wavlm: Path, voice: Path, bank: Path, out: Path) -> None:
@@ -128,7 +166,10 @@ def pack(wavlm: Path, voice: Path, bank: Path, out: Path) -> None:
     (out / "kmeans").mkdir(exist_ok=True)
     opened, lines = open_bank(bank), []
     for name, centroids in zip(opened.info.names, opened.centroids, strict=True):
-        write_kmeans(out / "kmeans" / f"{name}.pt", centroids.astype("float16"))
+        path = out / "kmeans" / f"{name}.pt"
+        # Rounded to float16 and compressed as joblib compresses, they take half the space.
+        write_kmeans(path, centroids.astype("float16").astype("float32"))
+        path.write_bytes(zlib.compress(path.read_bytes(), 9))
         lines.append(f"{name} kmeans/{name}.pt\n")
     (out / "kmeans.scp").write_text("".join(lines))
 
@@ -152,15 +193,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--wavlm", type=Path, required=True)
+    parser.add_argument("--start", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--clusters", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
-    for name, count in (("spectral", 2000), ("vocoder", 4000), ("conformer", 4000), ("restored", 4000)):
+    for name, count in (("conformer", 4000), ("spectral", 300), ("vocoder", 4000)):
         parser.add_argument(f"--{name}-steps", type=int, default=count)
     args = parser.parse_args()
-    steps = {name: getattr(args, f"{name}_steps") for name in ("spectral", "vocoder", "conformer", "restored")}
-    voice = make(args.data, args.wavlm, args.work, steps, args.clusters, args.threads)
+    steps = {name: getattr(args, f"{name}_steps") for name in ("conformer", "spectral", "vocoder")}
+    voice = make(args.data, args.wavlm, args.start, args.work, steps, args.clusters, args.threads)
     if args.pack:
         pack(args.wavlm, voice, args.work / "bank", args.pack)
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from sizes import RATE
 from voices import ESPEAK, FESTIVAL, FLITE, HELD_OUT, TRAINING, Voice
 
-RATE = 16000
 PEAK = 0.5
 PHONES = (  # noqa: SIM905
     "sil aa ae ah ao aw ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh"

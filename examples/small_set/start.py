@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from encoder import HOP, WINDOW, Speech
-from make import VOCODER
-from speech import RATE
+from encoder import Speech
+from sizes import HOP, RATE, VOCODER, WINDOW
 
 from mkc_fast.export.checkpoints.configs import HifiGanConfig
 from mkc_fast.train.loop.prefetch import prefetched
