@@ -46,8 +46,9 @@ SEED = 1
 HELD_OUT = ("es_alicia", "es_marco", "kal161", "slt2")
 
 
-def make(data: Path, wavlm: Path, start: Path, work: Path, steps: dict[str, int], clusters: int, threads: int) -> Path:
+def make(args: argparse.Namespace) -> Path:
     """Train everything that is not there; the checkpoint of conformer and vocoder."""
+    data, wavlm, work = args.data, args.wavlm, args.work
     work.mkdir(parents=True, exist_ok=True)
     speech, record = data / "train" / "wav.scp", work / "hours.json"
     hours: dict[str, float] = json.loads(record.read_text()) if record.exists() else {}
@@ -67,13 +68,13 @@ def make(data: Path, wavlm: Path, start: Path, work: Path, steps: dict[str, int]
     if not features.exists():
         timed("features", lambda: make_features(encoder, features, audio_list=speech))
     if not bank.exists():
-        settings = KMeansSettings(clusters, n_init=5)
+        settings = KMeansSettings(args.clusters, n_init=5)
         timed("bank", lambda: train_bank(encoder, bank, audio_list=speech, settings=settings, seed=SEED))
     begun = work / "start.pth"
     if not begun.exists():
-        timed("start", lambda: fit_start(start, encoder, features, data / "train", begun))
+        timed("start", lambda: fit_start(args.start, encoder, features, data / "train", begun))
     voice = work / "conformer.pth"
-    (work / "held_out").write_text("".join(f"{name}\n" for name in HELD_OUT))
+    (work / "held_out").write_text("".join(f"{name}\n" for name in args.held_out))
     conformer = ConformerSettings(
         num_layers=2,
         num_heads=5,
@@ -82,11 +83,11 @@ def make(data: Path, wavlm: Path, start: Path, work: Path, steps: dict[str, int]
         max_frames=250,
         learning_rate=1.5e-3,
         warmup=200,
-        decay=steps["conformer"] // 2,
+        decay=args.conformer_steps // 2,
         valid_every=200,
         patience=0,
     )
-    given = {"features": features, "seed": SEED, "threads": threads}
+    given = {"features": features, "seed": SEED, "threads": args.threads}
     restored = timed(
         "conformer",
         lambda: train_conformer(
@@ -94,7 +95,7 @@ def make(data: Path, wavlm: Path, start: Path, work: Path, steps: dict[str, int]
             bank,
             begun,
             voice,
-            steps=steps["conformer"],
+            steps=args.conformer_steps,
             valid=str(work / "held_out"),
             settings=conformer,
             **given,
@@ -111,7 +112,7 @@ def make(data: Path, wavlm: Path, start: Path, work: Path, steps: dict[str, int]
         divisor=4,
         scales=0,
         stft=10.0,
-        spectral_steps=steps["spectral"],
+        spectral_steps=args.spectral_steps,
         save_every=100,
     )
     timed(
@@ -119,7 +120,7 @@ def make(data: Path, wavlm: Path, start: Path, work: Path, steps: dict[str, int]
         lambda: train_vocoder(
             model,
             vocoder,
-            steps=steps["vocoder"],
+            steps=args.vocoder_steps,
             audio_list=speech,
             bank=bank,
             init=begun,
@@ -197,12 +198,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--clusters", type=int, default=128)
+    parser.add_argument("--held-out", nargs="+", default=HELD_OUT, help="speakers that the conformer does not see")
     parser.add_argument("--threads", type=int, default=1)
     for name, count in (("conformer", 4000), ("spectral", 300), ("vocoder", 4000)):
         parser.add_argument(f"--{name}-steps", type=int, default=count)
     args = parser.parse_args()
-    steps = {name: getattr(args, f"{name}_steps") for name in ("conformer", "spectral", "vocoder")}
-    voice = make(args.data, args.wavlm, args.start, args.work, steps, args.clusters, args.threads)
+    voice = make(args)
     if args.pack:
         pack(args.wavlm, voice, args.work / "bank", args.pack)
 
