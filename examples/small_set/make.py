@@ -37,6 +37,7 @@ from mkc_fast.train import (
     train_vocoder,
 )
 from mkc_fast.train.conformer.checkpoint import hifi_config
+from mkc_fast.train.conformer.sources import CachedFeatures
 from mkc_fast.train.features.cache import FeatureCache
 from mkc_fast.train.loop.state import save_torch
 from mkc_fast.train.vocoder.losses import LogMel
@@ -139,7 +140,7 @@ def make(args: argparse.Namespace) -> Path:
 def fit_start(start: Path, encoder: Path, features: Path, data: Path, out: Path) -> None:
     """Let a vocoder of spectra take features, by the linear map that tells spectra from them best."""
     generator = dict(load_torch(start)["generator"])
-    cache = FeatureCache.open(features, encoder)
+    cache = CachedFeatures(FeatureCache.open(features, encoder))
     paths = dict(line.split() for line in (data / "wav.scp").read_text().splitlines())
     mel, pairs = LogMel(RATE, HOP), []
     for index in range(0, len(cache.ids), max(1, len(cache.ids) // 400)):

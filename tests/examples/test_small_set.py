@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,7 @@ def run(script: str, *arguments: object) -> None:
         timeout=TIMEOUT_S,
         capture_output=True,
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # more are slower in networks so small
     )
 
 
