@@ -11,7 +11,7 @@ from mkc_fast.evaluation.measures import INTELLIGIBILITY, PRIVACY, QUALITY
 from mkc_fast.evaluation.privacy import IGNORANT, LAZY_INFORMED, ORIGINAL
 from mkc_fast.evaluation.quality import SCALES
 from mkc_fast.evaluation.rows import percent
-from mkc_fast.pages.pictures import BLUE, GREY, VERMILION, picture
+from mkc_fast.pages.pictures import BLUE, GREY, picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,10 +68,10 @@ def _privacy(figure: Figure, made: Mapping[str, Any]) -> None:
 
 def _intelligibility(figure: Figure, made: Mapping[str, Any]) -> None:
     axes: Axes = figure.subplots()
-    sides = [("original", GREY), ("anonymized", VERMILION)] if made["reference"] == TEXT else []
+    sides = [("original", GREY), ("anonymized", BLUE)] if made["reference"] == TEXT else []
     rates = [
         (f"{name.upper()}, {side}", made[side][name], color) for name in ("wer", "cer") for side, color in sides
-    ] or [(name.upper(), made["to_transcript"][name], VERMILION) for name in ("wer", "cer")]
+    ] or [(name.upper(), made["to_transcript"][name], BLUE) for name in ("wer", "cer")]
     shown = [(label, rate["rate"] or 0.0, rate["interval"], color) for label, rate, color in rates]
     labels, values, intervals, colors = (list(column) for column in zip(*shown, strict=True))
     _bars(axes, labels, values, intervals, colors)

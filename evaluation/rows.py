@@ -120,11 +120,21 @@ def notes(record: Mapping[str, Any], measure: str) -> Sequence[str]:
     )
     if measure == PRIVACY:
         counts = made["verifications"][IGNORANT]
-        source = "the list trials" if made["trials"] == "list" else "every utterance against every speaker"
+        others = made["most_other_speakers"]
+        source = "every utterance against every speaker"
+        if others is None:
+            source = "the list trials"
+        elif made["models"] > others + 1:
+            source = f"every utterance against its speaker and {others} others, which the seed drew"
         by.append(
             f"{counts['targets']:,} target and {counts['nontargets']:,} nontarget trials of {made['speakers']:,} "
             f"speakers, from {source}. Enrolment: {made['enrolment']}; anonymized: {made['enrolment_anonymized']}."
         )
+        if counts["trials_without_score"]:
+            by.append(
+                f"{counts['trials_without_score']:,} more trials have no score: a recording is missing, or the "
+                "speaker's enrolment has nothing but this utterance."
+            )
     elif measure == INTELLIGIBILITY:
         by.append(
             f"{made['utterances']:,} utterances, compared with the {made['reference']}. Before, texts are made alike: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,8 @@ def track(waveform: np.ndarray) -> np.ndarray:
     """The pitch of each frame of 16 ms, rising by a hertz a frame."""
     frames = len(waveform) // 256
     return (pitch_of(waveform) + np.arange(frames)).astype(np.float32)
+
+
+def die(_: np.ndarray) -> np.ndarray:
+    """End the process, as a decoder that crashes would."""
+    os._exit(1)

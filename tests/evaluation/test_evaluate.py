@@ -15,10 +15,11 @@ import soundfile
 from mkc_fast.cli import main
 from mkc_fast.errors import ArgumentError, ListError, MkcError, OutputError
 from mkc_fast.evaluation import Given, evaluate
+from mkc_fast.evaluation.inputs import read_speech
 from mkc_fast.evaluation.listening import Heard, Models, Task, listen_to_all
 from mkc_fast.evaluation.models import Function
 from tests.conftest import Artifacts
-from tests.evaluation.speakers import WORDS, embed, rate, recognize, recording, track, write_set
+from tests.evaluation.speakers import WORDS, die, embed, rate, recognize, recording, track, write_set
 
 STAND_INS = Given(verifier=embed, recognizer=recognize, quality=rate, pitch=track)
 ALL = ("privacy", "intelligibility", "quality", "pitch", "duration")
@@ -247,8 +248,6 @@ def test_the_page_shows_what_a_record_says_as_text(original: Path) -> None:
 
 
 def test_several_processes_hear_what_one_hears(original: Path) -> None:
-    from mkc_fast.evaluation.inputs import read_speech
-
     models = Models(verifier=Function(embed, "embed"), recognizer=Function(recognize, "recognize"))
     utterances = list(read_speech(original).utterances.values())[:6]
     tasks = [Task(("side", each.id), each, ("verifier", "recognizer")) for each in utterances]
@@ -265,7 +264,6 @@ def test_several_processes_hear_what_one_hears(original: Path) -> None:
 
 
 def test_a_model_that_cannot_be_opened_is_one_line_in_several_processes(original: Path, tmp_path: Path) -> None:
-    from mkc_fast.evaluation.inputs import read_speech
     from mkc_fast.evaluation.verifiers import OnnxVerifier
 
     pytest.importorskip("onnxruntime", reason="opens a graph")
@@ -277,6 +275,13 @@ def test_a_model_that_cannot_be_opened_is_one_line_in_several_processes(original
             2,
             lambda *_: None,
         )
+
+
+def test_a_process_that_dies_is_one_line(original: Path) -> None:
+    utterances = list(read_speech(original).utterances.values())[:3]
+    tasks = [Task(("side", each.id), each, ("verifier",)) for each in utterances]
+    with pytest.raises(MkcError, match="a process that listens died"):
+        listen_to_all(tasks, Models(verifier=Function(die, "die")), 2, lambda *_: None)
 
 
 def test_what_is_not_installed_is_one_line_and_the_rest_is_measured(

@@ -149,6 +149,21 @@ def test_workers_send_and_leave_nothing(fresh_home, artifacts: Artifacts, tmp_pa
     assert (found.code, found.files, found.reached) == (0, [], []), found
 
 
+def test_an_evaluation_sends_nothing_with_every_model_that_is_installed(fresh_home, tmp_path: Path) -> None:
+    speakers = ROOT / "cli" / "demo_speakers"
+    for name in ("wav.scp", "utt2spk"):
+        lines = (speakers / name).read_text().splitlines()[:4]
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    for path in (tmp_path / "wav.scp").read_text().split()[1::2]:
+        (tmp_path / path).symlink_to(speakers / path)
+    found = fresh_home(
+        "-m", "mkc_fast", "evaluate", str(tmp_path), str(tmp_path), "--jobs", "2", "--out", str(tmp_path / "out"),
+        ORT_DISABLE_TELEMETRY="0",  # whatever the user's own settings are
+    )  # fmt: skip
+    assert found.code == 0, found
+    assert found.is_private(), found
+
+
 def test_a_ray_cluster_of_this_machine_sends_and_leaves_nothing(
     fresh_home, artifacts: Artifacts, tmp_path: Path, clip: np.ndarray
 ) -> None:
