@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast.engine.audio.read import read_utterance
+from mkc_fast.engine.audio.read import Recording, read_utterance
 from mkc_fast.errors import AudioError, MkcError
 from mkc_fast.evaluation.models import SAMPLE_RATE
 
@@ -83,7 +83,7 @@ class Listener:
             AudioError: It cannot be read, or is shorter than 0.1 s.
         """
         waveform = read_utterance(utterance, SAMPLE_RATE, _LEAST_SAMPLES)
-        assert not hasattr(waveform, "encoded")
+        assert not isinstance(waveform, Recording)
         found: dict[str, Any] = {}
         refused = {}
         for name in kinds:

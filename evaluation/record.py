@@ -75,6 +75,18 @@ def make_record(
     return cast("dict[str, Any]", json.loads(json.dumps(record)))  # as a reader of the file has it: lists, not tuples
 
 
+def make_folder(folder: Path) -> None:
+    """Make the output folder, if it is not there.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
 def write_record(folder: Path, record: Mapping[str, Any]) -> list[Path]:
     """Write ``evaluation.json`` and ``evaluation.html``, each atomically; without the page's packages a warning.
 
@@ -89,9 +101,9 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> list[Path]:
         contents[PAGE_FILE] = build_page(record)
     else:
         _logger.warning("no %s is written: it needs %s", PAGE_FILE, missing)
+    make_folder(folder)
     written = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             with atomic_file(folder / name) as temporary:
                 temporary.write_text(content, encoding="utf-8", errors="backslashreplace")

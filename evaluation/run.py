@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from mkc_fast.evaluation.privacy import (
     measure_privacy,
     plan_trials,
 )
-from mkc_fast.evaluation.record import make_record, write_record
+from mkc_fast.evaluation.record import make_folder, make_record, write_record
 from mkc_fast.evaluation.sound import measure_duration, measure_pitch, measure_quality
 from mkc_fast.text import printable
 
@@ -136,9 +136,12 @@ def evaluate(
     facts = {name: model.facts() for name, model in vars(models).items() if model is not None}
     bootstrap = Bootstrap(resamples, seed)
     sides = _read(
-        *(None if path is None else Path(path) for path in (original, anonymized, enrolment, enrolment_anonymized)),
-        utt2spk=None if utt2spk is None else Path(utt2spk),
-        text=None if text is None else Path(text),
+        Path(original),
+        Path(anonymized),
+        _path(enrolment),
+        _path(enrolment_anonymized),
+        utt2spk=_path(utt2spk),
+        text=_path(text),
         allow_commands=allow_commands,
     )
     trials = None
@@ -149,6 +152,9 @@ def evaluate(
             if PRIVACY in asked:
                 raise
             without[PRIVACY] = str(error)
+            models = replace(models, verifier=None)
+    if out is not None:
+        make_folder(Path(out))  # before the work, so that a folder that cannot be written is known then
     made = [measure for measure in measures if measure not in without]
     tasks = _tasks(sides, made)
     jobs = _jobs(jobs, given, len(tasks))
@@ -162,9 +168,13 @@ def evaluate(
     return Evaluation(record, failed, files)
 
 
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
 def _read(
-    original: Path | None,
-    anonymized: Path | None,
+    original: Path,
+    anonymized: Path,
     enrolment: Path | None,
     enrolment_anonymized: Path | None,
     *,
@@ -177,8 +187,6 @@ def _read(
     Raises:
         ListError: No utterance is in both.
     """
-    assert original is not None
-    assert anonymized is not None
     first = read_speech(original, utt2spk=utt2spk, text=text, allow_commands=allow_commands)
     second = read_speech(anonymized, allow_commands=allow_commands)
     enrolled = Enrolment(first, apart=False)

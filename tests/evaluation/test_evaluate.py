@@ -316,6 +316,11 @@ def test_impossible_arguments_are_refused(original: Path, tmp_path: Path) -> Non
         evaluated(original, original, only=["pitch"], skip=["pitch"])
     with pytest.raises(ArgumentError, match="jobs 0"):
         evaluated(original, original, jobs=0)
+
+
+def test_an_output_that_cannot_be_written_is_known_before_the_work(original: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    heard: list[tuple[int, int]] = []
     with pytest.raises(OutputError):
-        evaluate(original, original, tmp_path / "file", only=["duration"])
+        evaluate(original, original, tmp_path / "file", only=["duration"], progress=lambda *count: heard.append(count))
+    assert not heard
