@@ -3,7 +3,9 @@
 It has WavLM's layout. From its last layer's features, with noise added, it must tell the phone of a frame and of those
 60 ms around it, and the log mel spectrum of the clean recording, while it hears the recording faster or slower,
 through filters, with noise and echoes. The noise sets how much room each kind of knowledge gets: phones are to fill
-more of it than the sound of a voice. State lies beside the output, and the same call continues.
+more of it than the sound of a voice. Then the phones must also be told from what is left when each frame is replaced by
+the nearest of the centroids of another speaker, which are kept up to date meanwhile: what the method does to features.
+State lies beside the output, and the same call continues.
 """
 
 from __future__ import annotations
@@ -31,9 +33,12 @@ from mkc_fast.train.loop.state import load_state, save_torch
 from mkc_fast.train.vocoder.losses import LogMel
 
 _AROUND = (-3, 0, 3)  # frames whose phones are told
-_PHONE_NOISE, _MEL_NOISE = 1.0, 0.35
+# Of the features' standard deviation.
+_PHONE_NOISE, _MEL_NOISE = 1.0, 0.4
+_CLUSTERS, _QUANTIZED_FROM, _KEPT = 128, 400, 0.97
 _FRAMES = 160
 _SAMPLES = (_FRAMES - 1) * HOP + WINDOW
+_LONGEST = 1.3 * _SAMPLES  # that a crop takes of a recording; speakers with less are left out
 
 
 class Speech:
@@ -60,14 +65,16 @@ class Speech:
                 at = (np.arange(len(wave) // 80 + 1) * 80 + 40) / RATE
                 index = np.minimum(np.searchsorted(ends, at), len(labels) - 1)
                 phones.append(np.repeat(np.asarray(labels, np.uint8)[index], 80)[: len(wave)])
-            self.streams.append((np.concatenate(samples), np.concatenate(phones)))
+            if sum(map(len, samples)) > _LONGEST:
+                self.streams.append((np.concatenate(samples), np.concatenate(phones)))
 
     def batch(self, random: np.random.Generator, size: int, *, change: bool) -> tuple[np.ndarray, ...]:
-        """What is heard (B, S), the clean recording (B, S) and phones (B, T)."""
-        heard, clean, phones = [], [], []
+        """What is heard (B, S), the clean recording (B, S), phones (B, T) and speakers (B,)."""
+        heard, clean, phones, speakers = [], [], [], []
         lengths = np.asarray([len(each[0]) for each in self.streams], float)
         for _ in range(size):
-            samples, labels = self.streams[random.choice(len(self.streams), p=lengths / lengths.sum())]
+            speakers.append(random.choice(len(self.streams), p=lengths / lengths.sum()))
+            samples, labels = self.streams[speakers[-1]]
             speed = math.exp(random.uniform(-0.17, 0.17)) if change and random.random() < 0.6 else 1.0
             taken = math.ceil(_SAMPLES * speed) + 64
             begin = int(random.integers(0, len(samples) - taken))
@@ -79,7 +86,7 @@ class Speech:
             clean.append(wave)
             phones.append(labels[at])
             heard.append(_changed(wave, random, self) if change else wave)
-        return np.stack(heard), np.stack(clean), np.stack(phones)
+        return np.stack(heard), np.stack(clean), np.stack(phones), np.asarray(speakers)
 
     def part(self, random: np.random.Generator, count: int) -> np.ndarray:
         """Some speech of somebody."""
@@ -135,17 +142,62 @@ class Heads(nn.Module):
         self.mel = nn.Sequential(nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, 80))
 
     def forward(self, features: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        phones = self.phones(features + _PHONE_NOISE * noise)
-        return phones.unflatten(-1, (len(_AROUND), -1)), self.mel(features + _MEL_NOISE * noise)
+        noise = noise * features.detach().std()
+        return self.told(features + _PHONE_NOISE * noise), self.mel(features + _MEL_NOISE * noise)
+
+    def told(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (B, T, D) → phones (B, T, around, phones), as logits."""
+        return self.phones(features).unflatten(-1, (len(_AROUND), -1))
+
+
+class Centroids(nn.Module):
+    """Centroids of each speaker, as moving averages of what is nearest to them."""
+
+    def __init__(self, speakers: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.randn(speakers, _CLUSTERS, dim))
+        self.register_buffer("counts", torch.zeros(speakers, _CLUSTERS))
+
+    def nearest(self, features: torch.Tensor, speaker: int) -> torch.Tensor:
+        """Ids (T,) of the nearest centroids of a speaker to features (T, D)."""
+        places = self.places[speaker]
+        return (features @ places.T - 0.5 * places.square().sum(1)).argmax(1)
+
+    def update(self, features: torch.Tensor, speaker: int) -> None:
+        """Move the centroids of a speaker towards features (T, D) of hers."""
+        ids = self.nearest(features, speaker)
+        counts = torch.bincount(ids, minlength=_CLUSTERS).float()
+        sums = torch.zeros_like(self.places[speaker]).index_add_(0, ids, features)
+        before, places = self.counts[speaker], self.places[speaker]
+        after = _KEPT * before + (1 - _KEPT) * counts
+        moved = (_KEPT * before[:, None] * places + (1 - _KEPT) * sums) / after.clamp(min=1e-9)[:, None]
+        self.places[speaker] = torch.where(counts[:, None] > 0, moved, places)
+        # Those that nothing is near to any more begin anew, at a frame.
+        unused = after < 0.02 * counts.mean()
+        chosen = torch.arange(int(unused.sum())) * 7 % len(features)
+        self.places[speaker, unused] = features[chosen]
+        self.counts[speaker] = torch.where(unused, counts.mean() * (1 - _KEPT), after)
+
+    def quantized(self, features: torch.Tensor, speakers: np.ndarray) -> torch.Tensor:
+        """Features (B, T, D), each recording with the centroids of another speaker; gradients pass through."""
+        others = [(int(speaker) * 5 + 7 + row) % len(self.places) for row, speaker in enumerate(speakers)]
+        found = torch.stack(
+            [
+                self.places[other][self.nearest(rows, other)]
+                for rows, other in zip(features.detach(), others, strict=True)
+            ]
+        )
+        return features + (found - features).detach()
 
 
 class Training:
     """Encoder and heads with their optimizer."""
 
-    def __init__(self, steps: int, rate: float, *, bf16: bool) -> None:
+    def __init__(self, steps: int, rate: float, speakers: int, *, bf16: bool) -> None:
         torch.manual_seed(0)
         self.encoder, self.heads = WavLM({**WAVLM, "conv_layers": CONVOLUTIONS}), Heads(WAVLM["encoder_embed_dim"])
-        self.modules = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads})
+        self.centroids = Centroids(speakers, WAVLM["encoder_embed_dim"])
+        self.modules = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads, "centroids": self.centroids})
         decayed = [each for each in self.modules.parameters() if each.ndim > 1]
         others = [each for each in self.modules.parameters() if each.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -155,9 +207,9 @@ class Training:
         self.step, self.seconds = 0, 0.0
         self.compiled = torch.compile(self.encoder) if bf16 else self.encoder
 
-    def losses(self, batch: tuple[np.ndarray, ...], seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Cross entropy of phones, mean absolute error of mel spectra in nats, and share of phones that are right."""
-        heard, clean, phones = (torch.from_numpy(np.ascontiguousarray(each)) for each in batch)
+    def losses(self, batch: tuple[np.ndarray, ...], seed: int) -> dict[str, torch.Tensor]:
+        """Cross entropy of phones, mean absolute error of mel spectra, in nats, and the share of phones told right."""
+        heard, clean, phones = (torch.from_numpy(np.ascontiguousarray(each)) for each in batch[:3])
         with torch.no_grad():
             # The middle of a frame of the mel spectrum is that of a frame of features: 200 samples after its begin.
             shift = WINDOW // 2 - HOP // 2
@@ -170,10 +222,27 @@ class Training:
         edge = max(_AROUND)
         inside = slice(edge, _FRAMES - edge)
         wanted = torch.stack([phones[:, edge + each : _FRAMES - edge + each] for each in _AROUND], -1).long()
-        entropy = nn.functional.cross_entropy(logits[:, inside].flatten(0, 2), wanted.flatten())
-        right = (logits[:, inside, 1].argmax(-1) == wanted[..., 1]).float().mean()
+
+        def entropy(told: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(told[:, inside].flatten(0, 2), wanted.flatten())
+
+        def right(told: torch.Tensor) -> torch.Tensor:
+            return (told[:, inside, 1].argmax(-1) == wanted[..., 1]).float().mean()
+
         frames = min(mel.shape[1], _FRAMES)
-        return entropy, (mel[:, :frames] - predicted[:, :frames]).abs().mean(), right
+        found = {
+            "phones": entropy(logits),
+            "mel": (mel[:, :frames] - predicted[:, :frames]).abs().mean(),
+            "right": right(logits),
+        }
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                for rows, speaker in zip(features.detach(), batch[3], strict=True):
+                    self.centroids.update(rows, int(speaker))
+        if self.step > _QUANTIZED_FROM:
+            told = self.heads.told(self.centroids.quantized(features, batch[3]))
+            found |= {"quantized": entropy(told), "quantized_right": right(told)}
+        return found
 
     def take(self, batch: tuple[np.ndarray, ...]) -> dict[str, float]:
         """One step."""
@@ -182,12 +251,12 @@ class Training:
         rate = self.rate * min(1.0, self.step / 400) * (1.0 if part < 0.3 else max(0.02, (1 - part) / 0.7))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        entropy, mel, right = self.losses(batch, number_of("noise", self.step))
+        losses = self.losses(batch, number_of("noise", self.step))
         self.optimizer.zero_grad(set_to_none=True)
-        (entropy + mel).backward()
+        sum(losses[name] for name in ("phones", "mel", "quantized") if name in losses).backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 5.0)
         self.optimizer.step()
-        return {"phones": entropy.item(), "mel": mel.item(), "right": right.item()}
+        return {name: value.item() for name, value in losses.items()}
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -217,12 +286,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; with other work beside, 1 is fastest")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    training = Training(args.steps, args.rate, bf16=args.bf16)
+    speech, valid = Speech(args.data / "train"), Speech(args.data / "valid")
+    training = Training(args.steps, args.rate, len(speech.streams), bf16=args.bf16)
     work = args.out.with_name(f"{args.out.name}.training")
     state = load_state(work / "state.pt", ("step", "seconds", "modules", "optimizer"))
     if state is not None:
         training.resume(state)
-    speech, valid = Speech(args.data / "train"), Speech(args.data / "valid")
     seen = valid.batch(generator_of("valid"), 2 * args.batch, change=False)
     begin, before, sums = time.perf_counter(), training.seconds, []
 
@@ -237,10 +306,10 @@ def main() -> None:
             save_torch(work / "state.pt", training.state())
             training.modules.eval()
             with torch.no_grad():
-                entropy, mel, right = training.losses(seen, 0)
+                held_out = training.losses(seen, 0)
             training.modules.train()
             line = {name: round(sum(each[name] for each in sums) / len(sums), 4) for name in sums[0]}
-            line |= {"valid_phones": float(entropy), "valid_mel": float(mel), "valid_right": float(right)}
+            line |= {f"valid_{name}": round(value.item(), 4) for name, value in held_out.items()}
             line = {"step": training.step, "hours": round(training.seconds / 3600, 3), **line}
             with (work / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
