@@ -12,6 +12,7 @@ import typer
 from mkc_fast.cli import panels
 from mkc_fast.cli.run_options import AllowCommandsOption
 from mkc_fast.cli.show import console, counted, counting, errors, shown_warnings
+from mkc_fast.evaluation import measures
 from mkc_fast.text import printable
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 class Measure(str, Enum):
     """What can be measured."""
 
-    privacy = "privacy"
-    intelligibility = "intelligibility"
-    quality = "quality"
-    pitch = "pitch"
-    duration = "duration"
+    privacy = measures.PRIVACY
+    intelligibility = measures.INTELLIGIBILITY
+    quality = measures.QUALITY
+    pitch = measures.PITCH
+    duration = measures.DURATION
 
 
 def add(app: typer.Typer) -> None:
@@ -168,7 +169,6 @@ def _show(record: Mapping[str, Any]) -> None:
     """The table, and what it is not."""
     from rich.table import Table
 
-    from mkc_fast.evaluation.measures import MEASURES
     from mkc_fast.evaluation.rows import HEAD, rows
 
     counts = record["recordings"]
@@ -182,7 +182,7 @@ def _show(record: Mapping[str, Any]) -> None:
     table = Table(*HEAD, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for measure in MEASURES:
+    for measure in measures.MEASURES:
         for row in rows(record, measure):
             table.add_row(*row)
     console.print(table)

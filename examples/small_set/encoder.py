@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--bf16", action="store_true", help="compiled, in bfloat16: twice as fast where a CPU has it")
+    parser.add_argument("--bf16", action="store_true", help="compiled, in bfloat16: faster where a CPU has it")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; with other work beside, 1 is fastest")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -20,7 +20,7 @@ class VocoderSettings:
         scales: Discriminators that look at scales; 3 as published. They take most of the time on a CPU, and without
             them five still look at periods.
         stft: Weight of the loss of spectra of three resolutions; 0, as published for HiFi-GAN: it is not computed.
-        spectral_steps: First steps without discriminators, which are several times as fast.
+        spectral_steps: First steps, without discriminators and so faster.
         save_every: Steps after which the state is saved.
     """
 
