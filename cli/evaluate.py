@@ -132,9 +132,11 @@ def evaluate(
 
     No attacker is trained here, so the privacy that this shows is more than there is. Nothing is downloaded.
     """
-    from mkc_fast.evaluation.choosing import Given
+    from mkc_fast.evaluation.choosing import Given, asked_for
     from mkc_fast.evaluation.run import evaluate as evaluated
 
+    chosen = [each.value for each in only or ()]
+    given = Given(asv=asv, asr=asr, language=None if language == "auto" else language)
     with shown_warnings(), counting("recordings heard") as count:
         made = evaluated(
             original,
@@ -144,9 +146,9 @@ def evaluate(
             enrolment_anonymized=enrolment_anonymized,
             utt2spk=utt2spk,
             text=text,
-            only=[each.value for each in only or ()],
+            only=chosen,
             skip=[each.value for each in skip or ()],
-            given=Given(asv=asv, asr=asr, language=None if language == "auto" else language),
+            given=given,
             jobs=jobs,
             seed=seed,
             resamples=resamples,
@@ -156,20 +158,23 @@ def evaluate(
     if as_json:
         print(json.dumps(made.record, indent=1))
     else:
-        _show(made.record)
+        _show(made.record, made.not_measured)
     for path in made.files:
         errors.print(f"wrote {path}", soft_wrap=True)
     for name, reason in made.failed.items():
         errors.print(f"failed: {printable(name)}: {reason}", soft_wrap=True)
-    if made.failed:
+    missed = asked_for(chosen, given).intersection(made.not_measured)
+    for measure in sorted(missed):
+        errors.print(f"failed: {measure}: {printable(made.not_measured[measure], 400)}", soft_wrap=True)
+    if made.failed or missed:
         raise typer.Exit(1)
 
 
-def _show(record: Mapping[str, Any]) -> None:
+def _show(record: Mapping[str, Any], not_measured: Mapping[Any, str]) -> None:
     """The table, and what it is not."""
     from rich.table import Table
 
-    from mkc_fast.evaluation.rows import HEAD, rows
+    from mkc_fast.evaluation.rows import HEAD, gaps, rows
 
     counts = record["recordings"]
     speakers = f" of {counted(counts['speakers'], 'speaker')}" if counts["speakers"] else ""
@@ -187,7 +192,9 @@ def _show(record: Mapping[str, Any]) -> None:
             table.add_row(*row)
     console.print(table)
     console.print()
-    for measure, reason in record["not_measured"].items():
+    for text in gaps(record):
+        console.print(printable(text, 400), soft_wrap=True)
+    for measure, reason in not_measured.items():
         console.print(f"no {measure}: {printable(reason, 400)}", soft_wrap=True)
     for text in record["is_not"]:
         console.print(text, soft_wrap=True)

@@ -8,9 +8,9 @@ import numpy as np
 
 from mkc_fast.evaluation.intelligibility import TEXT
 from mkc_fast.evaluation.measures import INTELLIGIBILITY, PRIVACY, QUALITY
-from mkc_fast.evaluation.privacy import IGNORANT, LAZY_INFORMED, ORIGINAL
+from mkc_fast.evaluation.privacy import ORIGINAL
 from mkc_fast.evaluation.quality import SCALES
-from mkc_fast.evaluation.rows import percent
+from mkc_fast.evaluation.rows import ATTACKERS, percent
 from mkc_fast.pages.pictures import BLUE, GREY, picture
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLES = {ORIGINAL: "original speech", IGNORANT: "ignorant attacker", LAZY_INFORMED: "lazy-informed attacker"}
+TITLES = {ORIGINAL: "original speech", **ATTACKERS}
 CAPTIONS = {
     PRIVACY: (
         "Scores of target trials (one speaker) and nontarget trials (two), each as a share of its kind. Where they "
@@ -42,10 +42,11 @@ def draw(record: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _privacy(figure: Figure, made: Mapping[str, Any]) -> None:
-    grid = figure.add_gridspec(2, 3, height_ratios=[1.6, 1])
+    titles = {name: title for name, title in TITLES.items() if made["verifications"][name]["eer"] is not None}
+    grid = figure.add_gridspec(2, len(titles), height_ratios=[1.6, 1])
     edges = np.array(made["histogram_edges"])
     first: Axes | None = None
-    for column, (name, title) in enumerate(TITLES.items()):
+    for column, (name, title) in enumerate(titles.items()):
         axes: Axes = figure.add_subplot(grid[0, column], sharex=first, sharey=first)
         first = first or axes
         for kind, color in (("nontargets", GREY), ("targets", BLUE)):
@@ -58,9 +59,10 @@ def _privacy(figure: Figure, made: Mapping[str, Any]) -> None:
     assert first is not None
     first.legend(loc="upper left")
     below: Axes = figure.add_subplot(grid[1, :])
-    labels = list(TITLES.values())
-    found = [made["verifications"][name] for name in TITLES]
-    _bars(below, labels, [each["eer"] for each in found], [each["interval"] for each in found], [GREY, BLUE, BLUE])
+    labels = list(titles.values())
+    found = [made["verifications"][name] for name in titles]
+    colors = [GREY if name == ORIGINAL else BLUE for name in titles]
+    _bars(below, labels, [each["eer"] for each in found], [each["interval"] for each in found], colors)
     below.axvline(0.5, color=GREY, linestyle=":")
     below.set_xlim(0, max(0.55, *(each["eer"] * 1.15 for each in found)))
     below.set_xlabel("equal error rate")

@@ -34,19 +34,20 @@ class Bootstrap:
     ) -> tuple[float, float] | None:
         """The interval of an equal error rate over speakers.
 
-        A resample draws as many speakers as there are, with replacement. A nontarget trial counts as often as the pairs
-        of its two speakers are drawn, a target trial as often as its speaker is. Trials are not drawn by themselves:
-        those of one speaker depend on each other, and intervals from them would be too narrow.
+        A resample draws as many speakers as the trials have, with replacement. A nontarget trial counts as often as
+        the pairs of its two speakers are drawn, a target trial as often as its speaker is. Trials are not drawn by
+        themselves: those of one speaker depend on each other, and intervals from them would be too narrow.
 
         Args:
             ranking: The trials.
-            of_model: The speaker of each trial's model, (N,), as a number from 0 on.
+            of_model: The speaker of each trial's model, (N,), as a number; numbers without a trial are not drawn.
             of_trial: The speaker of each trial's utterance, (N,).
 
         Returns:
             The bounds; None where no resample has targets and nontargets.
         """
-        speakers = int(max(of_model.max(), of_trial.max())) + 1
+        numbers, places = np.unique(np.concatenate([of_model, of_trial]), return_inverse=True)
+        speakers, (of_model, of_trial) = len(numbers), np.split(places.reshape(-1), 2)
         same = of_model == of_trial
         rates = []
         for drawn in self._draws(speakers):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mkc_fast.evaluation.figures import CAPTIONS, draw
 from mkc_fast.evaluation.measures import DURATION, INTELLIGIBILITY, MEASURES, PITCH, PRIVACY, QUALITY
-from mkc_fast.evaluation.privacy import IGNORANT, LAZY_INFORMED, ORIGINAL
-from mkc_fast.evaluation.rows import HEAD, notes, percent, rows
+from mkc_fast.evaluation.privacy import ORIGINAL
+from mkc_fast.evaluation.rows import ATTACKERS, HEAD, notes, percent, rows
 from mkc_fast.pages.content import Table, templates
 
 if TYPE_CHECKING:
@@ -87,10 +87,9 @@ def _tiles(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     tiles = []
     if PRIVACY in made:
         found = made[PRIVACY]["verifications"]
+        titles = {ORIGINAL: "EER of original speech", **{name: f"EER, {who}" for name, who in ATTACKERS.items()}}
         tiles += [
-            (percent(found[ORIGINAL]["eer"]), "EER of original speech"),
-            (percent(found[IGNORANT]["eer"]), "EER, ignorant attacker"),
-            (percent(found[LAZY_INFORMED]["eer"]), "EER, lazy-informed attacker"),
+            (percent(found[name]["eer"]), title) for name, title in titles.items() if found[name]["eer"] is not None
         ]
     if INTELLIGIBILITY in made:
         part = made[INTELLIGIBILITY]

@@ -21,6 +21,7 @@ class Row(NamedTuple):
     anonymized: str
 
 
+ATTACKERS = {IGNORANT: "ignorant attacker", LAZY_INFORMED: "lazy-informed attacker"}
 HEAD = ("", "original", "anonymized")
 
 
@@ -34,8 +35,8 @@ def _privacy(made: Mapping[str, Any]) -> list[Row]:
     verifications = made["verifications"]
     original = _value(verifications[ORIGINAL], "eer", _hundredths)
     return [
-        Row("EER, ignorant attacker (%)", original, _value(verifications[IGNORANT], "eer", _hundredths)),
-        Row("EER, lazy-informed attacker (%)", original, _value(verifications[LAZY_INFORMED], "eer", _hundredths)),
+        Row(f"EER, {attacker} (%)", original, _value(verifications[name], "eer", _hundredths))
+        for name, attacker in ATTACKERS.items()
     ]
 
 
@@ -109,6 +110,21 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}"
 
 
+def gaps(record: Mapping[str, Any]) -> list[str]:
+    """What the equal error rates do not tell: a verification that was not measured, trials that have no score."""
+    made = record["measures"].get(PRIVACY)
+    if made is None:
+        return []
+    reasons = {attacker: made["verifications"][name]["not_measured"] for name, attacker in ATTACKERS.items()}
+    found = [f"EER, {attacker}: not measured: {reason}." for attacker, reason in reasons.items() if reason]
+    if made["trials_without_score"]:
+        found.append(
+            f"{made['trials_without_score']:,} more trials have no score in one of the verifications, so they count in "
+            "none: a recording is missing or failed, or the speaker's enrolment has nothing but this utterance."
+        )
+    return found
+
+
 def notes(record: Mapping[str, Any], measure: str) -> Sequence[str]:
     """What a reader of a measure's numbers must know: the model, the counts, how it was made."""
     made = record["measures"][measure]
@@ -121,20 +137,14 @@ def notes(record: Mapping[str, Any], measure: str) -> Sequence[str]:
     if measure == PRIVACY:
         counts = made["verifications"][IGNORANT]
         others = made["most_other_speakers"]
-        source = "every utterance against every speaker"
-        if others is None:
-            source = "the list trials"
-        elif made["models"] > others + 1:
+        source = "the list of trials" if made["trials"] == "list" else "every utterance against every speaker"
+        if others is not None:
             source = f"every utterance against its speaker and {others} others, which the seed drew"
         by.append(
             f"{counts['targets']:,} target and {counts['nontargets']:,} nontarget trials of {made['speakers']:,} "
             f"speakers, from {source}. Enrolment: {made['enrolment']}; anonymized: {made['enrolment_anonymized']}."
         )
-        if counts["trials_without_score"]:
-            by.append(
-                f"{counts['trials_without_score']:,} more trials have no score: a recording is missing, or the "
-                "speaker's enrolment has nothing but this utterance."
-            )
+        by += gaps(record)
     elif measure == INTELLIGIBILITY:
         by.append(
             f"{made['utterances']:,} utterances, compared with the {made['reference']}. Before, texts are made alike: "

@@ -21,18 +21,16 @@ from mkc_fast.evaluation.privacy import (
     LAZY_INFORMED,
     ORIGINAL,
     Enrolment,
-    enrolls_of,
+    Plan,
     measure_privacy,
-    plan_trials,
+    plan_privacy,
 )
 from mkc_fast.evaluation.record import make_folder, make_record, write_record
 from mkc_fast.evaluation.sound import measure_duration, measure_pitch, measure_quality
-from mkc_fast.text import printable
+from mkc_fast.text import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-
-    from mkc_fast.evaluation.trials import Trials
 
 _logger = logging.getLogger("mkc_fast")
 _ORIGINAL, _ANONYMIZED, _ENROLMENT, _ENROLMENT_ANONYMIZED = "original", "anonymized", "enrolment", "other draw"
@@ -50,11 +48,13 @@ class Evaluation:
     Attributes:
         record: As ``evaluation.json`` has it.
         failed: Why a recording could not be read or heard, by utterance id.
+        not_measured: Why a measure was not made; of one that was asked for, a failure after the recordings were heard.
         files: That were written.
     """
 
     record: dict[str, Any]
     failed: dict[str, str]
+    not_measured: dict[Measure, str]
     files: list[Path] = field(default_factory=list)
 
 
@@ -118,12 +118,13 @@ def evaluate(
         progress: Called with (recordings heard, all).
 
     Returns:
-        The measures; a recording that cannot be read is in ``failed``, and the others are measured.
+        The measures; a recording that cannot be read is in ``failed``, and the others are measured. So is a measure
+        that fails after the recordings were heard in ``not_measured``.
 
     Raises:
         ArgumentError: A measure is unknown, or a number is not possible.
         ListError: A list is missing or unreadable, no utterance is in both, or a measure that was asked for is not
-            possible with them.
+            possible with them, as far as that is known before the recordings are heard.
         MkcError: A package or model of a measure that was asked for is missing.
         OutputError: ``out`` cannot be written.
     """
@@ -144,10 +145,12 @@ def evaluate(
         text=_path(text),
         allow_commands=allow_commands,
     )
-    trials = None
+    plan = None
     if PRIVACY in measures and PRIVACY not in without:
         try:
-            trials = plan_trials(sides.original, sides.enrolment, sides.matched, sides.speakers, seed)
+            plan = plan_privacy(
+                *(sides.original, sides.enrolment, sides.enrolment_anonymized, sides.matched, sides.speakers, seed)
+            )
         except ListError as error:
             if PRIVACY in asked:
                 raise
@@ -159,13 +162,13 @@ def evaluate(
     tasks = _tasks(sides, made)
     jobs = _jobs(jobs, given, len(tasks))
     heard, failed = _sorted(tasks, listen_to_all(tasks, models, jobs, progress or (lambda _, __: None)))
-    results = _results(sides, heard, made, trials, bootstrap, without, asked)
+    results = _results(sides, heard, made, plan, bootstrap, without)
     for measure, model in _MODELS.items():
         if measure in results:
             results[measure]["model"] = facts[model].as_record()
     record = make_record(_counts(sides, heard, failed), results, without, failed, bootstrap)
     files = write_record(Path(out), record) if out is not None else []
-    return Evaluation(record, failed, files)
+    return Evaluation(record, failed, without, files)
 
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:
@@ -266,48 +269,58 @@ def _results(
     sides: _Sides,
     heard: Mapping[str, Mapping[str, Heard]],
     measures: Sequence[Measure],
-    trials: Trials | None,
+    plan: Plan | None,
     bootstrap: Bootstrap,
     without: dict[Measure, str],
-    asked: Collection[str],
 ) -> dict[Measure, dict[str, Any]]:
-    """Each measure's part of the record; what turns out not to be possible goes into ``without``."""
+    """Each measure's part of the record; why a measure fails goes into ``without``, and the others are made."""
     both = [name for name in heard[_ORIGINAL] if name in heard[_ANONYMIZED]]
     if not both:
         raise MkcError("no utterance could be read as original and as anonymized speech")
-    pairs = [(heard[_ORIGINAL][name], heard[_ANONYMIZED][name]) for name in both]
     results: dict[Measure, dict[str, Any]] = {}
     for measure in measures:
-        if measure == PRIVACY:
-            assert trials is not None
-            try:
-                results[measure] = _privacy(sides, heard, both, trials, bootstrap)
-            except ListError as error:
-                if PRIVACY in asked:
-                    raise
-                without[PRIVACY] = str(error)
-        elif measure == INTELLIGIBILITY:
-            text = sides.original.transcripts or sides.anonymized.transcripts
-            words = [
-                {name: found for name in both if (found := heard[side][name].words) is not None}
-                for side in (_ORIGINAL, _ANONYMIZED)
-            ]
-            results[measure] = measure_intelligibility(words[0], words[1], text, bootstrap)
-        elif measure == QUALITY:
-            results[measure] = measure_quality(pairs, bootstrap)
-        elif measure == PITCH:
-            results[measure] = measure_pitch(pairs, bootstrap)
-        else:
-            assert measure == DURATION
-            results[measure] = measure_duration(pairs, bootstrap)
+        try:
+            results[measure] = _result(measure, sides, heard, both, plan, bootstrap)
+        except MkcError as error:
+            without[measure] = str(error)
+        except Exception as error:  # whatever it is: hours of listening are not lost for one measure
+            without[measure] = one_line(f"failed: {type(error).__name__}: {error}")
+            _logger.warning("%s %s", measure, without[measure], exc_info=True)
     return results
+
+
+def _result(
+    measure: Measure,
+    sides: _Sides,
+    heard: Mapping[str, Mapping[str, Heard]],
+    both: Sequence[str],
+    plan: Plan | None,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    if measure == PRIVACY:
+        assert plan is not None
+        return _privacy(sides, heard, both, plan, bootstrap)
+    if measure == INTELLIGIBILITY:
+        text = sides.original.transcripts or sides.anonymized.transcripts
+        words = [
+            {name: found for name in both if (found := heard[side][name].words) is not None}
+            for side in (_ORIGINAL, _ANONYMIZED)
+        ]
+        return measure_intelligibility(words[0], words[1], text, bootstrap)
+    pairs = [(heard[_ORIGINAL][name], heard[_ANONYMIZED][name]) for name in both]
+    if measure == QUALITY:
+        return measure_quality(pairs, bootstrap)
+    if measure == PITCH:
+        return measure_pitch(pairs, bootstrap)
+    assert measure == DURATION
+    return measure_duration(pairs, bootstrap)
 
 
 def _privacy(
     sides: _Sides,
     heard: Mapping[str, Mapping[str, Heard]],
     both: Sequence[str],
-    trials: Trials,
+    plan: Plan,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     def embeddings(side: str, names: Collection[str]) -> dict[str, Any]:
@@ -320,20 +333,26 @@ def _privacy(
     other = (
         embeddings(_ENROLMENT_ANONYMIZED, heard[_ENROLMENT_ANONYMIZED]) if sides.enrolment_anonymized.apart else second
     )
-    found = measure_privacy(
-        trials,
-        sides.speakers,
-        enrolls_of(sides.original, sides.enrolment),
-        {ORIGINAL: (enrolled, first), IGNORANT: (enrolled, second), LAZY_INFORMED: (other, second)},
-        bootstrap,
+    for what, found, listened in (
+        ("utterances has an embedding of both its recordings", first, (_ORIGINAL, _ANONYMIZED)),
+        ("recordings for enrolment has an embedding", enrolled, (_ENROLMENT,)),
+    ):
+        if not found:
+            heards = [one for side in listened for one in heard[side].values()]
+            reasons = [one.refused[_VERIFIER] for one in heards if _VERIFIER in one.refused]
+            example = f", such as {reasons[0]}" if reasons else ""
+            raise ListError(f"none of the {len(heards) // len(listened)} {what}{example}")
+    made = measure_privacy(
+        plan, {ORIGINAL: (enrolled, first), IGNORANT: (enrolled, second), LAZY_INFORMED: (other, second)}, bootstrap
     )
+    anonymized = "other utterances of the speaker, of the draw that is evaluated"
+    if sides.enrolment_anonymized.apart:
+        anonymized = "recordings of their own, another draw"
     return {
-        **found,
+        **made,
         "enrolment": "recordings of their own" if sides.enrolment.apart else "other utterances of the speaker",
         "enrolment_anonymized": (
-            "recordings of their own, another draw"
-            if sides.enrolment_anonymized.apart
-            else "other utterances of the speaker, of the draw that is evaluated"
+            anonymized if made["verifications"][LAZY_INFORMED]["not_measured"] is None else "none"
         ),
     }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -23,7 +23,7 @@ class Scores:
 
     Attributes:
         scores: Cosines, (M,) float64.
-        kept: Which of the trials they are of, (M,) int64.
+        kept: Which of the trials they are of, (M,) int64, rising.
     """
 
     scores: NDArray[np.float64]
@@ -47,6 +47,35 @@ def members(
     return {model: found.get(model) or ([model] if model in utterances else []) for model in models}
 
 
+def scorable(
+    trials: Trials, members_of: Mapping[str, Sequence[str]], enrolled: Collection[str], tested: Collection[str]
+) -> NDArray[np.bool_]:
+    """Which trials have an utterance, and a model with another one, (N,): those that ``score`` scores.
+
+    Args:
+        trials: What is compared.
+        members_of: The enrolment utterances of each model.
+        enrolled: The enrolment utterances that are there, by id.
+        tested: The utterances of the trials that are there, by id.
+    """
+    counts = np.array([sum(name in enrolled for name in members_of[model]) for model in trials.models], np.int64)
+    has_utterance = np.array([name in tested for name in trials.utterances], np.bool_)
+    others = counts[trials.model] - _held(trials, members_of, enrolled)
+    return np.asarray(has_utterance[trials.utterance] & (others > 0))
+
+
+def _held(trials: Trials, members_of: Mapping[str, Sequence[str]], enrolled: Collection[str]) -> NDArray[np.bool_]:
+    """Whether the model of each trial holds the trial's own utterance, (N,)."""
+    places = {name: position for position, name in enumerate(trials.utterances)}
+    inside = [
+        position * len(places) + places[member]
+        for position, name in enumerate(trials.models)
+        for member in members_of[name]
+        if member in enrolled and member in places
+    ]
+    return np.isin(trials.model * len(places) + trials.utterance, np.array(inside, np.int64))
+
+
 def score(
     trials: Trials,
     enrolment: Mapping[str, NDArray[np.float32]],
@@ -65,39 +94,29 @@ def score(
         members_of: The enrolment utterances of each model.
         tested: Embeddings of the utterances of the trials.
     """
-    size = next((len(one) for one in tested.values()), 0)
+    size = next((len(one) for one in (*tested.values(), *enrolment.values())), 0)
     utterances = np.zeros((len(trials.utterances), size))
     own = np.zeros((len(trials.utterances), size))  # the same utterance as it is enrolled
-    has_utterance = np.zeros(len(trials.utterances), np.bool_)
     for position, name in enumerate(trials.utterances):
         if name in tested:
             utterances[position] = _unit(tested[name])
-            has_utterance[position] = True
         if name in enrolment:
             own[position] = _unit(enrolment[name])
     sums = np.zeros((len(trials.models), size))
-    counts = np.zeros(len(trials.models), np.int64)
-    places = {name: position for position, name in enumerate(trials.utterances)}
-    inside: set[tuple[int, int]] = set()
     for position, name in enumerate(trials.models):
         for member in members_of[name]:
             if member in enrolment:
                 sums[position] += _unit(enrolment[member])
-                counts[position] += 1
-                if member in places:
-                    inside.add((position, places[member]))
+    held = _held(trials, members_of, enrolment)
+    possible = np.flatnonzero(scorable(trials, members_of, enrolment, tested))
     scores, kept = [], []
-    for begin in range(0, len(trials.target), _AT_ONCE):
-        part = np.arange(begin, min(begin + _AT_ONCE, len(trials.target)))
+    for begin in range(0, len(possible), _AT_ONCE):
+        part = possible[begin : begin + _AT_ONCE]
         model, utterance = trials.model[part], trials.utterance[part]
-        held = np.fromiter(
-            ((m, u) in inside for m, u in zip(model.tolist(), utterance.tolist(), strict=True)), np.bool_, len(part)
-        )
-        means = sums[model] - np.where(held[:, None], own[utterance], 0.0)
+        means = sums[model] - np.where(held[part, None], own[utterance], 0.0)
         norms = np.linalg.norm(means, axis=1)
-        usable = has_utterance[utterance] & (counts[model] - held > 0) & (norms > 0)
-        cosines = np.einsum("ij,ij->i", means[usable], utterances[utterance[usable]]) / norms[usable]
-        scores.append(cosines)
+        usable = norms > 0
+        scores.append(np.einsum("ij,ij->i", means[usable], utterances[utterance[usable]]) / norms[usable])
         kept.append(part[usable])
     none = np.zeros(0)
     return Scores(np.concatenate(scores or [none]), np.concatenate(kept or [none]).astype(np.int64))

@@ -99,6 +99,15 @@ def test_an_interval_is_that_of_speakers_drawn_and_copied() -> None:
     assert found == pytest.approx(tuple(np.quantile(rates, [0.025, 0.975])))
 
 
+def test_speakers_without_a_trial_are_not_drawn() -> None:
+    random = np.random.default_rng(3)
+    of_model, of_trial = (grid.ravel() for grid in np.meshgrid(np.arange(4), np.arange(4)))
+    scores = random.normal(size=16)
+    ranking = ranked(scores, of_model == of_trial)
+    alone = Bootstrap(50).of_speakers(ranking, of_model, of_trial)
+    assert Bootstrap(50).of_speakers(ranking, 3 * of_model + 100, 3 * of_trial + 100) == alone
+
+
 def test_intervals_over_speakers_are_wider_where_speakers_differ() -> None:
     """Speakers who are always found and speakers who never are: which of them are there decides the rate."""
     speakers, each = 8, 40
