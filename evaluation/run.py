@@ -86,7 +86,7 @@ def evaluate(
     only: Collection[str] = (),
     skip: Collection[str] = (),
     given: Given | None = None,
-    jobs: int | None = None,
+    jobs: int | None = 1,
     seed: int = 0,
     resamples: int = 1000,
     allow_commands: bool = False,
@@ -110,8 +110,9 @@ def evaluate(
         only: Make these measures alone: ``privacy``, ``intelligibility``, ``quality``, ``pitch``, ``duration``.
         skip: Leave these out.
         given: Models in place of those of installed packages.
-        jobs: Processes that listen, each with one thread. Default: one for each core, up to eight, but this process
-            alone for few recordings, and where a model is a function.
+        jobs: Processes that listen, each with one thread; 1 is this process alone, and so it is where a model is a
+            function. More are started anew, so a script that asks for them keeps its work under
+            ``if __name__ == "__main__":``. None: one for each core, up to eight, but one for few recordings.
         seed: Of the bootstrap, and of the choice of nontarget trials where there are more than 100 speakers.
         resamples: Of the bootstrap; 0 makes no intervals.
         allow_commands: Run the commands of a ``wav.scp``.

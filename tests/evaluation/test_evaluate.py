@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,18 @@ def test_the_page_shows_what_a_record_says_as_text(original: Path) -> None:
     page = build_page(record)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 6
+
+
+def test_a_script_needs_no_guard(original: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from mkc_fast.evaluation import evaluate\n"
+        f"made = evaluate({str(original)!r}, {str(original)!r}, only=['duration'], resamples=0)\n"
+        "print(made.record['recordings']['heard'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.stdout == "16\n", f"{done.stderr}: 32 recordings are enough for several processes"
 
 
 def test_several_processes_hear_what_one_hears(original: Path) -> None:
