@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ import numpy as np
 from mkc_fast.engine.audio.read import Recording, read_utterance
 from mkc_fast.errors import AudioError, MkcError
 from mkc_fast.evaluation.models import SAMPLE_RATE
+from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -136,17 +138,28 @@ def listen_to_all(
         progress: Called with (done, all) after each recording.
 
     Raises:
-        MkcError: A model cannot be opened, or a process died.
+        MkcError: A model cannot be opened, a process died, or embeddings have no or another length.
     """
     found: dict[tuple[str, str], Outcome] = {}
     outcomes = _here(tasks, models) if jobs == 1 else _elsewhere(tasks, models, jobs)
-    for key, outcome in outcomes:
-        found[key] = outcome
-        progress(len(found), len(tasks))
+    first: tuple[str, tuple[int, ...]] | None = None
+    with closing(outcomes):
+        for key, outcome in outcomes:
+            if isinstance(outcome, Heard) and outcome.embedding is not None:
+                here = (f"{printable(key[1])} ({key[0]})", np.shape(outcome.embedding))
+                first = first or here
+                if len(here[1]) != 1 or here[1] != first[1]:
+                    raise MkcError(
+                        f"the embedding of {here[0]} has the shape {list(here[1])}, that of {first[0]} "
+                        f"{list(first[1])}; expected the same number of values for every recording, without an axis of "
+                        "time: (E,)"
+                    )
+            found[key] = outcome
+            progress(len(found), len(tasks))
     return found
 
 
-def _here(tasks: Sequence[Task], models: Models) -> Iterator[tuple[tuple[str, str], Outcome]]:
+def _here(tasks: Sequence[Task], models: Models) -> Generator[tuple[tuple[str, str], Outcome], None, None]:
     listener = Listener(models)
     for task in tasks:
         yield task.key, _outcome(listener, task)
@@ -178,7 +191,9 @@ def _listen(task: Task) -> Outcome:
     return _outcome(_listener, task)
 
 
-def _elsewhere(tasks: Sequence[Task], models: Models, jobs: int) -> Iterator[tuple[tuple[str, str], Outcome]]:
+def _elsewhere(
+    tasks: Sequence[Task], models: Models, jobs: int
+) -> Generator[tuple[tuple[str, str], Outcome], None, None]:
     context = multiprocessing.get_context("spawn")
     waiting: dict[Future[Outcome], Task] = {}
     left = iter(tasks)

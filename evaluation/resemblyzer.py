@@ -61,7 +61,10 @@ class Resemblyzer:
         bands = mel_bands()
 
         def embed(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-            parts = _parts(_mel(_speech_of(_louder(waveform)), bands))
+            speech = _speech_of(_louder(waveform))
+            if not len(speech):  # else all such recordings have one embedding, that of silence
+                raise AudioError("has no speech that the detector finds, so it has no speaker")
+            parts = _parts(_mel(speech, bands))
             with _one_thread(torch), torch.inference_mode():
                 embeddings = [
                     _embedded(torch, network, parts[begin : begin + _PARTS_AT_ONCE])

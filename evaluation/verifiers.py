@@ -39,7 +39,8 @@ class OnnxVerifier:
         """Open the graph on the CPU.
 
         Raises:
-            MkcError: It cannot be opened, or takes something else.
+            MkcError: It cannot be opened, or takes something else; from the function that is returned: it gives more
+                than one embedding for a recording.
         """
         from mkc_fast.onnx_runtime import ort
 
@@ -64,7 +65,13 @@ class OnnxVerifier:
                 embedding = session.run(None, {name: waveform[None, :]})[0]
             except Exception as error:
                 raise AudioError(f"the verifier fails on it ({one_line(str(error), 120)})") from None
-            return np.asarray(embedding, np.float32).reshape(-1)
+            embedding = np.asarray(embedding, np.float32)
+            if sum(size > 1 for size in embedding.shape) > 1:
+                raise MkcError(
+                    f"{self.path}: gives {list(embedding.shape)} for a waveform of {len(waveform)} samples; "
+                    f"{_EXPECTED}, which has no axis of time: (1, E)"
+                )
+            return embedding.reshape(-1)
 
         return embed
 

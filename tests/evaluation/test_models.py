@@ -59,6 +59,25 @@ def test_a_graph_that_takes_something_else_is_refused_with_what_is_expected(
         OnnxVerifier(graph(tmp_path / "other.onnx", shape, inputs, kind)).open()
 
 
+def test_a_graph_that_gives_an_embedding_for_each_frame_is_refused_at_the_first_recording(tmp_path: Path) -> None:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axis"], ["wave"]),
+        helper.make_node("Conv", ["wave", "kernel"], ["frames"], strides=[160]),
+    ]
+    weights = [
+        onnx.numpy_helper.from_array(np.array([1]), "axis"),
+        onnx.numpy_helper.from_array(np.ones((2, 1, 400), np.float32), "kernel"),
+    ]
+    shapes = [helper.make_tensor_value_info(name, kind, shape) for name, shape in (("x", [1, None]), ("frames", None))]
+    made = helper.make_graph(nodes, "frames", shapes[:1], shapes[1:], weights)
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "f.onnx")
+    with pytest.raises(
+        MkcError, match=r"gives \[1, 2, 8\] for a waveform of 1600 samples; .*no axis of time: \(1, E\)"
+    ):
+        OnnxVerifier(tmp_path / "f.onnx").open()(WAVE)
+
+
 def test_what_is_no_graph_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"no graph")
     with pytest.raises(MkcError, match="not a graph that ONNX Runtime opens"):

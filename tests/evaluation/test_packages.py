@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mkc_fast.errors import AudioError
 from mkc_fast.evaluation import evaluate
 from mkc_fast.evaluation.pitch import SwiftF0
 from mkc_fast.evaluation.quality import Dnsmos
@@ -59,6 +60,15 @@ def test_an_embedding_is_that_of_resemblyzers_own_code(clip: np.ndarray) -> None
     assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-6)
     assert embedding[: len(EMBEDDING)] == pytest.approx(EMBEDDING, abs=1e-5)
     assert len(Resemblyzer().facts().files[0].sha256) == 64
+
+
+@needs("resemblyzer", "webrtcvad", "torch")
+@pytest.mark.parametrize(
+    "waveform", [np.zeros(16000, np.float32), np.full(16000, 0.1, np.float32), np.zeros(400, np.float32) + 0.1]
+)
+def test_a_recording_without_speech_has_no_embedding(waveform: np.ndarray) -> None:
+    with pytest.raises(AudioError, match="it has no speaker"):
+        Resemblyzer().open()(waveform)
 
 
 @needs("speechmos")

@@ -139,6 +139,18 @@ def test_trials_without_an_embedding_are_one_line_with_the_cause(sets: Sets) -> 
     assert made.not_measured["privacy"].endswith("s0-1.wav: holds no speech")
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_embeddings_of_frames_end_the_work_at_once(sets: Sets, axes: int) -> None:
+    heard: list[tuple[int, int]] = []
+    with pytest.raises(MkcError, match=r"of s0-\d \(original\) has the shape .*expected the same number of values"):
+        evaluate(
+            *(sets.original, sets.original),
+            given=Given(verifier=lambda waveform: np.ones((len(waveform) // 100, 1, 1)[:axes], np.float32)),
+            progress=lambda *count: heard.append(count),
+        )
+    assert len(heard) <= 2
+
+
 @pytest.mark.parametrize("error", [MkcError("no luck"), IndexError("no luck")])
 def test_a_measure_that_fails_at_the_end_leaves_the_others(
     sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
