@@ -45,11 +45,13 @@ class ModelFacts:
         name: Of the model.
         package: The package that has it, with its version; empty where a file was given.
         files: Its files.
+        language: That a recognizer was set to, ``auto`` if it decides; None where there is no choice.
     """
 
     name: str
     package: str = ""
     files: tuple[ModelFile, ...] = ()
+    language: str | None = None
 
     def as_record(self) -> dict[str, Any]:
         """For JSON."""

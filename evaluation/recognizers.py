@@ -6,14 +6,14 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mkc_fast.errors import MkcError
 from mkc_fast.evaluation.models import ModelFacts, model_files, package_version
 from mkc_fast.extras import required
-from mkc_fast.text import one_line
+from mkc_fast.text import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +26,8 @@ _ACOUSTIC, _LANGUAGE, _DICTIONARY = "en-us/en-us", "en-us/en-us.lm.bin", "en-us/
 _REPEATING = 2.4
 _OFFLINE = "HF_HUB_OFFLINE"
 _WHISPER_NEEDS = ("model.bin", "config.json", "tokenizer.json")
+_PREPROCESSOR = "preprocessor_config.json"
+_CONVERTER = f"ct2-transformers-converter --copy_files tokenizer.json {_PREPROCESSOR}"
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,13 @@ class Whisper:
         """The package and the files."""
         self._check()
         files = model_files(sorted(path for path in self.folder.iterdir() if path.is_file()))
-        return ModelFacts(self.folder.name, package_version("faster-whisper"), files)
+        return ModelFacts(self.folder.name, package_version("faster-whisper"), files, self.language or "auto")
 
     def open(self) -> Callable[[NDArray[np.float32]], str]:
         """Load the model on the CPU.
 
         Raises:
-            MkcError: A file is missing, or the model cannot be opened.
+            MkcError: A file is missing, the model cannot be opened, or has not this language or these mel bands.
         """
         self._check()
         with required("the recognizer", "faster_whisper"), _offline():
@@ -121,6 +123,13 @@ class Whisper:
             )
         except Exception as error:  # CTranslate2 raises RuntimeError, its tokenizer plain Exceptions
             raise MkcError(f"{self.folder}: not a model of Whisper ({one_line(str(error), 200)})") from None
+        self._check_language(model)
+        bands, expected = len(model.feature_extractor.mel_filters), model.model.n_mels
+        if bands != expected:
+            raise MkcError(
+                f"{self.folder}: the model hears {expected} mel bands, but its {_PREPROCESSOR}, or the default without "
+                f"one, makes {bands}; copy the file of this model into the folder, as {_CONVERTER} does"
+            )
 
         def recognize(waveform: NDArray[np.float32]) -> str:
             # At one temperature, so that nothing is drawn; and no recording's text depends on another part's errors.
@@ -136,5 +145,18 @@ class Whisper:
             if not (self.folder / name).is_file():
                 raise MkcError(
                     f"{self.folder}: has no {name}; expected a folder with {', '.join(_WHISPER_NEEDS)}, as "
-                    "ct2-transformers-converter writes it; nothing is downloaded"
+                    f"{_CONVERTER} writes it; nothing is downloaded"
                 )
+
+    def _check_language(self, model: Any) -> None:
+        """Refuse a language that the model does not have: the package has more than the older models."""
+        if self.language is None:
+            return
+        known = [each for each in model.supported_languages if model.hf_tokenizer.token_to_id(f"<|{each}|>")]
+        if len(model.supported_languages) == 1:
+            known = list(model.supported_languages)
+        if self.language not in known:
+            raise MkcError(
+                f"{self.folder}: the model has no language '{printable(self.language)}'; --language is 'auto' or one "
+                f"of {', '.join(known)}"
+            )

@@ -132,7 +132,12 @@ def notes(record: Mapping[str, Any], measure: str) -> Sequence[str]:
     by = (
         []
         if model is None
-        else [f"Model: {model['name']}" + (f" ({model['package']})" if model["package"] else "") + "."]
+        else [
+            f"Model: {model['name']}"
+            + (f" ({model['package']})" if model["package"] else "")
+            + (f", language {model['language']}" if model.get("language") else "")
+            + "."
+        ]
     )
     if measure == PRIVACY:
         counts = made["verifications"][IGNORANT]

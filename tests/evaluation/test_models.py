@@ -93,12 +93,18 @@ def test_a_folder_that_would_make_whisper_download_is_refused(tmp_path: Path, mi
         Whisper(tmp_path).open()
 
 
-def test_whisper_is_opened_from_the_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def whisper(folder: Path, monkeypatch: pytest.MonkeyPatch, mel_bands: int = 80) -> dict[str, Any]:
+    """A folder that stands for a model of English and German, and what faster-whisper is asked for."""
     for name in ("model.bin", "config.json", "tokenizer.json"):
-        (tmp_path / name).touch()
+        (folder / name).touch()
     asked: dict[str, Any] = {}
 
     class WhisperModel:
+        supported_languages = ("en", "de", "yue")
+        hf_tokenizer = types.SimpleNamespace(token_to_id={"<|en|>": 1, "<|de|>": 2}.get)
+        feature_extractor = types.SimpleNamespace(mel_filters=np.zeros((80, 201)))
+        model = types.SimpleNamespace(n_mels=mel_bands)
+
         def __init__(self, name: str, **options: Any) -> None:
             asked.update(options, name=name)
 
@@ -112,5 +118,29 @@ def test_whisper_is_opened_from_the_folder_alone(tmp_path: Path, monkeypatch: py
     package = types.ModuleType("faster_whisper")
     package.WhisperModel = WhisperModel  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "faster_whisper", package)
+    return asked
+
+
+def test_whisper_is_opened_from_the_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = whisper(tmp_path, monkeypatch)
     assert Whisper(tmp_path, "de").open()(WAVE) == "Hello there."
     assert asked | {"name": str(tmp_path), "local_files_only": True, "language": "de", "temperature": 0.0} == asked
+    assert Whisper(tmp_path, "de").facts().as_record()["language"] == "de"
+    assert Whisper(tmp_path, None).facts().as_record()["language"] == "auto"
+
+
+@pytest.mark.parametrize("language", ["german", "yue"])
+def test_a_language_that_the_model_has_not_is_refused_at_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str
+) -> None:
+    whisper(tmp_path, monkeypatch)
+    with pytest.raises(MkcError, match=rf"no language '{language}'; --language is 'auto' or one of en, de$"):
+        Whisper(tmp_path, language).open()
+
+
+def test_mel_bands_that_the_model_does_not_hear_are_refused_at_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whisper(tmp_path, monkeypatch, mel_bands=128)
+    with pytest.raises(MkcError, match=r"hears 128 mel bands.* makes 80; .*--copy_files tokenizer.json preprocessor_"):
+        Whisper(tmp_path).open()
