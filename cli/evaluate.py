@@ -58,6 +58,22 @@ def evaluate(
             rich_help_panel=panels.INPUT,
         ),
     ] = None,
+    trials: Annotated[
+        Path | None,
+        typer.Option(
+            help="List of 'speaker utt-id target' or '… nontarget' a line; the file beside the original speech without "
+            "this option, or else all pairs.",
+            rich_help_panel=panels.INPUT,
+        ),
+    ] = None,
+    enrolls: Annotated[
+        Path | None,
+        typer.Option(
+            help="List of the utterances that speakers are enrolled with; the file beside the enrolment recordings "
+            "without this option, or else all.",
+            rich_help_panel=panels.INPUT,
+        ),
+    ] = None,
     enrolment: Annotated[
         Path | None,
         typer.Option(
@@ -146,6 +162,8 @@ def evaluate(
             enrolment_anonymized=enrolment_anonymized,
             utt2spk=utt2spk,
             text=text,
+            trials=trials,
+            enrolls=enrolls,
             only=chosen,
             skip=[each.value for each in skip or ()],
             given=given,

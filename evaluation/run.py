@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mkc_fast.engine.devices import cores
 from mkc_fast.errors import ArgumentError, ListError, MkcError
 from mkc_fast.evaluation.choosing import Given, asked_for, choose_models
-from mkc_fast.evaluation.inputs import Speech, read_speech
+from mkc_fast.evaluation.inputs import Speech, read_speech, unread_lists
 from mkc_fast.evaluation.intelligibility import measure_intelligibility
 from mkc_fast.evaluation.intervals import Bootstrap
 from mkc_fast.evaluation.listening import Heard, Outcome, Task, listen_to_all
@@ -22,6 +22,7 @@ from mkc_fast.evaluation.privacy import (
     ORIGINAL,
     Enrolment,
     Plan,
+    enrolls_of,
     measure_privacy,
     plan_privacy,
 )
@@ -59,6 +60,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class _Lists:
+    """The lists that are named, in place of those beside the recordings."""
+
+    utt2spk: Path | None
+    text: Path | None
+    trials: Path | None
+    enrolls: Path | None
+
+
+@dataclass(frozen=True)
 class _Sides:
     """All speech of an evaluation."""
 
@@ -83,6 +94,8 @@ def evaluate(
     enrolment_anonymized: str | os.PathLike[str] | None = None,
     utt2spk: str | os.PathLike[str] | None = None,
     text: str | os.PathLike[str] | None = None,
+    trials: str | os.PathLike[str] | None = None,
+    enrolls: str | os.PathLike[str] | None = None,
     only: Collection[str] = (),
     skip: Collection[str] = (),
     given: Given | None = None,
@@ -98,7 +111,8 @@ def evaluate(
 
     Args:
         original: The original speech: a Kaldi data directory, a folder of recordings, or a list. Its lists
-            ``utt2spk``, ``text``, ``trials`` and ``enrolls`` are read if they are there.
+            ``utt2spk``, ``text``, ``trials`` and ``enrolls`` are read if they are there, a measure needs them, and
+            none is named in their place.
         anonymized: The anonymized speech; utterances are matched by id, which in a folder is the path without ending.
         out: A folder for ``evaluation.json`` and ``evaluation.html``; without it nothing is written.
         enrolment: Original recordings that speakers are enrolled with, where they are not among ``original``, as in
@@ -107,6 +121,8 @@ def evaluate(
             them, speakers are enrolled with their other utterances in ``anonymized``.
         utt2spk: The list of speakers.
         text: The list of transcripts.
+        trials: The list of trials.
+        enrolls: The list of the utterances that speakers are enrolled with.
         only: Make these measures alone: ``privacy``, ``intelligibility``, ``quality``, ``pitch``, ``duration``.
         skip: Leave these out.
         given: Models in place of those of installed packages.
@@ -142,8 +158,8 @@ def evaluate(
         Path(anonymized),
         _path(enrolment),
         _path(enrolment_anonymized),
-        utt2spk=_path(utt2spk),
-        text=_path(text),
+        _Lists(_path(utt2spk), _path(text), _path(trials), _path(enrolls)),
+        [measure for measure in measures if measure not in without],
         allow_commands=allow_commands,
     )
     plan = None
@@ -181,24 +197,31 @@ def _read(
     anonymized: Path,
     enrolment: Path | None,
     enrolment_anonymized: Path | None,
+    named: _Lists,
+    measures: Sequence[Measure],
     *,
-    utt2spk: Path | None,
-    text: Path | None,
     allow_commands: bool,
 ) -> _Sides:
-    """Read all speech, and warn of utterances that only one side has.
+    """Read all speech, and warn of utterances that only one side has, or that a list lacks.
 
     Raises:
-        ListError: No utterance is in both.
+        ListError: No utterance is in both, or a list that is named fits none.
     """
-    first = read_speech(original, utt2spk=utt2spk, text=text, allow_commands=allow_commands)
-    second = read_speech(anonymized, allow_commands=allow_commands)
+
+    def read(path: Path, **lists: Path | None) -> Speech:
+        return read_speech(path, **lists, measures=measures, allow_commands=allow_commands)
+
+    enrolls = {"enrolls": named.enrolls}
+    first = read(
+        original, utt2spk=named.utt2spk, text=named.text, trials=named.trials, **({} if enrolment else enrolls)
+    )
+    second = read(anonymized)
     enrolled = Enrolment(first, apart=False)
     if enrolment is not None:
-        enrolled = Enrolment(read_speech(enrolment, allow_commands=allow_commands), apart=True)
+        enrolled = Enrolment(read(enrolment, **enrolls), apart=True)
     other = Enrolment(second, apart=False)
     if enrolment_anonymized is not None:
-        other = Enrolment(read_speech(enrolment_anonymized, allow_commands=allow_commands), apart=True)
+        other = Enrolment(read(enrolment_anonymized), apart=True)
     speakers: dict[str, str] = {}
     for speech in (other.speech, enrolled.speech, second, first):
         speakers.update(speech.speakers)
@@ -216,7 +239,59 @@ def _read(
                 "%d of %d utterances of %s have no %s recording, such as '%s'",
                 *(len(alone), len(one.utterances), printable(str(one.path), 300), size, printable(alone[0])),
             )
+    if INTELLIGIBILITY in measures:
+        _check_text(sides, named.text)
+    if PRIVACY in measures:
+        _check_privacy_lists(sides, named)
     return sides
+
+
+def _check_text(sides: _Sides, named: Path | None) -> None:
+    """Warn of utterances without a transcript.
+
+    Raises:
+        ListError: The list is named, and has none of them.
+    """
+    text = sides.original.transcripts or sides.anonymized.transcripts
+    without = [name for name in sides.matched if name not in text]
+    if named is not None and len(without) == len(sides.matched):
+        raise ListError(
+            f"{named}: has no transcript of an utterance that is evaluated; it has one of "
+            f"'{printable(next(iter(text)))}', and evaluated is '{printable(without[0])}'"
+        )
+    if text and without:
+        _warn_of_list("text", without, sides, "their errors are only counted against what is heard in the original")
+
+
+def _check_privacy_lists(sides: _Sides, named: _Lists) -> None:
+    """Warn of utterances without a speaker, and of lists whose names are not those that are read.
+
+    Raises:
+        ListError: The list of enrolment utterances is named, and has none of them.
+    """
+    without = [name for name in sides.matched if name not in sides.speakers]
+    if sides.speakers and without:
+        _warn_of_list("utt2spk", without, sides, "nothing says who speaks")
+    enrolment = sides.enrolment.speech
+    if named.enrolls is not None and not (enrolment.enrolls or frozenset()).intersection(enrolment.utterances):
+        raise ListError(f"{named.enrolls}: none of its utterances has a recording in {enrolment.path}")
+    for name, speech, found, instead in (
+        ("trials", sides.original, sides.original.trials, "every utterance is compared with every speaker"),
+        ("enrolls", enrolment, enrolls_of(sides.original, sides.enrolment), "every utterance enrols its speaker"),
+    ):
+        unread = unread_lists(speech.path, name) if found is None else []
+        if unread:
+            _logger.warning(
+                "%s: without a list %s, %s; not read: %s (--%s names one)",
+                *(printable(str(speech.path), 300), name, instead, printable(", ".join(unread), 300), name),
+            )
+
+
+def _warn_of_list(name: str, without: Sequence[str], sides: _Sides, meaning: str) -> None:
+    _logger.warning(
+        "%d of %d utterances are not in %s, such as '%s': %s",
+        *(len(without), len(sides.matched), name, printable(without[0]), meaning),
+    )
 
 
 def _example(speech: Speech) -> str:

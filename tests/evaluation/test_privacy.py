@@ -113,6 +113,35 @@ def test_another_draw_that_enrols_too_few_speakers_leaves_the_other_rates(sets: 
     assert found["lazy_informed"]["not_measured"].startswith("other: 0 target and 0 nontarget trials can be scored")
 
 
+def test_lists_of_other_names_are_named_in_a_warning_and_may_be_given(
+    sets: Sets, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = privacy_of(sets)
+    (sets.original / "trials").rename(sets.original / "trials_f")
+    (sets.original / "trials_of_no_list.wav").touch()
+    (sets.enrolls / "enrolls").rename(sets.enrolls / "enrolls_f")
+    with caplog.at_level(logging.WARNING, "mkc_fast"):
+        assert privacy_of(sets)["trials"] == "all pairs"
+    assert "every utterance is compared with every speaker; not read: trials_f (--trials names one)" in caplog.text
+    assert "every utterance enrols its speaker; not read: enrolls_f (--enrolls names one)" in caplog.text
+    caplog.clear()
+    named = privacy_of(sets, trials=sets.original / "trials_f", enrolls=sets.enrolls / "enrolls_f")
+    assert named == listed
+    assert "not read" not in caplog.text
+    (sets.enrolls / "enrolls_f").write_text("nobody\n")
+    with pytest.raises(ListError, match="enrolls_f: none of its utterances has a recording in "):
+        privacy_of(sets, enrolls=sets.enrolls / "enrolls_f")
+
+
+@pytest.mark.parametrize("option", ["--trials", "--enrolls"])
+def test_the_command_takes_lists_by_name(sets: Sets, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime", reason="the verifier is a graph")
+    (sets.original / "a.onnx").touch()
+    arguments = [str(sets.original), str(sets.anonymized), "--only", "privacy", "--asv", str(sets.original / "a.onnx")]
+    assert main(["evaluate", *arguments, option, str(sets.original / "gone")]) == 2
+    assert "gone: cannot be read" in capsys.readouterr().err
+
+
 def test_speakers_without_a_recording_change_neither_interval_nor_count(sets: Sets) -> None:
     def vague(waveform: np.ndarray) -> np.ndarray:
         angle = pitch_of(waveform) / 400 + len(waveform) % 700 / 700
