@@ -102,7 +102,7 @@ def _verifier(given: Given) -> Model[Waveform] | str:
     if given.verifier is not None:
         return Function(given.verifier, _name_of(given.verifier))
     if given.asv is not None:
-        return missing_packages("onnxruntime") or OnnxVerifier(given.asv)
+        return missing_packages("onnxruntime", "onnx") or OnnxVerifier(given.asv)
     missing = missing_packages("torch", "webrtcvad", "resemblyzer")
     return Resemblyzer() if missing is None else f"{missing}; or --asv FILE.onnx"
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import os
 import platform
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mkc_fast import __version__
@@ -14,10 +17,10 @@ from mkc_fast.engine.atomic_files import atomic_file
 from mkc_fast.errors import OutputError
 from mkc_fast.evaluation.intervals import LEVEL
 from mkc_fast.extras import missing_packages
+from mkc_fast.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
 
     from mkc_fast.evaluation.intervals import Bootstrap
 
@@ -36,6 +39,7 @@ CAVEATS: Final = (
     ),
     "Figures of two evaluations can be compared only if models, recordings and trials are the same.",
 )
+_ABSOLUTE = re.compile(r"(?<![\w./~-])/(?:[^/\s:'\"]+/)+")  # the folders of a path
 _logger = logging.getLogger("mkc_fast")
 
 
@@ -73,6 +77,19 @@ def make_record(
         "failed": dict(failed),
     }
     return cast("dict[str, Any]", json.loads(json.dumps(record)))  # as a reader of the file has it: lists, not tuples
+
+
+def without_folders(text: str, paths: Iterable[str | os.PathLike[str] | None]) -> str:
+    """A message in which paths have lost the folders that lead to them: records are published.
+
+    Args:
+        text: The message.
+        paths: That it may hold, or paths below them; of other paths only absolute ones without spaces lose theirs.
+    """
+    folders = {str(Path(path).parent) for path in paths if path is not None} - {os.curdir, os.sep}
+    for folder in sorted({*folders, *(printable(each, 300) for each in folders)}, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w./~-]){re.escape(folder)}{re.escape(os.sep)}", "", text)
+    return _ABSOLUTE.sub("", text)
 
 
 def make_folder(folder: Path) -> None:

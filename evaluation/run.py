@@ -26,7 +26,7 @@ from mkc_fast.evaluation.privacy import (
     measure_privacy,
     plan_privacy,
 )
-from mkc_fast.evaluation.record import make_folder, make_record, write_record
+from mkc_fast.evaluation.record import make_folder, make_record, without_folders, write_record
 from mkc_fast.evaluation.sound import measure_duration, measure_pitch, measure_quality
 from mkc_fast.text import one_line, printable
 
@@ -49,7 +49,8 @@ class Evaluation:
     Attributes:
         record: As ``evaluation.json`` has it.
         failed: Why a recording could not be read or heard, by utterance id.
-        not_measured: Why a measure was not made; of one that was asked for, a failure after the recordings were heard.
+        not_measured: Why a measure was not made, with whole paths, of which the record has the last part; of one that
+            was asked for, a failure after the recordings were heard.
         files: That were written.
     """
 
@@ -183,7 +184,20 @@ def evaluate(
     for measure, model in _MODELS.items():
         if measure in results:
             results[measure]["model"] = facts[model].as_record()
-    record = make_record(_counts(sides, heard, failed), results, without, failed, bootstrap)
+    paths = (
+        original,
+        anonymized,
+        enrolment,
+        enrolment_anonymized,
+        utt2spk,
+        text,
+        trials,
+        enrolls,
+        given.asv,
+        given.asr,
+    )
+    reasons = {measure: without_folders(reason, paths) for measure, reason in without.items()}
+    record = make_record(_counts(sides, heard, failed), results, reasons, failed, bootstrap)
     files = write_record(Path(out), record) if out is not None else []
     return Evaluation(record, failed, without, files)
 

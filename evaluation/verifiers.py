@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mkc_fast.errors import AudioError, MkcError
 from mkc_fast.evaluation.models import ModelFacts, model_files
+from mkc_fast.extras import required
 from mkc_fast.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -32,8 +33,26 @@ class OnnxVerifier:
     path: Path
 
     def facts(self) -> ModelFacts:
-        """The file."""
-        return ModelFacts(self.path.stem, files=model_files([self.path]))
+        """The file, and those that hold its weights, if it has them outside.
+
+        Raises:
+            MkcError: One is missing or unreadable, or it is not a graph.
+        """
+        files = model_files([self.path])
+        return ModelFacts(self.path.stem, files=(*files, *model_files(self._outside())))
+
+    def _outside(self) -> list[Path]:
+        """The files of weights that the graph names."""
+        with required("a verifier", "onnx"):
+            import onnx
+        try:
+            graph = onnx.load(self.path, load_external_data=False)
+        except Exception as error:  # protobuf's own type, and others for other damages
+            raise MkcError(f"{self.path}: not an ONNX graph ({type(error).__name__})") from None
+        places = {
+            entry.value for tensor in _tensors(graph) for entry in tensor.external_data if entry.key == "location"
+        }
+        return [self.path.parent / place for place in sorted(places)]
 
     def open(self) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
         """Open the graph on the CPU.
@@ -74,6 +93,17 @@ class OnnxVerifier:
             return embedding.reshape(-1)
 
         return embed
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """The tensors of a graph, wherever they are in it: weights, constants of nodes, and those of inner graphs."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if hasattr(value, "add") else [value]:
+                yield from _tensors(inner)
 
 
 def _free(size: object) -> tuple[object, ...]:

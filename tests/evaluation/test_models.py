@@ -59,6 +59,27 @@ def test_a_graph_that_takes_something_else_is_refused_with_what_is_expected(
         OnnxVerifier(graph(tmp_path / "other.onnx", shape, inputs, kind)).open()
 
 
+def test_weights_outside_the_graph_are_facts_too(tmp_path: Path) -> None:
+    model = onnx.load(graph(tmp_path / "speaker.onnx", [1, None]))
+    inner = onnx.helper.make_graph([], "inner", [], [], [onnx.numpy_helper.from_array(np.ones(999, np.float32), "w")])
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("body", inner))
+    tensors = {
+        "inner.data": model.graph.node[0].attribute[-1].g.initializer[0],
+        "top.data": model.graph.initializer.add(),
+    }
+    for place, tensor in tensors.items():
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ones(999, np.float32), place))
+        onnx.external_data_helper.set_external_data(tensor, place)
+        (tmp_path / place).write_bytes(tensor.raw_data)
+        tensor.ClearField("raw_data")
+    onnx.save(model, tmp_path / "speaker.onnx")
+    files = OnnxVerifier(tmp_path / "speaker.onnx").facts().files
+    assert [each.name for each in files] == ["speaker.onnx", "inner.data", "top.data"]
+    (tmp_path / "top.data").unlink()
+    with pytest.raises(MkcError, match=r"top.data: cannot be read"):
+        OnnxVerifier(tmp_path / "speaker.onnx").facts()
+
+
 def test_a_graph_that_gives_an_embedding_for_each_frame_is_refused_at_the_first_recording(tmp_path: Path) -> None:
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     nodes = [
@@ -82,6 +103,8 @@ def test_what_is_no_graph_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"no graph")
     with pytest.raises(MkcError, match="not a graph that ONNX Runtime opens"):
         OnnxVerifier(tmp_path / "no.onnx").open()
+    with pytest.raises(MkcError, match=r"no.onnx: not an ONNX graph"):
+        OnnxVerifier(tmp_path / "no.onnx").facts()
 
 
 @pytest.mark.parametrize("missing", ["model.bin", "config.json", "tokenizer.json"])

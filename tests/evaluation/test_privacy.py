@@ -14,7 +14,9 @@ import pytest
 from mkc_fast.cli import main
 from mkc_fast.errors import AudioError, ListError, MkcError
 from mkc_fast.evaluation import Given, evaluate, run
+from mkc_fast.evaluation.record import without_folders
 from mkc_fast.evaluation.rows import notes, rows
+from mkc_fast.extras import missing_packages
 from tests.evaluation.speakers import embed, pitch_of, write_set
 
 NAMES = [f"s{speaker}-{sentence}" for speaker in range(4) for sentence in range(4)]
@@ -175,6 +177,7 @@ def test_embeddings_of_frames_end_the_work_at_once(sets: Sets, axes: int) -> Non
         evaluate(
             *(sets.original, sets.original),
             given=Given(verifier=lambda waveform: np.ones((len(waveform) // 100, 1, 1)[:axes], np.float32)),
+            only=["privacy"],
             progress=lambda *count: heard.append(count),
         )
     assert len(heard) <= 2
@@ -194,6 +197,36 @@ def test_a_measure_that_fails_at_the_end_leaves_the_others(
     assert set(made.record["measures"]) == {"duration"}
     assert made.record["not_measured"]["privacy"].endswith("no luck")
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == made.record
+
+
+def test_the_record_has_the_last_part_of_a_path_and_the_terminal_all_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if missing_packages("torch", "webrtcvad", "resemblyzer"):
+        pytest.skip("else that is why privacy is not measured")
+    folder = write_set(tmp_path / "of a client" / "speech", lists=False)
+    skipped = [word for measure in ("intelligibility", "quality", "pitch") for word in ("--skip", measure)]
+    assert main(["evaluate", str(folder), str(folder), *skipped, "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
+    assert f"no privacy: {folder}: has no utt2spk" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record["not_measured"]["privacy"].startswith("speech: has no utt2spk")
+
+
+@pytest.mark.parametrize(
+    ("text", "paths", "expected"),
+    [
+        ("/secret/client a/u/trials: none", ["/secret/client a/u"], "u/trials: none"),
+        ("data/u/text: empty; metadata/u", ["data/u", None], "u/text: empty; metadata/u"),
+        ("failed: OSError: '/usr/lib/x/y.so'", [], "failed: OSError: 'y.so'"),
+        (
+            "trials: 1/2 of 'a/b'; needs pip install x",
+            ["trials", "/trials"],
+            "trials: 1/2 of 'a/b'; needs pip install x",
+        ),
+    ],
+)
+def test_folders_leave_a_message(text: str, paths: list[str | None], expected: str) -> None:
+    assert without_folders(text, paths) == expected
 
 
 def test_a_measure_that_was_asked_for_and_fails_at_the_end_is_an_exit_code(
