@@ -188,7 +188,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _show(record: Mapping[str, Any], not_measured: Mapping[Any, str]) -> None:
+def _show(record: Mapping[str, Any], not_measured: Mapping[str, str]) -> None:
     """The table, and what it is not."""
     from rich.table import Table
 
@@ -212,7 +212,7 @@ def _show(record: Mapping[str, Any], not_measured: Mapping[Any, str]) -> None:
     console.print()
     for text in gaps(record):
         console.print(printable(text, 400), soft_wrap=True)
-    for measure, reason in not_measured.items():
-        console.print(f"no {measure}: {printable(reason, 400)}", soft_wrap=True)
+    for name, reason in not_measured.items():
+        console.print(f"no {name}: {printable(reason, 400)}", soft_wrap=True)
     for text in record["is_not"]:
         console.print(text, soft_wrap=True)

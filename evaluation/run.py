@@ -56,7 +56,7 @@ class Evaluation:
 
     record: dict[str, Any]
     failed: dict[str, str]
-    not_measured: dict[Measure, str]
+    not_measured: dict[str, str]
     files: list[Path] = field(default_factory=list)
 
 
@@ -199,7 +199,7 @@ def evaluate(
     reasons = {measure: without_folders(reason, paths) for measure, reason in without.items()}
     record = make_record(_counts(sides, heard, failed), results, reasons, failed, bootstrap)
     files = write_record(Path(out), record) if out is not None else []
-    return Evaluation(record, failed, without, files)
+    return Evaluation(record, failed, {str(measure): reason for measure, reason in without.items()}, files)
 
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:
