@@ -40,7 +40,7 @@ _PACKAGES = {
     "threadpoolctl": ("threadpoolctl", TRAIN_EXTRA),
     "tensorboard": ("TensorBoard", TENSORBOARD_EXTRA),
     "faiss": ("FAISS", BENCH_EXTRA),
-    "jinja2": ("Jinja2", BENCH_EXTRA),
+    "jinja2": ("Jinja2", EXPORT_EXTRA),
     "psutil": ("psutil", BENCH_EXTRA),
     "gdown": ("gdown", DOWNLOAD_EXTRA),
     "av": ("PyAV", AV_EXTRA),

@@ -174,7 +174,7 @@ class Centroids(nn.Module):
         self.places[speaker] = torch.where(counts[:, None] > 0, moved, places)
         # Those that nothing is near to any more begin anew, at a frame.
         unused = after < 0.02 * counts.mean()
-        chosen = torch.arange(int(unused.sum())) * 7 % len(features)
+        chosen = torch.arange(int(unused.sum()), device=features.device) * 7 % len(features)
         self.places[speaker, unused] = features[chosen]
         self.counts[speaker] = torch.where(unused, counts.mean() * (1 - _KEPT), after)
 
@@ -193,31 +193,33 @@ class Centroids(nn.Module):
 class Training:
     """Encoder and heads with their optimizer."""
 
-    def __init__(self, steps: int, rate: float, speakers: int, *, bf16: bool) -> None:
+    def __init__(self, steps: int, rate: float, speakers: int, *, bf16: bool, device: torch.device) -> None:
         torch.manual_seed(0)
         self.encoder, self.heads = WavLM({**WAVLM, "conv_layers": CONVOLUTIONS}), Heads(WAVLM["encoder_embed_dim"])
         self.centroids = Centroids(speakers, WAVLM["encoder_embed_dim"])
         self.modules = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads, "centroids": self.centroids})
+        self.modules.to(device)
         decayed = [each for each in self.modules.parameters() if each.ndim > 1]
         others = [each for each in self.modules.parameters() if each.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
         )
-        self.mel, self.steps, self.rate, self.bf16 = LogMel(RATE, HOP), steps, rate, bf16
+        self.mel, self.steps, self.rate = LogMel(RATE, HOP).to(device), steps, rate
+        self.bf16, self.device = bf16, device
         self.step, self.seconds = 0, 0.0
         self.compiled = torch.compile(self.encoder) if bf16 else self.encoder
 
     def losses(self, batch: tuple[np.ndarray, ...], seed: int) -> dict[str, torch.Tensor]:
         """Cross entropy of phones, mean absolute error of mel spectra, in nats, and the share of phones told right."""
-        heard, clean, phones = (torch.from_numpy(np.ascontiguousarray(each)) for each in batch[:3])
+        heard, clean, phones = (torch.from_numpy(np.ascontiguousarray(each)).to(self.device) for each in batch[:3])
         with torch.no_grad():
             # The middle of a frame of the mel spectrum is that of a frame of features: 200 samples after its begin.
             shift = WINDOW // 2 - HOP // 2
             mel = self.mel(clean[:, shift:])[..., :_FRAMES].transpose(1, 2)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = (self.compiled if torch.is_grad_enabled() else self.encoder)(heard)
         features = features.float()
-        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         logits, predicted = self.heads(features, noise)
         edge = max(_AROUND)
         inside = slice(edge, _FRAMES - edge)
@@ -282,12 +284,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--bf16", action="store_true", help="compiled, in bfloat16: faster where a CPU has it")
+    parser.add_argument("--bf16", action="store_true", help="compiled, in bfloat16: faster where the processor has it")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda:0 (default: cpu)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; with other work beside, 1 is fastest")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     speech, valid = Speech(args.data / "train"), Speech(args.data / "valid")
-    training = Training(args.steps, args.rate, len(speech.streams), bf16=args.bf16)
+    training = Training(args.steps, args.rate, len(speech.streams), bf16=args.bf16, device=args.device)
     work = args.out.with_name(f"{args.out.name}.training")
     state = load_state(work / "state.pt", ("step", "seconds", "modules", "optimizer"))
     if state is not None:

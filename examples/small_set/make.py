@@ -68,7 +68,7 @@ def make(args: argparse.Namespace) -> Path:
         write_voice(random, {"feature_dim": DIM, "conformer_num_heads": 5, "conformer_num_layers": 1})
         export_model(wavlm, random, encoder)
     if not features.exists():
-        timed("features", lambda: make_features(encoder, features, audio_list=speech))
+        timed("features", lambda: make_features(encoder, features, audio_list=speech, device=args.device))
     if not bank.exists():
         settings = KMeansSettings(args.clusters, n_init=5)
         timed("bank", lambda: train_bank(encoder, bank, audio_list=speech, settings=settings, seed=SEED))
@@ -89,7 +89,7 @@ def make(args: argparse.Namespace) -> Path:
         valid_every=200,
         patience=0,
     )
-    given = {"features": features, "seed": SEED, "threads": args.threads}
+    given = {"features": features, "seed": SEED, "threads": args.threads, "device": args.device}
     restored = timed(
         "conformer",
         lambda: train_conformer(
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=128)
     parser.add_argument("--held-out", nargs="+", default=HELD_OUT, help="speakers that the conformer does not see")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (default: cpu)")
     for name, count in (("conformer", 4000), ("spectral", 300), ("vocoder", 4000)):
         parser.add_argument(f"--{name}-steps", type=int, default=count)
     args = parser.parse_args()

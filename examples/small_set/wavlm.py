@@ -38,7 +38,7 @@ class WavLM(nn.Module):
 
     def published(self) -> dict[str, torch.Tensor]:
         """Its weights under their published names."""
-        return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}
 
 
 class _Convolution(nn.Sequential):
@@ -67,7 +67,7 @@ class _Encoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         positions = self.pos_conv(x.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2)
         x = self.layer_norm(x + F.gelu(positions))
-        places = torch.arange(x.shape[1])
+        places = torch.arange(x.shape[1], device=x.device)
         buckets = relative_buckets(places.unsqueeze(0) - places.unsqueeze(1), self.buckets, self.distance)
         bias = self.layers[0].self_attn.relative_attention_bias(buckets).permute(2, 0, 1)
         for layer in self.layers:

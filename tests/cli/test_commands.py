@@ -16,7 +16,7 @@ from mkc_fast.cli.arguments import normalized
 from mkc_fast.engine.devices import cuda_device_names
 from mkc_fast.engine.sessions.cpu import operators_used
 from mkc_fast.export.random_checkpoints import Checkpoints
-from tests.conftest import RECORDINGS, Artifacts
+from tests.conftest import RECORDINGS, ROOT, Artifacts
 
 
 @pytest.fixture
@@ -362,8 +362,40 @@ def test_export_and_bank_commands(checkpoints: Checkpoints, tmp_path: Path, caps
     assert "already there" in errors_of(capsys)[0]
 
 
-def test_demo_runs_the_whole_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+def test_the_demo_ends_with_speech_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("protect nobody", "demo.html", "synthetic_frame.wav", "mkc-fast download", "2508.07086"):
+        assert words in shown
+    page = (out / "demo.html").read_text()
+    assert page.count("data:audio/flac;base64,") == 6
+    assert page.count("data:image/png;base64,") == 2
+    assert "://" not in page
+    for prefix in ("", "synthetic_"):
+        original, audio, frame = (
+            soundfile.read(out / f"{prefix}{name}.wav")[0] for name in ("original", "audio", "frame")
+        )
+        for made in (audio, frame):
+            assert 0 < len(original) - len(made) < 640
+            # Loud and quiet are where they were, as they are not in noise.
+            assert np.corrcoef(_loudness(original[: len(made)]), _loudness(made))[0, 1] > 0.6
+
+
+def _loudness(waveform: np.ndarray) -> np.ndarray:
+    frames = waveform[: len(waveform) // 800 * 800].reshape(-1, 800)
+    return np.log(np.square(frames).mean(1) + 1e-5)
+
+
+def test_the_set_of_the_demo_is_small_and_has_its_card() -> None:
+    files = [path for path in (ROOT / "cli" / "demo_set").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 10_000_000
+    card = (ROOT / "cli" / "demo_set" / "README.md").read_text()
+    assert "protects nobody" in card
+
+
+def test_random_weights_run_the_whole_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--random", "--out", str(tmp_path / "demo")]) == 0
     shown = capsys.readouterr().out
     for words in ("weights are random", "noise, not speech", "WavLM-Large.pt", "1E9NDTnsQp73bHu1Xn8", "1pQx_nFZ",
                   "2508.07086", "mkc-fast export", "mkc-fast bank build", "mkc-fast infer"):  # fmt: skip
@@ -377,6 +409,12 @@ def test_demo_runs_the_whole_path(tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     assert 0 < len(original) - len(frame) < 640
     assert frame.std() > 0.01
+
+
+def test_a_demo_that_trains_takes_no_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--train", "--random", "--out", str(tmp_path / "demo")]) == 2
+    assert "--train" in errors_of(capsys)[0]
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_demo_leaves_other_peoples_folders_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,17 +30,8 @@ from mkc_fast.train.loop.sampler import Place, Sampler, StepPlan, number_of
 from mkc_fast.train.loop.start import folder_beside, shared_seed, started, use_threads
 from mkc_fast.train.loop.state import STATE_FILE, load_state, save_torch
 from mkc_fast.train.speech import UNUSED, read_speech
-from mkc_fast.train.vocoder.discriminators import Discriminators
 from mkc_fast.train.vocoder.generator import Generator
-from mkc_fast.train.vocoder.losses import (
-    MATCHING_WEIGHT,
-    MEL_WEIGHT,
-    LogMel,
-    SpectralLoss,
-    adversarial_loss,
-    discriminator_loss,
-    matching_loss,
-)
+from mkc_fast.train.vocoder.networks import Networks
 from mkc_fast.train.vocoder.segments import SegmentReader, Segments
 from mkc_fast.train.vocoder.settings import VocoderSettings
 
@@ -53,9 +44,7 @@ if TYPE_CHECKING:
     from mkc_fast.export.checkpoints.published import VoiceCheckpoint
 
 LOG_FILE = "log.jsonl"
-_MODULES = ("generator", "discriminators", "generator_optimizer", "discriminator_optimizer")
-_STATE = ("seed", "step", "epoch", "batch", *_MODULES)
-_BETAS = (0.8, 0.99)
+_STATE = ("seed", "step", "epoch", "batch", *Networks.STATES)
 
 
 @dataclass(frozen=True)
@@ -217,22 +206,14 @@ class _Training:
             raise ListError(f"all recordings are shorter than {size} frames")
         self._sampler = Sampler(source.frames, chosen, size * settings.batch, size, seed)
         torch.manual_seed(number_of(seed, "weights"))
-        self.generator = Generator(config)
+        generator = Generator(config)
         if voice is not None:
-            self.generator.take(Path("checkpoint"), voice.hifigan_weights)
-        self.generator.to(processes.device)
-        self._discriminators = Discriminators(settings.divisor, settings.scales).to(processes.device)
-        self._mel = LogMel(info.sample_rate, info.hop).to(processes.device)
-        self._spectra = SpectralLoss().to(processes.device)
-        optimizers = [
-            torch.optim.AdamW(each.parameters(), settings.learning_rate, betas=_BETAS)
-            for each in (self.generator, self._discriminators)
-        ]
-        self._optimizer, self._discriminator_optimizer = optimizers
+            generator.take(Path("checkpoint"), voice.hifigan_weights)
+        self._networks = Networks(generator, settings, info.sample_rate, info.hop, processes.device)
+        self.generator = self._networks.generator
         self.step, self._place, self._last_mel = 0, Place(), math.nan
         if before is not None:
-            for name, each in self._parts().items():
-                each.load_state_dict(before[name])
+            self._networks.resume(before)
             self.step, self._place = int(before["step"]), Place(int(before["epoch"]), int(before["batch"]))
             self._last_mel = float(before.get("mel", math.nan))
 
@@ -270,42 +251,13 @@ class _Training:
         device = self._processes.device
         features, real = segments.features.to(device), segments.waveform.to(device)
         rate = self._settings.learning_rate * self._settings.decay**epoch
-        made = self.generator(features)
-        mel = (self._mel(real) - self._mel(made)).abs().mean()
-        losses = {"mel": mel}
-        loss = MEL_WEIGHT * mel
-        if self._settings.stft:
-            losses["stft"] = self._spectra(real, made)
-            loss = loss + self._settings.stft * losses["stft"]
-        if step > self._settings.spectral_steps:
-            judged = discriminator_loss(self._discriminators(real), self._discriminators(made.detach()))
-            self._apply(judged, self._discriminators, self._discriminator_optimizer, rate)
-            real_maps, made_maps = self._discriminators(real), self._discriminators(made)
-            adversarial, matching = adversarial_loss(made_maps), matching_loss(real_maps, made_maps)
-            loss = loss + adversarial + MATCHING_WEIGHT * matching
-            losses |= {"discriminators": judged, "adversarial": adversarial, "matching": matching}
-        self._apply(loss, self.generator, self._optimizer, rate)
+        losses = self._networks.take(features, real, step, rate, average=self._processes.average_gradients)
         sums = self._processes.summed(torch.stack(list(losses.values())).detach()) / self._processes.count
         values = dict(zip(losses, sums.tolist(), strict=True))
         if not all(map(math.isfinite, values.values())):
             raise StageError(f"step {step}: a loss is not finite; a lower learning rate may help")
         return values | {"rate": rate}
 
-    def _apply(
-        self, loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.Optimizer, rate: float
-    ) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._processes.average_gradients(module)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-
-    def _parts(self) -> dict[str, Any]:
-        parts = (self.generator, self._discriminators, self._optimizer, self._discriminator_optimizer)
-        return dict(zip(_MODULES, parts, strict=True))
-
     def _save(self) -> None:
         place = {"seed": self._seed, "step": self.step, "epoch": self._place.epoch, "batch": self._place.batch}
-        states = {name: each.state_dict() for name, each in self._parts().items()}
-        save_torch(self._work / STATE_FILE, {**place, **states, "mel": self._last_mel})
+        save_torch(self._work / STATE_FILE, {**place, **self._networks.states(), "mel": self._last_mel})
