@@ -15,7 +15,7 @@ from mkc_fast.benchmarks.timing import Budget, in_turn, spread
 from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.engine.devices import cuda_index
 from mkc_fast.errors import MkcError
-from mkc_fast.kernels import half_squared_norms, make_lookup
+from mkc_fast.kernels import HalfCentroids, half_squared_norms, make_lookup, round_to_half
 from mkc_fast.kernels.lookup.native_lookup import takes
 
 if TYPE_CHECKING:
@@ -114,22 +114,34 @@ def info_dim(sample: NDArray[np.float32]) -> int:
 
 def _back_ends(sample: NDArray[np.float32], count: int, target: Target) -> dict[str, Any]:
     """Our look-ups over so many entries, each with memory of its own."""
-    centroids = sample[:count] if count <= len(sample) else np.empty((count, *sample.shape[1:]), np.float32)
-    if count > len(sample):
-        for start in range(0, count, len(sample)):
-            part = centroids[start : start + len(sample)]
-            part[...] = sample[: len(part)]
+    centroids = _repeated(sample, count)
     half_norms = np.stack([half_squared_norms(each) for each in sample])
     half_norms = half_norms[np.arange(count) % len(sample)]
     sizes = [sample.shape[1]] * count
     found: dict[str, Any] = {}
     if takes(centroids):
-        found["mkc-fast native"] = make_lookup(centroids, half_norms, sizes, "native", threads=target.used_threads)
+        given: dict[str, Any] = {"backend": "native", "threads": target.used_threads}
+        found["mkc-fast native"] = make_lookup(centroids, half_norms, sizes, **given)
+        values, errors, exponents = (np.stack(each) for each in zip(*map(round_to_half, sample), strict=True))
+        which = np.arange(count) % len(sample)
+        half = HalfCentroids(_repeated(values, count), errors[which], exponents[which])
+        found["mkc-fast native, from float16"] = make_lookup(centroids, half_norms, sizes, **given, half=half)
     found["mkc-fast numpy"] = make_lookup(centroids, half_norms, sizes, "numpy")
     index = cuda_index(target.device)
     if index is not None:
         found["mkc-fast cupy"] = make_lookup(centroids, half_norms, sizes, "cupy", index)
     return found
+
+
+def _repeated(sample: NDArray[Any], count: int) -> NDArray[Any]:
+    """So many entries: of the sample, or the sample again and again, each with memory of its own."""
+    if count <= len(sample):
+        return sample[:count]
+    repeated = np.empty((count, *sample.shape[1:]), sample.dtype)
+    for start in range(0, count, len(sample)):
+        part = repeated[start : start + len(sample)]
+        part[...] = sample[: len(part)]
+    return repeated
 
 
 def _case(

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from mkc_fast.benchmarks.common import RESULTS, repository
-from mkc_fast.names import AUDIO, ENCODE, FRAME, RESTORE, VOCODE
+from mkc_fast.names import AUDIO, ENCODE, FP16, FP32, FRAME, INT8, INT16, MIXED, RESTORE, VOCODE
 
-DOCS = ("README.md", "docs/benchmarks.md")
+DOCS = ("README.md", "docs/benchmarks.md", "docs/demo.md")
 # An index page shows README.md without the repository around it, so there are no relative links in it.
 WITHOUT_LINKS = frozenset({"README.md"})
 _BLOCK = re.compile(r"(<!-- measured:begin (?P<name>\w+) -->\n).*?(<!-- measured:end -->)", re.DOTALL)
@@ -70,7 +70,7 @@ _LOOKUP, _GRAPHS, _HALF, _CPU = "lookup.json", "cpu_graphs.json", "precision.jso
 _FULL, _LONG, _BATCHES = "full_size_cpu.json", "long_recordings.json", "cpu_batches.json"
 _WORKERS, _WIDTHS = "workers.json", "widths.json"
 _DRIVER, _SIMULATION, _FAULTS = "cluster_driver.json", "cluster_simulation.json", "cluster_faults.json"
-_OVERHEAD = "cluster_overhead.json"
+_OVERHEAD, _HEARD, _SMALL_SET = "cluster_overhead.json", "heard.json", "small_set.json"
 _OURS_AND_BASELINE = ("what", "mkc-fast", "baseline", "baseline ÷ mkc-fast, in time")
 
 
@@ -129,6 +129,18 @@ def _asked(what: str, path: str, unit: str = "", factor: float = 1.0) -> Row:
 def _agreement(what: str, file: str, within: str = "") -> Row:
     snr = f'{within}waveform_snr."conformer and vocoder, from the same cluster ids, frame mode".snr_db'
     return Row(what, (Value(f"{within}cluster_ids.frame.agreement", "", 4), Value(snr, " dB")), file)
+
+
+def _heard(what: str, mode: str, precision: str) -> Row:
+    at = f"heard.{mode}.{precision}"
+    values = [Value(f"{at}.eer_{whose}.eer", " %", 3, 100) for whose in ("ignorant", "lazy_informed")]
+    return Row(what, (*values, Value(f"{at}.wer_anonymized.rate", " %", 3, 100)), _HEARD)
+
+
+def _original_heard() -> Row:
+    at = f"heard.{AUDIO}.{FP32}"
+    eer = Value(f"{at}.eer_original.eer", " %", 3, 100)
+    return Row("original", (eer, eer, Value(f"{at}.wer_original.rate", " %", 3, 100)), _HEARD)
 
 
 def _times(precision: str) -> Row:
@@ -342,6 +354,54 @@ TABLES = {
                 "sixteen_bits.json",
             )
             for name in ("bfloat16", "int16")
+        ),
+    ),
+    "heard": Table(
+        ("held-out speakers and sentences", "EER, ignorant attacker", "EER, lazy-informed attacker", "WER"),
+        (
+            _original_heard(),
+            _heard("audio mode", AUDIO, FP32),
+            _heard("frame mode, stride 1", FRAME, FP32),
+        ),
+    ),
+    "heard_precision": Table(
+        ("the small set", "EER, ignorant attacker", "EER, lazy-informed attacker", "WER"),
+        tuple(
+            _heard(f"{mode} mode, `--precision {precision}`", mode, precision)
+            for mode in (AUDIO, FRAME)
+            for precision in (FP32, MIXED, INT16, INT8, FP16)
+        ),
+    ),
+    "heard_agreement": Table(
+        (
+            "the small set, frame mode",
+            "cluster ids equal to float32's",
+            "SNR against float32, from the same cluster ids",
+        ),
+        tuple(
+            _agreement(f"`--precision {precision}`", _HEARD, f"beside_float32.{precision}.")
+            for precision in (MIXED, INT16, INT8, FP16)
+        ),
+    ),
+    "small_set": Table(
+        ("training of the small set", "hours", "what came of it"),
+        (
+            Row(
+                "encoder",
+                (Value("hours.encoder", "", 2), Value("phones_right", " % of phones right", 3, 100)),
+                _SMALL_SET,
+            ),
+            Row("features", (Value("hours.features", "", 2), Value("frames", " frames", 4)), _SMALL_SET),
+            Row("k-means models", (Value("hours.bank", "", 2), Value("models", " models")), _SMALL_SET),
+            Row(
+                "conformer", (Value("hours.conformer", "", 2), Value("error_less", " % less error", 3, 100)), _SMALL_SET
+            ),
+            Row("vocoder, on spectra", (Value("hours.start", "", 2), Value("steps.start", " steps", 4)), _SMALL_SET),
+            Row(
+                "vocoder, on restored features",
+                (Value("hours.vocoder", "", 2), Value("steps.vocoder", " steps", 4)),
+                _SMALL_SET,
+            ),
         ),
     ),
     "precision_baseline": Table(

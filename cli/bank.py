@@ -44,6 +44,14 @@ def build(
             help="Seed of that subset; without a seed the subset cannot be repeated.", rich_help_panel=panels.INPUT
         ),
     ] = None,
+    half: Annotated[
+        bool,
+        typer.Option(
+            "--half",
+            help="Add a copy in float16, which a CPU reads faster: 1.5 times the disk, the same cluster ids.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the directory.", rich_help_panel=panels.OUTPUT)
     ] = False,
@@ -53,7 +61,7 @@ def build(
 
     begin = time.perf_counter()
     with shown_warnings(), counting("k-means models") as progress:
-        made = build_bank(kmeans_scp, out, kmeans_num, seed, overwrite=overwrite, progress=progress)
+        made = build_bank(kmeans_scp, out, kmeans_num, seed, overwrite=overwrite, half=half, progress=progress)
     console.print(f"{out}: {counted(len(made.names), 'model')} in {time.perf_counter() - begin:.1f} s", soft_wrap=True)
 
 
@@ -85,7 +93,9 @@ def info(
     console.print(f"models        N = {entries}")
     console.print(f"clusters      K = {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else ""))
     console.print(f"dimensions    D = {dim}")
-    console.print(f"size          {(opened.centroids.nbytes + opened.half_norms.nbytes) / 1e6:.1f} MB")
+    copy = "" if opened.half is None else ", with a copy in float16"
+    size = sum(facts.bytes for facts in said.files.values())
+    console.print(f"size          {size / 1e6:.1f} MB{copy}")
     unused, duplicates = (sum(map(len, lists)) for lists in (said.unused, said.duplicates))
     console.print(f"unused        {unused} clusters without training frames")
     console.print(f"duplicates    {duplicates} clusters equal to one of a lower id, never chosen")

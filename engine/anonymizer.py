@@ -728,7 +728,7 @@ class Anonymizer:
 
 
 def _host_lookup(bank: Bank, threads: int | None) -> Lookup:
-    return make_lookup(bank.centroids, bank.half_norms, bank.info.num_clusters, threads=threads)
+    return make_lookup(bank.centroids, bank.half_norms, bank.info.num_clusters, threads=threads, half=bank.half)
 
 
 def _device_lookup(bank: Bank, index: int) -> CupyLookup:

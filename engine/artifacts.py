@@ -17,6 +17,7 @@ import numpy as np
 
 from mkc_fast.engine.atomic_files import Contents, atomic_file, open_regular, sha256_of
 from mkc_fast.errors import ArtifactError
+from mkc_fast.kernels import HalfCentroids
 from mkc_fast.names import FP16, FP32, GRAPH_FILES, GRAPHS, INT8, INT16, VOCODER
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ MODEL_FORMAT = 2
 BANK_FORMAT = 2
 MODEL_FILE = "model.json"
 CENTROIDS_FILE, HALF_NORMS_FILE, BANK_FILE = "centroids.npy", "half_norms.npy", "bank.json"
+# A copy of the centroids in float16, where one was asked for.
+HALF_FILE, HALF_ERRORS_FILE = "centroids_half.npy", "half_errors.npy"
 # The vocoder once more, in the form that is fast on a CPU; it takes the frames of its pieces as inputs too.
 CPU_VOCODER_FILE = f"{VOCODER}.cpu.onnx"
 # In that graph's metadata: frames to either side that a piece needs.
@@ -45,15 +48,15 @@ _MODEL_NAMES = re.compile(
     rf"model\.json|({'|'.join(GRAPHS)})(\.(cpu|{_NATIVE}(\.({INT16}|{INT8}))?|(stage\d\.)?cuda(\.{FP16})?|{FP16}|{INT8}))?\.(onnx(\.data)?|bin)"
     rf"|{VOCODER}\.residual\.{FP16}\.npz|\..+\.\d+\.mkc-fast\.tmp"
 )
-_BANK_NAMES = re.compile(r"bank\.json|centroids\.npy|half_norms\.npy|\..+\.\d+\.mkc-fast\.tmp")
+_BANK_NAMES = re.compile(r"bank\.json|centroids(_half)?\.npy|half_(norms|errors)\.npy|\..+\.\d+\.mkc-fast\.tmp")
 # The field of both JSON files that has the digest of all others.
 _DIGEST = "digest"
 # Facts of a model that every graph of it has in its metadata.
 GRAPH_FACTS = ("sample_rate", "hop", "min_samples", "dim", "layer", "conformer_layers", "vocoder_reach")
 # Fields that say something of the files, not of what is computed.
-_NOT_IDENTITY = frozenset({"files", "checks", "warnings", "format_version", "training"})
+_NOT_IDENTITY = frozenset({"files", "checks", "warnings", "format_version", "training", "half_exponents"})
 # Fields that are left out where they are empty.
-_OPTIONAL = frozenset({"training"})
+_OPTIONAL = frozenset({"training", "half_exponents"})
 # Threads that compute digests of an artifact's files.
 _THREADS = 4
 # The bank.json of 1,165 models of 1,024 clusters, all of them listed as unused, has 15 MB.
@@ -194,6 +197,7 @@ class BankInfo:
         format_version: Of this directory's layout.
         files: Every other file of the directory, by name; ``write_info`` fills it in.
         training: What is known of each entry's training; empty where the models came from elsewhere.
+        half_exponents: Of the powers of two in the copy in float16; empty where there is no copy.
     """
 
     names: list[str]
@@ -205,6 +209,7 @@ class BankInfo:
     format_version: int = BANK_FORMAT
     files: dict[str, FileFacts] = field(default_factory=dict)
     training: list[TrainedEntry] = field(default_factory=list)
+    half_exponents: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -215,11 +220,13 @@ class Bank:
         info: Names and sizes of the N entries.
         centroids: (N, K, D) float32; rows past an entry's own K are 0.
         half_norms: (N, K) float64, half the squared norm of each centroid; +inf on rows past an entry's own K.
+        half: A copy in float16, for the look-up on a CPU; None where the bank has none.
     """
 
     info: BankInfo
     centroids: NDArray[np.float32]
     half_norms: NDArray[np.float64]
+    half: HalfCentroids | None = None
 
     def __len__(self) -> int:
         """The number of entries, N."""
@@ -279,7 +286,18 @@ def open_bank(directory: Path) -> Bank:
         or any(not 0 < k <= clusters for k in info.num_clusters)
     ):
         raise ArtifactError(f"{directory}: {BANK_FILE} and the arrays do not fit together; build the bank again")
-    return Bank(info, centroids, half_norms)
+    return Bank(info, centroids, half_norms, _open_half(directory, info, centroids.shape))
+
+
+def _open_half(directory: Path, info: BankInfo, shape: tuple[int, ...]) -> HalfCentroids | None:
+    if HALF_FILE not in info.files:
+        return None
+    if HALF_ERRORS_FILE not in info.files:
+        raise ArtifactError(f"{directory / BANK_FILE}: does not list {HALF_ERRORS_FILE}; build the bank again")
+    values, errors = _map(directory / HALF_FILE, "float16", 3), _map(directory / HALF_ERRORS_FILE, "float64", 2)
+    if (values.shape, errors.shape, len(info.half_exponents)) != (shape, shape[:2], shape[0]):
+        raise ArtifactError(f"{directory}: {HALF_FILE} and the bank do not fit together; build the bank again")
+    return HalfCentroids(values, errors, np.asarray(info.half_exponents))
 
 
 def read_info(directory: Path) -> ModelInfo | BankInfo:
@@ -537,6 +555,7 @@ _BANK_RULES: dict[str, _Rule] = {
     "format_version": _FORMAT,
     "files": _FILES,
     "training": ("a list of what is known of each entry's training", _is_training),
+    "half_exponents": _list_of(_number(-200, 200)),
 }
 
 

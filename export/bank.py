@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mkc_fast.engine.artifacts import CENTROIDS_FILE, HALF_NORMS_FILE, BankInfo, bank_contents, write_info
+from mkc_fast.engine.artifacts import (
+    CENTROIDS_FILE,
+    HALF_ERRORS_FILE,
+    HALF_FILE,
+    HALF_NORMS_FILE,
+    BankInfo,
+    bank_contents,
+    write_info,
+)
 from mkc_fast.engine.atomic_files import atomic_directory
 from mkc_fast.engine.cache_folder import cache_folder
 from mkc_fast.engine.datasets.path_lists import named_by_path, read_named_paths
@@ -20,7 +28,7 @@ from mkc_fast.engine.draws import check_seed, draw_entries
 from mkc_fast.errors import CheckpointError
 from mkc_fast.export.checkpoints.kmeans import memory_needed, read_kmeans, read_kmeans_and_digest
 from mkc_fast.export.checkpoints.readers import reading
-from mkc_fast.kernels import half_squared_norms
+from mkc_fast.kernels import half_squared_norms, round_to_half
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,6 +59,7 @@ def build_bank(
     workers: int | None = None,
     cache: str | PathLike[str] | bool = True,
     training: Sequence[TrainedEntry] = (),
+    half: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> BankInfo:
     """Build a bank from pickled scikit-learn k-means models, without executing anything in them.
@@ -70,6 +79,8 @@ def build_bank(
             the user's cache folder (``mkc_fast.engine.cache_folder``), where ``Anonymizer.load`` looks.
             False: nothing outside ``out`` is written.
         training: How each model was trained, for ``bank.json``; in the list's order, without ``kmeans_num``.
+        half: Write a copy of the centroids in float16, too: half as many bytes more. The look-up on a CPU reads it
+            and decides from the float32 rows, with the same ids.
         progress: Called with the numbers of models done and in all.
 
     Returns:
@@ -112,21 +123,28 @@ def build_bank(
         with atomic_directory(Path(out), replaces=replaces) as directory:
             centroids = _map_new(directory / CENTROIDS_FILE, np.float32, size)
             half_norms = _map_new(directory / HALF_NORMS_FILE, np.float64, size[:2])
+            if half:
+                halves = _map_new(directory / HALF_FILE, np.float16, size)
+                errors = _map_new(directory / HALF_ERRORS_FILE, np.float64, size[:2])
 
-            def fill(index: int) -> _Entry:
+            def fill(index: int) -> tuple[_Entry, int]:
                 model, digest = read_kmeans_and_digest(paths[index], shapes[index], readers.stopped)
-                return _fill(paths[index], model, digest, centroids[index], half_norms[index])
+                entry, exponent = _fill(paths[index], model, digest, centroids[index], half_norms[index]), 0
+                if half:
+                    halves[index], errors[index], exponent = round_to_half(centroids[index])
+                return entry, exponent
 
             def size_of(index: int) -> int:
                 return memory_needed(paths[index], shapes[index])
 
-            entries = []
-            for done, entry in enumerate(readers.map(fill, range(len(models)), size_of), start=1):
+            entries, exponents = [], []
+            for done, (entry, exponent) in enumerate(readers.map(fill, range(len(models)), size_of), start=1):
                 entries.append(entry)
+                exponents.append(exponent)
                 if progress:
                     progress(done, len(models))
-            centroids.flush()
-            half_norms.flush()
+            for array in (centroids, half_norms, *((halves, errors) if half else ())):
+                array.flush()
             info = BankInfo(
                 names=[name for name, _ in models],
                 num_clusters=[clusters for clusters, _ in shapes],
@@ -135,6 +153,7 @@ def build_bank(
                 duplicates=[entry.duplicates for entry in entries],
                 dim=dim,
                 training=list(training),
+                half_exponents=exponents if half else [],
             )
             info = write_info(directory, info)
     folder = cache_folder(cache)

@@ -6,6 +6,22 @@ frames. ``cpu`` holds operators of the graphs for CPUs, in C++, and their loader
 
 from __future__ import annotations
 
-from mkc_fast.kernels.lookup import Lookup, NativeLookup, NumpyLookup, half_squared_norms, make_lookup
+from mkc_fast.kernels.lookup import (
+    HalfCentroids,
+    Lookup,
+    NativeLookup,
+    NumpyLookup,
+    half_squared_norms,
+    make_lookup,
+    round_to_half,
+)
 
-__all__ = ["Lookup", "NativeLookup", "NumpyLookup", "half_squared_norms", "make_lookup"]
+__all__ = [
+    "HalfCentroids",
+    "Lookup",
+    "NativeLookup",
+    "NumpyLookup",
+    "half_squared_norms",
+    "make_lookup",
+    "round_to_half",
+]

@@ -3,12 +3,13 @@
 From the speech (``speech.py``), the encoder (``encoder.py``) and a vocoder of spectra (``start.py``): features, a bank
 with a k-means model for each speaker, a conformer, and a vocoder of what the conformer restores. ``--work`` holds
 everything, and the same call continues. ``--pack DIR`` then writes the set as it is shipped: checkpoints of the
-published formats whose weights are float16.
+published formats whose weights are float16. ``--record FILE`` writes what was trained, how long, and on what machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 import zlib
@@ -22,6 +23,7 @@ import torch
 from sizes import DIM, HOP, RATE, VOCODER
 from start import SCALE, spectra
 
+from mkc_fast.benchmarks.common import write_result
 from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.export import export_model
 from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
@@ -59,7 +61,7 @@ def make(args: argparse.Namespace) -> Path:
         begin = time.perf_counter()
         made = run()
         hours[name] = round(hours.get(name, 0.0) + (time.perf_counter() - begin) / 3600, 3)
-        record.write_text(json.dumps(hours))
+        save_json(record, hours)
         print(f"{name}: {hours[name]} hours", flush=True)
         return made
 
@@ -103,7 +105,8 @@ def make(args: argparse.Namespace) -> Path:
             **given,
         ),
     )
-    print(restored.restoration, flush=True)
+    assert restored.restoration is not None
+    save_json(work / "restored.json", dataclasses.asdict(restored.restoration))
     model, vocoder = work / "model", work / "vocoder.pth"
     if not model.exists():
         export_model(wavlm, voice, model)
@@ -181,6 +184,43 @@ def pack(wavlm: Path, voice: Path, bank: Path, out: Path) -> None:
     (out / "kmeans.scp").write_text("".join(lines))
 
 
+def record_training(args: argparse.Namespace, out: Path) -> None:
+    """Write the hours of each step, what came of it, and the logs of encoder and vocoder: the curves over time."""
+    logs = {
+        name: [json.loads(line) for line in Path(f"{path}.training", "log.jsonl").read_text().splitlines()]
+        for name, path in (("encoder", args.wavlm), ("start", args.start))
+    }
+    vocoder = [json.loads(line) for line in (args.work / "vocoder.pth.training" / "log.jsonl").read_text().splitlines()]
+    restored = json.loads((args.work / "restored.json").read_text())
+    cache = FeatureCache.open(args.work / "features", args.work / "encoder")
+    hours = {name: lines[-1]["hours"] for name, lines in logs.items()}
+    write_result(
+        out,
+        {
+            "hours": {**json.loads((args.work / "hours.json").read_text()), **hours},
+            "phones_right": logs["encoder"][-1]["valid_right"],
+            "phones_right_of_another_speakers_centroids": logs["encoder"][-1].get("valid_quantized_right"),
+            "frames": sum(CachedFeatures(cache).frames),
+            "models": len(open_bank(args.work / "bank").info.names),
+            "held_out_speakers": list(args.held_out),
+            "restored": restored,
+            "error_less": 1 - restored["restored"] / restored["quantized"],
+            "steps": {
+                "encoder": logs["encoder"][-1]["step"],
+                "conformer": args.conformer_steps,
+                "start": logs["start"][-1]["step"],
+                "vocoder": args.vocoder_steps,
+            },
+            "curves": {**logs, "vocoder": vocoder[:: max(1, len(vocoder) // 40)]},
+        },
+    )
+
+
+def save_json(path: Path, content: object) -> None:
+    """Write a file of JSON."""
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def _halves(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: each.half() if each.is_floating_point() else each for name, each in state.items()}
 
@@ -203,6 +243,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--pack", type=Path)
+    parser.add_argument("--record", type=Path)
     parser.add_argument("--clusters", type=int, default=128)
     parser.add_argument("--held-out", nargs="+", default=HELD_OUT, help="speakers that the conformer does not see")
     parser.add_argument("--threads", type=int, default=1)
@@ -213,6 +254,8 @@ def main() -> None:
     voice = make(args)
     if args.pack:
         pack(args.wavlm, voice, args.work / "bank", args.pack)
+    if args.record:
+        record_training(args, args.record)
 
 
 if __name__ == "__main__":

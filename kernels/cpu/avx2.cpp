@@ -8,12 +8,13 @@
 
 #define MKC_ISA 256
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 namespace mkc {
 namespace avx2 {
 #include "kernels-inl.hpp"
 }  // namespace avx2
 const Operators kAvx2 = {avx2::convolve, avx2::residual_blocks, avx2::direct_blocks, avx2::attend,
-                          avx2::depthwise, avx2::multiply_frames, avx2::exercise, avx2::decide};
+                          avx2::depthwise, avx2::multiply_frames<float>, avx2::exercise, avx2::decide,
+                          avx2::multiply_frames<Half>, avx2::decide_half};
 }  // namespace mkc
 #pragma GCC pop_options

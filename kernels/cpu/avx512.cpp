@@ -8,12 +8,13 @@
 
 #define MKC_ISA 512
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,fma,avx2")
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,fma,avx2,f16c")
 namespace mkc {
 namespace avx512 {
 #include "kernels-inl.hpp"
 }  // namespace avx512
 const Operators kAvx512 = {avx512::convolve, avx512::residual_blocks, avx512::direct_blocks, avx512::attend,
-                            avx512::depthwise, avx512::multiply_frames, avx512::exercise, avx512::decide};
+                            avx512::depthwise, avx512::multiply_frames<float>, avx512::exercise, avx512::decide,
+                          avx512::multiply_frames<Half>, avx512::decide_half};
 }  // namespace mkc
 #pragma GCC pop_options

@@ -2,6 +2,8 @@
 //
 // Graphs come from files, and files may be damaged: a size that does not fit is a status that names it, not a crash.
 
+#include <cpuid.h>
+
 #include <atomic>
 #include <cstdio>
 #include <vector>
@@ -15,13 +17,18 @@ namespace mkc {
 static std::atomic<int> most_bits{512};
 static std::atomic<bool> may_use_vnni{true};
 
+static bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
 const Operators* chosen() {
     static const Operators* const best = []() -> const Operators* {
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
             return __builtin_cpu_supports("avx512vnni") ? &kAvx512Vnni : &kAvx512;
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2;
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) return &kAvx2;
         return nullptr;
     }();
     // A processor with a later set has the earlier ones.

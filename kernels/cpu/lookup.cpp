@@ -27,6 +27,8 @@ constexpr double kThreadWork = 3e7, kThreadNumbers = 2e6;
 constexpr long kRoundFrames = 4096;
 // Centroids of a task at least.
 constexpr long kLeastClusters = 64;
+// Frames of a task at most, for which the copy in float16 is read: with more, products take the time and not memory.
+constexpr long kHalfFrames = 96;
 
 // Frames of one entry, and of its centroids those from `first` to `last`.
 struct Task {
@@ -39,6 +41,10 @@ struct Bank {
     const double* half_norms;
     const int64_t* num_clusters;
     long clusters, dim;
+    // A copy in float16, divided by scales of entries, and how far it is off; null where there is none.
+    const Half* half;
+    const double* errors;
+    const double* scales;
     const float* entry(int64_t number) const { return centroids + number * clusters * dim; }
     const double* norms(int64_t number) const { return half_norms + number * clusters; }
 };
@@ -95,18 +101,31 @@ void assign_round(const Operators& with, const Bank& bank, const float* features
             std::memcpy(to + i * bank.dim, features + order[task.begin + i] * bank.dim, bank.dim * sizeof(float));
     };
     const auto entry_of = [&](const Task& task) { return bank_ids[order[task.begin]]; };
+    const auto halved = [&](const Task& task) { return bank.half != nullptr && task.count <= kHalfFrames; };
     const auto multiply = [&](const Task& task, const float* copied, float* dots) {
-        with.multiply_frames(copied, task.count, bank.entry(entry_of(task)), task.first, task.last, bank.dim, dots,
-                             bank.clusters);
+        const int64_t entry = entry_of(task);
+        if (halved(task))
+            with.multiply_frames_half(copied, task.count, bank.half + entry * bank.clusters * bank.dim, task.first,
+                                      task.last, bank.dim, dots, bank.clusters);
+        else
+            with.multiply_frames(copied, task.count, bank.entry(entry), task.first, task.last, bank.dim, dots,
+                                 bank.clusters);
     };
     const auto decide = [&](const Task& task, const float* copied, const float* dots) {
         const int64_t entry = entry_of(task);
         const long clusters = bank.num_clusters[entry];
         const double* norms = bank.norms(entry);
         const double largest = std::sqrt(2 * *std::max_element(norms, norms + clusters));
-        for (long i = 0; i < task.count; i++)
-            out[order[task.begin + i]] = with.decide(copied + i * bank.dim, dots + i * bank.clusters,
-                                                     bank.entry(entry), norms, largest, clusters, bank.dim);
+        const double* errors = bank.errors + (halved(task) ? entry * bank.clusters : 0);
+        const double off = halved(task) ? *std::max_element(errors, errors + clusters) : 0;
+        for (long i = 0; i < task.count; i++) {
+            const float* frame = copied + i * bank.dim;
+            const float* products = dots + i * bank.clusters;
+            out[order[task.begin + i]] =
+                halved(task) ? with.decide_half(frame, products, bank.entry(entry), norms, largest + off, errors,
+                                                bank.scales[entry], clusters, bank.dim)
+                             : with.decide(frame, products, bank.entry(entry), norms, largest, clusters, bank.dim);
+        }
     };
     const double numbers = static_cast<double>(bank.clusters) * static_cast<double>(bank.dim);
     const double useful = std::max(static_cast<double>(frames) * numbers / kThreadWork,
@@ -153,10 +172,12 @@ void assign_round(const Operators& with, const Bank& bank, const float* features
 // Ids of the nearest centroids; all arguments have been checked. Returns 0, or 1 if memory ran out.
 //
 //   features (frames, dim), bank_ids (frames,) in [0, N), centroids (N, clusters, dim), half_norms (N, clusters),
-//   num_clusters (N,), out (frames,); all contiguous. At most so many threads; 0: one a core.
+//   num_clusters (N,), half (N, clusters, dim) float16, errors (N, clusters), scales (N,), or null for all three, out
+//   (frames,); all contiguous. At most so many threads; 0: one a core.
 extern "C" __attribute__((visibility("default"))) int mkc_fast_nearest(
     const float* features, const int64_t* bank_ids, long frames, const float* centroids, const double* half_norms,
-    const int64_t* num_clusters, long clusters, long dim, int threads, int32_t* out) {
+    const int64_t* num_clusters, const void* half, const double* errors, const double* scales, long clusters, long dim,
+    int threads, int32_t* out) {
     using namespace mkc;
     try {
         const FullRange range;
@@ -165,7 +186,7 @@ extern "C" __attribute__((visibility("default"))) int mkc_fast_nearest(
         std::stable_sort(order.begin(), order.end(),
                          [&](int64_t a, int64_t b) { return bank_ids[a] < bank_ids[b]; });
         const int most = threads > 0 ? threads : Threads::cores();
-        const Bank bank{centroids, half_norms, num_clusters, clusters, dim};
+        const Bank bank{centroids, half_norms, num_clusters, clusters, dim, static_cast<const Half*>(half), errors, scales};
         for (long first = 0; first < frames; first += kRoundFrames) {
             const long count = std::min(kRoundFrames, frames - first);
             assign_round(*chosen(), bank, features, bank_ids, order.data() + first, count, most, out);

@@ -8,6 +8,10 @@
 // section 3.1), and 2^-149 for each fused product that is too small for float32. So every centroid that may be the
 // nearest is within twice the largest error of the least score, and these are compared in float64.
 //
+// Centroids may have a copy in float16, divided by a power of two of their entry: half the bytes to read. How far each
+// rounded centroid is from its own, |c - c'|, is stored, and |x.c - x.c'| is at most |x| times that. So every centroid
+// whose score may be the least within these errors, too, is compared in float64, from the float32 row.
+//
 // Frames and centroids both lie row by row, so a tile of products is summed along their rows. Each centroid is read once
 // for all frames of a task, which stay in the second cache.
 
@@ -19,15 +23,19 @@ constexpr int columns_of() {
 constexpr int kMostFrames = Vector::kWidth == 8 ? 3 : 6;  // rows of a tile
 
 // Centroids that a tile asks for while it computes, for the tiles to come: so many rows from here.
+template <class Element>
 struct Ahead {
-    const float* from;
+    const Element* from;
     int rows;
 };
 
+inline float number(float x) { return x; }
+inline float number(Half x) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x.bits))); }
+
 // The products of `rows` frames with `columns` centroids: out[i * pitch + j].
-template <int rows, int columns>
-inline void products(const float* frames, const float* const* centroids, long dim, float* out, long pitch, int kept,
-                     Ahead ahead) {
+template <int rows, int columns, class Element>
+inline void products(const float* frames, const Element* const* centroids, long dim, float* out, long pitch, int kept,
+                     Ahead<Element> ahead) {
     constexpr int kWidth = Vector::kWidth;
     Vector each[rows][columns];
 #pragma GCC unroll 8
@@ -38,7 +46,8 @@ inline void products(const float* frames, const float* const* centroids, long di
     for (long p = 0; p < whole; p += kWidth) {
         // Processors do not fetch ahead past the end of a page, and a centroid may be one. Into the second cache: the
         // first would lose what this tile needs.
-        for (int row = 0; row < ahead.rows; row++) __builtin_prefetch(ahead.from + row * dim + p, 0, 2);
+        if (p * sizeof(Element) % (kWidth * sizeof(float)) == 0)
+            for (int row = 0; row < ahead.rows; row++) __builtin_prefetch(ahead.from + row * dim + p, 0, 2);
         Vector x[rows];
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) x[i] = Vector::load(frames + i * dim + p);
@@ -58,15 +67,15 @@ inline void products(const float* frames, const float* const* centroids, long di
                                            each[i][j + 3 < columns ? j + 3 : j]));
         for (int j = 0; j < kept; j++) {
             float total = totals[j];
-            for (long p = whole; p < dim; p++) total = __builtin_fmaf(frames[i * dim + p], centroids[j][p], total);
+            for (long p = whole; p < dim; p++) total = __builtin_fmaf(frames[i * dim + p], number(centroids[j][p]), total);
             out[i * pitch + j] = total;
         }
     }
 }
 
-template <int rows, int columns>
-inline void products_of(int count, const float* frames, const float* const* centroids, long dim, float* out, long pitch,
-                        int kept, Ahead ahead) {
+template <int rows, int columns, class Element>
+inline void products_of(int count, const float* frames, const Element* const* centroids, long dim, float* out,
+                        long pitch, int kept, Ahead<Element> ahead) {
     if (count == rows) {
         products<rows, columns>(frames, centroids, dim, out, pitch, kept, ahead);
     } else if constexpr (rows > 1) {
@@ -75,20 +84,21 @@ inline void products_of(int count, const float* frames, const float* const* cent
 }
 
 // All products of `count` frames (count, dim) with centroids `first` to `last` of an entry: out[i * pitch + k].
-template <int most>
-inline void multiply_tiles(const float* frames, long count, const float* entry, long first, long last, long dim,
+template <int most, class Element>
+inline void multiply_tiles(const float* frames, long count, const Element* entry, long first, long last, long dim,
                            float* out, long pitch) {
     constexpr int columns = columns_of<most>();
     const long tiles = (count + most - 1) / most;
     for (long k = first; k < last; k += columns) {
         const int kept = static_cast<int>(last - k < columns ? last - k : columns);
-        const float* rows[columns];
+        const Element* rows[columns];
         for (int j = 0; j < columns; j++) rows[j] = entry + (k + (j < kept ? j : kept - 1)) * dim;
         // Tiles of as equal a number of rows as can be; each asks for its part of the centroids of the next.
         for (long tile = 0, begin = 0; tile < tiles; tile++) {
             const long end = count * (tile + 1) / tiles;
             const long from = columns * tile / tiles, until = columns * (tile + 1) / tiles;
-            const Ahead ahead{rows[0] + (columns + from) * dim, static_cast<int>(k + columns < last ? until - from : 0)};
+            const Ahead<Element> ahead{rows[0] + (columns + from) * dim,
+                                       static_cast<int>(k + columns < last ? until - from : 0)};
             products_of<most, columns>(static_cast<int>(end - begin), frames + begin * dim, rows, dim,
                                        out + begin * pitch + k, pitch, kept, ahead);
             begin = end;
@@ -96,7 +106,8 @@ inline void multiply_tiles(const float* frames, long count, const float* entry, 
     }
 }
 
-inline void multiply_frames(const float* frames, long count, const float* entry, long first, long last, long dim,
+template <class Element>
+inline void multiply_frames(const float* frames, long count, const Element* entry, long first, long last, long dim,
                             float* out, long pitch) {
     if (count <= 3 || kMostFrames == 3)
         multiply_tiles<3>(frames, count, entry, first, last, dim, out, pitch);
@@ -124,19 +135,37 @@ inline double squared_distance(const float* x, const float* c, long dim) {
     return sums[0];
 }
 
-// The id of the centroid nearest to x. `dots` are the products of x with all centroids.
-inline int decide(const float* x, const float* dots, const float* entry, const double* half_norms, double largest_norm,
-                  long clusters, long dim) {
+inline double norm_of(const float* x, long dim) {
+    double sums[8] = {};
+    long p = 0;
+    for (; p + 8 <= dim; p += 8)
+        for (int lane = 0; lane < 8; lane++)
+            sums[lane] += static_cast<double>(x[p + lane]) * static_cast<double>(x[p + lane]);
+    for (; p < dim; p++) sums[0] += static_cast<double>(x[p]) * static_cast<double>(x[p]);
+    double total = 0;
+    for (double each : sums) total += each;
+    return __builtin_sqrt(total);
+}
+
+// The id of the centroid nearest to x. `dots` are the products of x with all centroids, to be multiplied by `scale`. With
+// `rounded`, `errors` are the distances of these centroids to the ones that count; `largest_norm` is of those multiplied.
+template <bool rounded>
+inline int decide_with(const float* x, const float* dots, const float* entry, const double* half_norms,
+                       double largest_norm, const double* errors, double scale, long clusters, long dim) {
     constexpr int kLanes = 16;
     constexpr double kInfinity = __builtin_inf();
+    const double norm = norm_of(x, dim);
+    const auto score = [&](long k) { return half_norms[k] - scale * static_cast<double>(dots[k]); };
+    const auto highest_score = [&](long k) { return rounded ? score(k) + norm * errors[k] : score(k); };
+    const auto lowest_score = [&](long k) { return rounded ? score(k) - norm * errors[k] : score(k); };
     double lanes[kLanes];
     float overflows[kLanes] = {};  // NaN once a product is not finite
     for (double& lane : lanes) lane = kInfinity;
     for (long k = 0; k < clusters; k += kLanes) {
         const int filled = static_cast<int>(clusters - k < kLanes ? clusters - k : kLanes);
         for (int lane = 0; lane < filled; lane++) {
-            const double score = half_norms[k + lane] - static_cast<double>(dots[k + lane]);
-            lanes[lane] = score < lanes[lane] ? score : lanes[lane];
+            const double most = highest_score(k + lane);
+            lanes[lane] = most < lanes[lane] ? most : lanes[lane];
             overflows[lane] += dots[k + lane] * 0.0f;
         }
     }
@@ -144,38 +173,34 @@ inline int decide(const float* x, const float* dots, const float* entry, const d
     for (double lane : lanes) least = lane < least ? lane : least;
     float overflow = 0;
     for (float lane : overflows) overflow += lane;
-    const double norm = __builtin_sqrt([&] {
-        double sums[8] = {};
-        long p = 0;
-        for (; p + 8 <= dim; p += 8)
-            for (int lane = 0; lane < 8; lane++)
-                sums[lane] += static_cast<double>(x[p + lane]) * static_cast<double>(x[p + lane]);
-        for (; p < dim; p++) sums[0] += static_cast<double>(x[p]) * static_cast<double>(x[p]);
-        double total = 0;
-        for (double each : sums) total += each;
-        return total;
-    }());
     constexpr double kUnit = 1.0 / (1 << 24), kSmallest = 0x1p-149;
     const double roundings = static_cast<double>(dim / Vector::kWidth + 2 * Vector::kWidth) * kUnit;
     const double gamma = roundings / (1 - roundings);
-    const double scale = largest_norm * largest_norm / 2;
-    const double error = gamma * norm * largest_norm + static_cast<double>(dim) * kSmallest + scale * 0x1p-50;
+    const double size = largest_norm * largest_norm / 2;
+    const double error = gamma * norm * largest_norm + static_cast<double>(dim) * kSmallest * scale + size * 0x1p-50;
     // A product that overflowed says nothing: all are compared then.
     const double limit = overflow == 0.0f ? least + 2 * error : kInfinity;
-    int nearest = -1;
-    double shortest = kInfinity;
     long candidates = 0;
     int only = 0;
-    for (long k = 0; k < clusters; k++) {
-        const double score = half_norms[k] - static_cast<double>(dots[k]);
-        if (!(score > limit)) candidates++, only = static_cast<int>(k);
-    }
+    for (long k = 0; k < clusters; k++)
+        if (!(lowest_score(k) > limit)) candidates++, only = static_cast<int>(k);
     if (candidates == 1) return only;
+    int nearest = -1;
+    double shortest = kInfinity;
     for (long k = 0; k < clusters; k++) {
-        const double score = half_norms[k] - static_cast<double>(dots[k]);
-        if (score > limit) continue;
+        if (lowest_score(k) > limit) continue;
         const double distance = squared_distance(x, entry + k * dim, dim);
         if (nearest < 0 || distance < shortest) nearest = static_cast<int>(k), shortest = distance;
     }
     return nearest;
+}
+
+inline int decide(const float* x, const float* dots, const float* entry, const double* half_norms, double largest_norm,
+                  long clusters, long dim) {
+    return decide_with<false>(x, dots, entry, half_norms, largest_norm, nullptr, 1.0, clusters, dim);
+}
+
+inline int decide_half(const float* x, const float* dots, const float* entry, const double* half_norms,
+                       double largest_norm, const double* errors, double scale, long clusters, long dim) {
+    return decide_with<true>(x, dots, entry, half_norms, largest_norm, errors, scale, clusters, dim);
 }

@@ -6,6 +6,11 @@
 
 namespace mkc {
 
+// A float16.
+struct Half {
+    unsigned short bits;
+};
+
 struct Operators {
     ort::Status* (*convolve)(const Convolution&, const Threads&);
     ort::Status* (*residual_blocks)(const ResidualBlocks&, const Threads&);
@@ -19,6 +24,11 @@ struct Operators {
     double (*exercise)(long bits, long rounds);
     int (*decide)(const float* x, const float* dots, const float* entry, const double* half_norms, double largest_norm,
                   long clusters, long dim);
+    // The same of centroids in float16.
+    void (*multiply_frames_half)(const float* frames, long count, const Half* entry, long first, long last, long dim,
+                                 float* out, long pitch);
+    int (*decide_half)(const float* x, const float* dots, const float* entry, const double* half_norms,
+                       double largest_norm, const double* errors, double scale, long clusters, long dim);
 };
 
 extern const Operators kAvx2, kAvx512, kAvx512Vnni;

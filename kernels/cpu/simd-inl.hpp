@@ -11,6 +11,9 @@ struct Vector {
     static constexpr int kRows = 14;  // of a register tile: 14 x 2 sums, 2 weights and 1 input fill the 32 registers
     __m512 v;
     static Vector load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static Vector load(const Half* p) {
+        return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+    }
     static Vector all(float x) { return {_mm512_set1_ps(x)}; }
     static Vector zero() { return {_mm512_setzero_ps()}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
@@ -125,6 +128,9 @@ struct Vector {
     static constexpr int kRows = 6;  // 6 x 2 sums, 2 weights and 1 input of 16 registers
     __m256 v;
     static Vector load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static Vector load(const Half* p) {
+        return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
     static Vector all(float x) { return {_mm256_set1_ps(x)}; }
     static Vector zero() { return {_mm256_setzero_ps()}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }

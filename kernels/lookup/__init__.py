@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mkc_fast.errors import DeviceError
+from mkc_fast.kernels.lookup.half import HalfCentroids, round_to_half
 from mkc_fast.kernels.lookup.interface import Lookup, half_squared_norms
 from mkc_fast.kernels.lookup.native_lookup import NativeLookup, takes
 from mkc_fast.kernels.lookup.numpy_lookup import NumpyLookup
@@ -15,7 +16,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Lookup", "NativeLookup", "NumpyLookup", "half_squared_norms", "make_lookup"]
+__all__ = [
+    "HalfCentroids",
+    "Lookup",
+    "NativeLookup",
+    "NumpyLookup",
+    "half_squared_norms",
+    "make_lookup",
+    "round_to_half",
+]
 
 
 def make_lookup(
@@ -25,6 +34,7 @@ def make_lookup(
     backend: str = "cpu",
     device: int = 0,
     threads: int | None = None,
+    half: HalfCentroids | None = None,
 ) -> Lookup:
     """Make the look-up over these arrays (see ``Lookup``).
 
@@ -35,6 +45,7 @@ def make_lookup(
         backend: ``"cpu"``: ``"native"`` (C++) where that is here, else ``"numpy"``; or ``"cupy"`` for a GPU.
         device: The number of the CUDA device, for ``"cupy"``.
         threads: For ``"native"``: at most so many. Default: one a core. NumPy takes what its library takes.
+        half: For ``"native"``: a copy in float16, of which half the bytes are read. The others leave it alone.
 
     Raises:
         DeviceError: There is no such back end, or it cannot run here.
@@ -43,7 +54,7 @@ def make_lookup(
     if backend == "cpu":
         backend = "native" if takes(centroids) else "numpy"
     if backend == "native":
-        return NativeLookup(centroids, half_norms, num_clusters, threads)
+        return NativeLookup(centroids, half_norms, num_clusters, threads, half)
     if backend == "numpy":
         return NumpyLookup(centroids, half_norms, num_clusters)
     if backend == "cupy":

@@ -360,6 +360,12 @@ def test_export_and_bank_commands(checkpoints: Checkpoints, tmp_path: Path, caps
         assert words in text
     assert main(["bank", "build", "--kmeans-scp", str(checkpoints.kmeans_scp), "--out", bank]) == 2
     assert "already there" in errors_of(capsys)[0]
+    assert (
+        main(["bank", "build", "--kmeans-scp", str(checkpoints.kmeans_scp), "--half", "--overwrite", "--out", bank])
+        == 0
+    )
+    assert main(["bank", "info", bank]) == 0
+    assert "with a copy in float16" in capsys.readouterr().out
 
 
 def test_the_demo_ends_with_speech_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,11 +125,11 @@ def test_the_encoders_training_goes_on_exactly(data: Path, monkeypatch: pytest.M
     def taken(training: Training, first: int, last: int) -> list[dict[str, float]]:
         return [training.take(speech.batch(np.random.default_rng(n), 1, change=True)) for n in range(first, last)]
 
-    whole = Training(4, 1e-3, 2, bf16=False)
+    whole = Training(4, 1e-3, 2, bf16=False, device=torch.device("cpu"))
     logs = taken(whole, 0, 4)
-    begun = Training(4, 1e-3, 2, bf16=False)
+    begun = Training(4, 1e-3, 2, bf16=False, device=torch.device("cpu"))
     parts = taken(begun, 0, 2)
-    gone_on = Training(4, 1e-3, 2, bf16=False)
+    gone_on = Training(4, 1e-3, 2, bf16=False, device=torch.device("cpu"))
     gone_on.resume(begun.state())
     assert parts + taken(gone_on, 2, 4) == logs
     assert "quantized" in logs[-1]
@@ -194,7 +194,12 @@ def test_the_scripts_make_a_set_that_the_engine_runs(data: Path, tmp_path: Path)
     steps = ["--conformer-steps", 2, "--spectral-steps", 1, "--vocoder-steps", 2]
     run("make.py", *given, *steps, "--held-out", "slt2", "--pack", packed)
     assert set(json.loads((work / "hours.json").read_text())) == {"features", "bank", "start", "conformer", "vocoder"}
-    run("make.py", *given, *steps, "--held-out", "slt2", "--pack", packed)  # everything is there
+    record = tmp_path / "small_set.json"
+    run("make.py", *given, *steps, "--held-out", "slt2", "--pack", packed, "--record", record)  # everything is there
+    said = json.loads(record.read_text())
+    assert said["steps"] == {"encoder": 1, "conformer": 2, "start": 2, "vocoder": 2}
+    assert set(said["hours"]) == {"encoder", "features", "bank", "start", "conformer", "vocoder"}
+    assert [line["step"] for line in said["curves"]["start"]] == [2]
     info = export_model(packed / "wavlm.pt", packed / "conformer_vocoder.pt", tmp_path / "model")
     assert (info.dim, info.hop) == (160, 320)
     built = build_bank(packed / "kmeans.scp", tmp_path / "bank")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mkc_fast import ArtifactError, BankError, CheckpointError, ListError, MkcError
-from mkc_fast.engine.artifacts import BankInfo, FileFacts, open_bank, write_info
+from mkc_fast.engine.artifacts import BankInfo, FileFacts, identity, open_bank, write_info
 from mkc_fast.engine.draws import draw_entries
 from mkc_fast.export import build_bank
 from mkc_fast.export.checkpoints.joblib_writer import write_kmeans
@@ -49,6 +49,29 @@ def test_centroids_and_half_norms_are_exact(models: dict[str, np.ndarray], tmp_p
         np.testing.assert_allclose(bank.half_norms[entry, : len(rows)], expected, rtol=1e-14)
     assert np.isposinf(bank.half_norms[2, 7:]).all()
     assert (bank.centroids[2, 7:] == 0).all()
+
+
+def test_a_copy_in_float16_changes_no_id(models: dict[str, np.ndarray], tmp_path: Path) -> None:
+    scp = write_list(tmp_path, models)
+    for name, half in (("plain", False), ("half", True)):
+        build_bank(scp, tmp_path / name, half=half)
+    plain, copied = open_bank(tmp_path / "plain"), open_bank(tmp_path / "half")
+    assert plain.half is None
+    assert copied.half is not None
+    np.testing.assert_array_equal(plain.centroids, copied.centroids)
+    near = np.ldexp(copied.half.values[2, :7].astype(np.float64), copied.half.exponents[2])
+    np.testing.assert_allclose(near, models["fewer"], rtol=1e-3, atol=1e-6)
+    assert identity(tmp_path / "plain" / "bank.json") == identity(tmp_path / "half" / "bank.json")
+    build_bank(scp, tmp_path / "half", overwrite=True)
+    assert open_bank(tmp_path / "half").half is None
+
+
+def test_a_copy_of_another_size_is_refused(models: dict[str, np.ndarray], tmp_path: Path) -> None:
+    info = build_bank(write_list(tmp_path, models), tmp_path / "bank", half=True)
+    np.save(tmp_path / "bank" / "half_errors.npy", np.zeros((3, 9)))
+    write_info(tmp_path / "bank", info)
+    with pytest.raises(ArtifactError, match=r"centroids_half.npy and the bank do not fit"):
+        open_bank(tmp_path / "bank")
 
 
 def test_kmeans_num_takes_a_random_subset_in_the_lists_order(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mkc_fast import BankError, DeviceError
-from mkc_fast.kernels import Lookup, make_lookup
+from mkc_fast.kernels import HalfCentroids, Lookup, make_lookup, round_to_half
 from mkc_fast.kernels.lookup.native_lookup import native_nearest
 from tests.fakes.cuda import shim
 from tests.fakes.cuda.fake_cupy import FakeCupy
@@ -22,15 +22,23 @@ SHAPES = [(1, 1, 4), (5, 7, 12), (3, 64, 1024), (40, 33, 20)]
 FRAMES = [1, 2, 17, 300]
 
 
-@pytest.fixture(params=["numpy", "native", "cuda source on the CPU", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=[
+        "numpy",
+        "native",
+        "native, from float16",
+        "cuda source on the CPU",
+        pytest.param("cupy", marks=pytest.mark.gpu),
+    ]
+)
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MakeLookup:
     """``make_lookup`` with each back end."""
     if request.param == "numpy":
         return functools.partial(make_lookup, backend="numpy")
-    if request.param == "native":
+    if request.param.startswith("native"):
         if native_nearest() is None:
             pytest.skip("the native operators are not built here, or the processor has neither AVX-512 nor AVX2")
-        return functools.partial(make_lookup, backend="native")
+        return make_from_half if "float16" in request.param else functools.partial(make_lookup, backend="native")
     if request.param == "cupy":
         try:
             make_lookup(np.zeros((1, 1, 4), np.float32), np.zeros((1, 1)), [1], backend="cupy")
@@ -40,6 +48,17 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mak
         shim.library()
         monkeypatch.setitem(sys.modules, "cupy", FakeCupy(schedule=2))
     return functools.partial(make_lookup, backend="cupy")
+
+
+def half_of(centroids: np.ndarray) -> HalfCentroids:
+    """The copy in float16 of a bank's centroids."""
+    values, errors, exponents = zip(*map(round_to_half, centroids), strict=True)
+    return HalfCentroids(np.stack(values), np.stack(errors), np.asarray(exponents))
+
+
+def make_from_half(centroids: np.ndarray, half_norms: np.ndarray, num_clusters: list[int]) -> Lookup:
+    """The native look-up, with a copy in float16."""
+    return make_lookup(centroids, half_norms, num_clusters, "native", half=half_of(centroids))
 
 
 def random_bank(make: MakeLookup, shape: tuple[int, int, int], seed: int = 0) -> Lookup:

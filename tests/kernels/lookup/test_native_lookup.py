@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mkc_fast.kernels import NativeLookup, NumpyLookup, half_squared_norms, make_lookup
+from mkc_fast import BankError
+from mkc_fast.kernels import HalfCentroids, NativeLookup, NumpyLookup, half_squared_norms, make_lookup, round_to_half
 from mkc_fast.kernels.lookup.native_lookup import native_nearest
-from tests.kernels.lookup.test_lookup import brute_force
+from tests.kernels.lookup.test_lookup import brute_force, half_of
 
 pytestmark = pytest.mark.usefixtures("bits")
 
@@ -46,8 +47,9 @@ def test_tiles_of_every_size(count: int, clusters: int) -> None:
     centroids = rng.standard_normal((2, clusters, 37), np.float32)
     features, banks = rng.standard_normal((2 * count, 37), np.float32), np.repeat([1, 0], count)
     for threads in (1, 3, 16):
-        lookup = make_lookup(*bank(centroids), "native", threads=threads)
-        np.testing.assert_array_equal(lookup.assign(features, banks), brute_force(lookup, features, banks))
+        for half in (None, half_of(centroids)):
+            lookup = make_lookup(*bank(centroids), "native", threads=threads, half=half)
+            np.testing.assert_array_equal(lookup.assign(features, banks), brute_force(lookup, features, banks))
 
 
 @pytest.mark.parametrize("threads", [2, 5])
@@ -56,8 +58,52 @@ def test_threads_share_entries_and_centroids(threads: int, entries: int, frames:
     rng = np.random.default_rng(entries)
     centroids = rng.standard_normal((entries, 300, 256), np.float32)
     features, banks = rng.standard_normal((frames, 256), np.float32), rng.integers(0, entries, frames)
-    lookup = make_lookup(*bank(centroids), "native", threads=threads)
+    for half in (None, half_of(centroids)):
+        lookup = make_lookup(*bank(centroids), "native", threads=threads, half=half)
+        np.testing.assert_array_equal(lookup.assign(features, banks), brute_force(lookup, features, banks))
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-6, 1.0, 1e6, 1e18, 1e33])
+def test_a_copy_in_float16_of_any_size_gives_the_same_ids(size: float) -> None:
+    """Also with an outlier that takes float16's range, and with centroids that float16 cannot tell apart."""
+    rng = np.random.default_rng(3)
+    centroids = rng.standard_normal((3, 50, 64), np.float32)
+    centroids[1, :, 5] *= 1e4
+    centroids[2] = centroids[2, :1] * (1 + 1e-5 * rng.standard_normal((50, 64), np.float32))
+    centroids *= np.float32(size)
+    features = centroids[[0, 1, 2] * 20, rng.integers(0, 50, 60)]
+    features = features + (1e-4 * size * rng.standard_normal(features.shape)).astype(np.float32)
+    banks = np.asarray([0, 1, 2] * 20)
+    lookup = make_lookup(*bank(centroids), "native", half=half_of(centroids))
     np.testing.assert_array_equal(lookup.assign(features, banks), brute_force(lookup, features, banks))
+
+
+def test_the_copy_is_within_its_errors() -> None:
+    centroids = np.random.default_rng(0).standard_normal((40, 33)).astype(np.float32) * np.float32(1e20)
+    values, errors, exponent = round_to_half(centroids)
+    apart = np.linalg.norm(np.ldexp(values.astype(np.float64), exponent) - centroids, axis=1)
+    assert (apart <= errors).all()
+    assert (errors < 1e-3 * np.linalg.norm(centroids.astype(np.float64), axis=1)).all()
+    assert 2**14 <= np.abs(values).max() <= 2**15
+
+
+def test_the_copy_is_what_is_read() -> None:
+    """A copy that lies, and says that it has no errors, is believed."""
+    centroids = np.eye(2, 8, dtype=np.float32)[None]
+    lie = HalfCentroids(centroids[:, ::-1].astype(np.float16), np.zeros((1, 2)), np.zeros(1, int))
+    lookup = make_lookup(*bank(centroids), "native", half=lie)
+    assert lookup.assign(centroids[0], [0, 0]).tolist() == [1, 0]
+
+
+def test_a_copy_that_does_not_fit_is_refused() -> None:
+    centroids = np.ones((2, 3, 8), np.float32)
+    half = half_of(centroids)
+    with pytest.raises(BankError, match=r"no bounds"):
+        HalfCentroids(half.values, np.full((2, 3), np.nan), half.exponents)
+    with pytest.raises(BankError, match=r"errors of shape"):
+        HalfCentroids(half.values, half.errors[:1], half.exponents)
+    with pytest.raises(BankError, match=r"for centroids"):
+        make_lookup(*bank(centroids[:, :2].copy()), "native", half=half)
 
 
 def test_more_frames_than_a_round() -> None:
