@@ -131,6 +131,24 @@ def _agreement(what: str, file: str, within: str = "") -> Row:
     return Row(what, (Value(f"{within}cluster_ids.frame.agreement", "", 4), Value(snr, " dB")), file)
 
 
+def _sixteen_bits(file: str) -> Table:
+    return Table(
+        ("SNR against float32", "restored features", "waveform, vocoder alone rounded", "waveform, both rounded"),
+        tuple(
+            Row(
+                name,
+                (
+                    Value(f"roundings.{name}.restored_snr_db", " dB"),
+                    Value(f'roundings.{name}.waveform_snr_db."vocoder alone"', " dB"),
+                    Value(f"roundings.{name}.waveform_snr_db.both", " dB"),
+                ),
+                file,
+            )
+            for name in ("bfloat16", "int16")
+        ),
+    )
+
+
 def _heard(what: str, mode: str, precision: str) -> Row:
     at = f"heard.{mode}.{precision}"
     values = [Value(f"{at}.eer_{whose}.eer", " %", 3, 100) for whose in ("ignorant", "lazy_informed")]
@@ -341,21 +359,8 @@ TABLES = {
             _agreement("graphs for CUDA, `--precision fp16`, rounded as on a GPU", "precision_cuda_fp16.json"),
         ),
     ),
-    "sixteen_bits": Table(
-        ("SNR against float32", "restored features", "waveform, vocoder alone rounded", "waveform, both rounded"),
-        tuple(
-            Row(
-                name,
-                (
-                    Value(f"roundings.{name}.restored_snr_db", " dB"),
-                    Value(f'roundings.{name}.waveform_snr_db."vocoder alone"', " dB"),
-                    Value(f"roundings.{name}.waveform_snr_db.both", " dB"),
-                ),
-                "sixteen_bits.json",
-            )
-            for name in ("bfloat16", "int16")
-        ),
-    ),
+    "sixteen_bits": _sixteen_bits("sixteen_bits.json"),
+    "small_set_sixteen_bits": _sixteen_bits("small_set_sixteen_bits.json"),
     "heard": Table(
         ("held-out speakers and sentences", "EER, ignorant attacker", "EER, lazy-informed attacker", "WER"),
         (
@@ -397,6 +402,11 @@ TABLES = {
                 "conformer", (Value("hours.conformer", "", 2), Value("error_less", " % less error", 3, 100)), _SMALL_SET
             ),
             Row("vocoder, on spectra", (Value("hours.start", "", 2), Value("steps.start", " steps", 4)), _SMALL_SET),
+            Row(
+                "vocoder, on features",
+                (Value("hours.vocoder_of_features", "", 2), Value("steps.vocoder_of_features", " steps", 4)),
+                _SMALL_SET,
+            ),
             Row(
                 "vocoder, on restored features",
                 (Value("hours.vocoder", "", 2), Value("steps.vocoder", " steps", 4)),

@@ -77,6 +77,31 @@ def make(args: argparse.Namespace) -> Path:
     begun = work / "start.pth"
     if not begun.exists():
         timed("start", lambda: fit_start(args.start, encoder, features, data / "train", begun))
+    given = {"features": features, "seed": SEED, "threads": args.threads, "device": args.device}
+    settings = VocoderSettings(
+        segment_frames=32,
+        batch=12,
+        learning_rate=3e-4,
+        divisor=4,
+        scales=0,
+        stft=10.0,
+        spectral_steps=args.feature_steps,
+        save_every=100,
+    )
+    heard = work / "features_vocoder.pth"
+    timed(
+        "vocoder_of_features",
+        lambda: train_vocoder(
+            encoder,
+            heard,
+            steps=args.feature_steps,
+            audio_list=speech,
+            init=begun,
+            settings=settings,
+            progress=_shown(),
+            **given,
+        ),
+    )
     voice = work / "conformer.pth"
     (work / "held_out").write_text("".join(f"{name}\n" for name in args.held_out))
     conformer = ConformerSettings(
@@ -91,7 +116,6 @@ def make(args: argparse.Namespace) -> Path:
         valid_every=200,
         patience=0,
     )
-    given = {"features": features, "seed": SEED, "threads": args.threads, "device": args.device}
     restored = timed(
         "conformer",
         lambda: train_conformer(
@@ -110,16 +134,6 @@ def make(args: argparse.Namespace) -> Path:
     model, vocoder = work / "model", work / "vocoder.pth"
     if not model.exists():
         export_model(wavlm, voice, model)
-    settings = VocoderSettings(
-        segment_frames=32,
-        batch=12,
-        learning_rate=3e-4,
-        divisor=4,
-        scales=0,
-        stft=10.0,
-        spectral_steps=args.spectral_steps,
-        save_every=100,
-    )
     timed(
         "vocoder",
         lambda: train_vocoder(
@@ -128,8 +142,8 @@ def make(args: argparse.Namespace) -> Path:
             steps=args.vocoder_steps,
             audio_list=speech,
             bank=bank,
-            init=begun,
-            settings=settings,
+            init=heard,
+            settings=dataclasses.replace(settings, spectral_steps=args.spectral_steps),
             progress=_shown(),
             **given,
         ),
@@ -209,6 +223,7 @@ def record_training(args: argparse.Namespace, out: Path) -> None:
                 "encoder": logs["encoder"][-1]["step"],
                 "conformer": args.conformer_steps,
                 "start": logs["start"][-1]["step"],
+                "vocoder_of_features": args.feature_steps,
                 "vocoder": args.vocoder_steps,
             },
             "curves": {**logs, "vocoder": vocoder[:: max(1, len(vocoder) // 40)]},
@@ -248,7 +263,7 @@ def main() -> None:
     parser.add_argument("--held-out", nargs="+", default=HELD_OUT, help="speakers that the conformer does not see")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (default: cpu)")
-    for name, count in (("conformer", 4000), ("spectral", 300), ("vocoder", 4000)):
+    for name, count in (("conformer", 4000), ("feature", 500), ("spectral", 50), ("vocoder", 4000)):
         parser.add_argument(f"--{name}-steps", type=int, default=count)
     args = parser.parse_args()
     voice = make(args)

@@ -191,14 +191,15 @@ def test_the_scripts_make_a_set_that_the_engine_runs(data: Path, tmp_path: Path)
     run("encoder.py", "--data", data, "--out", wavlm, "--steps", 1, "--batch", 1)
     run("start.py", "--data", data, "--out", start, "--steps", 2, "--spectral-steps", 1, "--batch", 1, "--frames", 16)
     given = ["--data", data, "--wavlm", wavlm, "--start", start, "--work", work, "--clusters", 8]
-    steps = ["--conformer-steps", 2, "--spectral-steps", 1, "--vocoder-steps", 2]
+    steps = ["--conformer-steps", 2, "--feature-steps", 1, "--spectral-steps", 1, "--vocoder-steps", 2]
     run("make.py", *given, *steps, "--held-out", "slt2", "--pack", packed)
-    assert set(json.loads((work / "hours.json").read_text())) == {"features", "bank", "start", "conformer", "vocoder"}
+    made = {"features", "bank", "start", "vocoder_of_features", "conformer", "vocoder"}
+    assert set(json.loads((work / "hours.json").read_text())) == made
     record = tmp_path / "small_set.json"
     run("make.py", *given, *steps, "--held-out", "slt2", "--pack", packed, "--record", record)  # everything is there
     said = json.loads(record.read_text())
-    assert said["steps"] == {"encoder": 1, "conformer": 2, "start": 2, "vocoder": 2}
-    assert set(said["hours"]) == {"encoder", "features", "bank", "start", "conformer", "vocoder"}
+    assert said["steps"] == {"encoder": 1, "conformer": 2, "start": 2, "vocoder_of_features": 1, "vocoder": 2}
+    assert set(said["hours"]) == {"encoder", *made}
     assert [line["step"] for line in said["curves"]["start"]] == [2]
     info = export_model(packed / "wavlm.pt", packed / "conformer_vocoder.pt", tmp_path / "model")
     assert (info.dim, info.hop) == (160, 320)
