@@ -112,7 +112,7 @@ def make(args: argparse.Namespace) -> Path:
         max_frames=250,
         learning_rate=1.5e-3,
         warmup=200,
-        decay=args.conformer_steps // 2,
+        decay=min(700, args.conformer_steps // 2),
         valid_every=200,
         patience=0,
     )
