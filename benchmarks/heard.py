@@ -65,6 +65,7 @@ def main() -> None:
                     enrolment_anonymized=other,
                     only=(PRIVACY, INTELLIGIBILITY),
                     given=Given(asr=args.asr),
+                    jobs=None,
                 ).record
                 measures, result["recordings"] = record["measures"], record["recordings"]
                 result["models"] = {name: part["model"]["name"] for name, part in measures.items()}
