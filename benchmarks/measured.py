@@ -397,19 +397,19 @@ TABLES = {
                 _SMALL_SET,
             ),
             Row("features", (Value("hours.features", "", 2), Value("frames", " frames", 4)), _SMALL_SET),
-            Row("k-means models", (Value("hours.bank", "", 2), Value("models", " models")), _SMALL_SET),
+            Row("k-means models", (Value("hours.bank", "", 2), Value("models", " models", 2)), _SMALL_SET),
             Row(
                 "conformer", (Value("hours.conformer", "", 2), Value("error_less", " % less error", 3, 100)), _SMALL_SET
             ),
             Row("vocoder, on spectra", (Value("hours.start", "", 2), Value("steps.start", " steps", 4)), _SMALL_SET),
             Row(
                 "vocoder, on features",
-                (Value("hours.vocoder_of_features", "", 2), Value("steps.vocoder_of_features", " steps", 4)),
+                (Value("hours.vocoder_of_features", "", 2), Value("steps.vocoder_of_features", " steps", 3)),
                 _SMALL_SET,
             ),
             Row(
                 "vocoder, on restored features",
-                (Value("hours.vocoder", "", 2), Value("steps.vocoder", " steps", 4)),
+                (Value("hours.vocoder", "", 2), Value("steps.vocoder", " steps", 3)),
                 _SMALL_SET,
             ),
         ),

@@ -42,17 +42,17 @@ class _Clip:
 _CLIPS = (
     _Clip(
         "A recording",
-        "demo_speech.flac",
+        "demo_set/recording.flac",
         "",
         "John F. Kennedy, 1961. The speech is in the public domain. No model of the demo heard him, or any person.",
-        "And so, my fellow Americans: ask not what your country can do for you",
+        "And so, my fellow Americans, ask not what your country can do for you",
     ),
     _Clip(
         "A synthetic speaker",
         "demo_set/held_out.flac",
         "synthetic_",
         "A speaker whom training never heard, with a sentence that it never heard.",
-        "",
+        "We are justified in our present confidence",
     ),
 )
 

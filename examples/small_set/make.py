@@ -202,11 +202,13 @@ def pack(wavlm: Path, voice: Path, bank: Path, out: Path) -> None:
 
 def record_training(args: argparse.Namespace, out: Path) -> None:
     """Write the hours of each step, what came of it, and the logs of encoder and vocoder: the curves over time."""
+    steps = [(name, args.work / f"{name}.pth") for name in ("conformer", "vocoder")]
     logs = {
         name: [json.loads(line) for line in Path(f"{path}.training", "log.jsonl").read_text().splitlines()]
-        for name, path in (("encoder", args.wavlm), ("start", args.start))
+        for name, path in (("encoder", args.wavlm), ("start", args.start), *steps)
     }
-    vocoder = [json.loads(line) for line in (args.work / "vocoder.pth.training" / "log.jsonl").read_text().splitlines()]
+    looks = [line for line in logs.pop("conformer") if "valid_restored" in line]
+    vocoder = logs.pop("vocoder")
     restored = json.loads((args.work / "restored.json").read_text())
     cache = FeatureCache.open(args.work / "features", args.work / "encoder")
     hours = {name: lines[-1]["hours"] for name, lines in logs.items()}
@@ -228,7 +230,7 @@ def record_training(args: argparse.Namespace, out: Path) -> None:
                 "vocoder_of_features": args.feature_steps,
                 "vocoder": args.vocoder_steps,
             },
-            "curves": {**logs, "vocoder": vocoder[:: max(1, len(vocoder) // 40)]},
+            "curves": {**logs, "conformer": looks, "vocoder": vocoder[:: max(1, len(vocoder) // 40)]},
         },
     )
 
