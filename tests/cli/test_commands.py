@@ -397,7 +397,7 @@ def test_the_set_of_the_demo_is_small_and_has_its_card() -> None:
     files = [path for path in (ROOT / "cli" / "demo_set").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 10_000_000
     card = (ROOT / "cli" / "demo_set" / "README.md").read_text()
-    assert "protects nobody" in card
+    assert "protect nobody" in card
 
 
 def test_random_weights_run_the_whole_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
