@@ -27,8 +27,6 @@ constexpr double kThreadWork = 3e7, kThreadNumbers = 2e6;
 constexpr long kRoundFrames = 4096;
 // Centroids of a task at least.
 constexpr long kLeastClusters = 64;
-// Frames of a task at most, for which the copy in float16 is read: with more, products take the time and not memory.
-constexpr long kHalfFrames = 96;
 
 // Frames of one entry, and of its centroids those from `first` to `last`.
 struct Task {
@@ -101,10 +99,10 @@ void assign_round(const Operators& with, const Bank& bank, const float* features
             std::memcpy(to + i * bank.dim, features + order[task.begin + i] * bank.dim, bank.dim * sizeof(float));
     };
     const auto entry_of = [&](const Task& task) { return bank_ids[order[task.begin]]; };
-    const auto halved = [&](const Task& task) { return bank.half != nullptr && task.count <= kHalfFrames; };
+    const bool halved = bank.half != nullptr;
     const auto multiply = [&](const Task& task, const float* copied, float* dots) {
         const int64_t entry = entry_of(task);
-        if (halved(task))
+        if (halved)
             with.multiply_frames_half(copied, task.count, bank.half + entry * bank.clusters * bank.dim, task.first,
                                       task.last, bank.dim, dots, bank.clusters);
         else
@@ -116,15 +114,15 @@ void assign_round(const Operators& with, const Bank& bank, const float* features
         const long clusters = bank.num_clusters[entry];
         const double* norms = bank.norms(entry);
         const double largest = std::sqrt(2 * *std::max_element(norms, norms + clusters));
-        const double* errors = bank.errors + (halved(task) ? entry * bank.clusters : 0);
-        const double off = halved(task) ? *std::max_element(errors, errors + clusters) : 0;
+        const double* errors = bank.errors + (halved ? entry * bank.clusters : 0);
+        const double off = halved ? *std::max_element(errors, errors + clusters) : 0;
         for (long i = 0; i < task.count; i++) {
             const float* frame = copied + i * bank.dim;
             const float* products = dots + i * bank.clusters;
             out[order[task.begin + i]] =
-                halved(task) ? with.decide_half(frame, products, bank.entry(entry), norms, largest + off, errors,
-                                                bank.scales[entry], clusters, bank.dim)
-                             : with.decide(frame, products, bank.entry(entry), norms, largest, clusters, bank.dim);
+                halved ? with.decide_half(frame, products, bank.entry(entry), norms, largest + off, errors,
+                                          bank.scales[entry], clusters, bank.dim)
+                       : with.decide(frame, products, bank.entry(entry), norms, largest, clusters, bank.dim);
         }
     };
     const double numbers = static_cast<double>(bank.clusters) * static_cast<double>(bank.dim);
