@@ -6,7 +6,7 @@ import time
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
-from mkc_fast.cli.demo_steps import PUBLISHED, Row, anonymize_clip, timed, timing_table
+from mkc_fast.cli.demo_steps import PUBLISHED, Row, anonymize_clip, make_artifacts, timed, timing_table
 from mkc_fast.cli.show import console, steps
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ def run_random(out: Path, size: str) -> None:
     """Make checkpoints and run everything on them, into a prepared directory."""
     from mkc_fast import Anonymizer
     from mkc_fast.cli.picture import draw
-    from mkc_fast.export import build_bank, export_model
     from mkc_fast.export.random_checkpoints import write_checkpoints
 
     begin = time.perf_counter()
@@ -29,13 +28,7 @@ def run_random(out: Path, size: str) -> None:
         with step("random checkpoints") as tell:
             made = write_checkpoints(out / "checkpoints", size=size, num_kmeans=_ENTRIES)
             tell(f"{size}, in the published formats")
-        with step("export to ONNX") as tell:
-            info = export_model(made.wavlm, made.ckpt, out / "model", overwrite=True)
-            graphs = len(list((out / "model").glob("*.onnx")))
-            tell(f"{graphs} graphs, as exact as PyTorch's float32")
-        with step("bank of k-means models") as tell:
-            bank = build_bank(made.kmeans_scp, out / "bank", overwrite=True)
-            tell(f"{len(bank.names)} models of {bank.num_clusters[0]} clusters")
+        info, bank = make_artifacts(made.wavlm, made.ckpt, made.kmeans_scp, out, step)
         with (
             as_file(files("mkc_fast.cli") / "demo_speech.flac") as clip,
             Anonymizer.load(out / "model", out / "bank") as anonymizer,

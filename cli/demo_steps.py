@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mkc_fast.engine.anonymizer import Anonymizer, Result
+    from mkc_fast.engine.artifacts import BankInfo, ModelInfo
 
 Row = tuple[str, str, float]
 Step = AbstractContextManager["Callable[[str], None]"]
 
 _SEED = 7
 PUBLISHED = """\
-For anonymization, get the published checkpoints. They
-belong to their owners and carry their own terms; read those first.
+For anonymization, get the published checkpoints.
+They belong to their owners and carry their own terms; read those first.
   WavLM-Large (Microsoft; this copy by the authors of kNN-VC)
     https://github.com/bshall/knn-vc/releases/download/v0.1/WavLM-Large.pt
     license: https://github.com/microsoft/UniSpeech/blob/main/LICENSE
@@ -52,6 +53,22 @@ def timed(show: Callable[[str], None], rows: list[Row]) -> Callable[[str], Step]
         rows.append((title, "; ".join(text), time.perf_counter() - start))
 
     return step
+
+
+def make_artifacts(
+    wavlm: Path, ckpt: Path, kmeans_scp: Path, out: Path, step: Callable[[str], Step]
+) -> tuple[ModelInfo, BankInfo]:
+    """Make ``model/`` and ``bank/`` of checkpoints, each as a step."""
+    from mkc_fast.export import build_bank, export_model
+
+    with step("export to ONNX") as tell:
+        info = export_model(wavlm, ckpt, out / "model", overwrite=True)
+        graphs = len(list((out / "model").glob("*.onnx")))
+        tell(f"{graphs} graphs, as exact as PyTorch's float32")
+    with step("bank of k-means models") as tell:
+        bank = build_bank(kmeans_scp, out / "bank", overwrite=True)
+        tell(f"{len(bank.names)} models of {bank.num_clusters[0]} clusters")
+    return info, bank
 
 
 def anonymize_clip(

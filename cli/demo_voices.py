@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
-from mkc_fast.cli.demo_steps import PUBLISHED, Row, anonymize_clip, timed, timing_table
+from mkc_fast.cli.demo_steps import PUBLISHED, Row, anonymize_clip, make_artifacts, timed, timing_table
 from mkc_fast.cli.show import console, steps
 from mkc_fast.names import AUDIO, FRAME
 
@@ -80,23 +80,14 @@ def run_voices(out: Path) -> None:
     """Run everything on the shipped set, into a prepared directory."""
     from mkc_fast import Anonymizer
     from mkc_fast.cli.picture import draw
-    from mkc_fast.export import build_bank, export_model
 
     begin = time.perf_counter()
     rows: list[Row] = []
     shown: list[Listened] = []
     with steps() as show, as_file(files("mkc_fast.cli")) as package:
         step = timed(show, rows)
-        checkpoints = package / "demo_set"
-        with step("export to ONNX") as tell:
-            info = export_model(
-                checkpoints / "wavlm.pt", checkpoints / "conformer_vocoder.pt", out / "model", overwrite=True
-            )
-            graphs = len(list((out / "model").glob("*.onnx")))
-            tell(f"{graphs} graphs, as exact as PyTorch's float32")
-        with step("bank of k-means models") as tell:
-            bank = build_bank(checkpoints / "kmeans.scp", out / "bank", overwrite=True)
-            tell(f"{len(bank.names)} models of {bank.num_clusters[0]} clusters, one of each synthetic speaker")
+        made = package / "demo_set"
+        info, bank = make_artifacts(made / "wavlm.pt", made / "conformer_vocoder.pt", made / "kmeans.scp", out, step)
         with Anonymizer.load(out / "model", out / "bank") as anonymizer:
             for clip in _CLIPS:
                 waveform, results = anonymize_clip(
