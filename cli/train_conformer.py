@@ -54,6 +54,13 @@ def conformer(
             rich_help_panel=panels.INPUT,
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint whose conformer is trained further; its sizes are taken.",
+            rich_help_panel=panels.ARTIFACTS,
+        ),
+    ] = None,
     hifi_config: Annotated[
         Path | None,
         typer.Option(
@@ -157,6 +164,7 @@ def conformer(
             data_dirs=data_dir or (),
             utt2spk=utt2spk,
             valid=valid,
+            init=init,
             settings=settings,
             hifi_config=hifi_config,
             seed=seed,

@@ -59,6 +59,9 @@ def vocoder(
         int, typer.Option(help="First steps, without discriminators.", min=0, rich_help_panel=panels.RUN)
     ] = 0,
     learning_rate: LearningRateOption = 2e-4,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Compute in bfloat16 where that is safe.", rich_help_panel=panels.RUN)
+    ] = False,
     save_every: SaveEveryOption = 1000,
     seed: SeedOption = None,
     device: TrainingDeviceOption = "cpu",
@@ -92,7 +95,13 @@ def vocoder(
             bank=bank,
             init=init,
             settings=VocoderSettings(
-                segment_frames, batch, learning_rate, stft=stft, spectral_steps=spectral_steps, save_every=save_every
+                segment_frames,
+                batch,
+                learning_rate,
+                stft=stft,
+                spectral_steps=spectral_steps,
+                bf16=bf16,
+                save_every=save_every,
             ),
             seed=seed,
             device=device,

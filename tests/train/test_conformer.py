@@ -24,6 +24,7 @@ from mkc_fast.export.checkpoints.published import load_voice
 from mkc_fast.export.random_checkpoints import Checkpoints, write_voice
 from mkc_fast.train.bank import train_bank
 from mkc_fast.train.conformer.batches import Quantizer
+from mkc_fast.train.conformer.checkpoint import hifi_config
 from mkc_fast.train.conformer.module import Conformer
 from mkc_fast.train.conformer.settings import ConformerSettings
 from mkc_fast.train.conformer.train import train_conformer
@@ -234,6 +235,30 @@ def test_more_steps_go_on_with_a_finished_training(
     train_conformer(*places, tmp_path / "parts", steps=7, **given)
     train_conformer(*places, tmp_path / "whole", steps=7, **given)
     assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
+
+
+def test_the_conformer_of_a_checkpoint_is_trained_further(
+    artifacts: Artifacts, checkpoints: Checkpoints, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    given = {"features": synthetic.cache, "seed": 1}
+    places = artifacts.model, synthetic.bank, checkpoints.ckpt
+    first, further, alone = (tmp_path / f"{name}.pth" for name in ("first", "further", "alone"))
+    train_conformer(*places, first, steps=12, settings=SMALL, **given)
+    slow = replace(SMALL, num_layers=5, num_heads=2, ffn_dim=8, learning_rate=1e-12)
+    train_conformer(*places, further, steps=1, init=first, settings=slow, **given)
+    before, after = load_voice(first), load_voice(further)
+    assert after.conformer == before.conformer  # whatever sizes the settings have
+    for name, weight in before.conformer_weights.items():
+        if "running" not in name and "batches" not in name:
+            torch.testing.assert_close(after.conformer_weights[name], weight, rtol=0, atol=1e-6, msg=name)
+    torch.save({"generator": before.hifigan_weights, "hifi_config": hifi_config(before.hifigan)}, alone)
+    for wrong, said in ((alone, "holds no conformer"), (tmp_path / "wide.pth", "a conformer of 32 dimensions")):
+        write_voice(tmp_path / "wide.pth", {"feature_dim": 32})
+        with pytest.raises(CheckpointError, match=said):
+            train_conformer(*places, tmp_path / "out.pth", steps=1, init=wrong, **given)
+    train_conformer(*places, tmp_path / "fresh.pth", steps=1, settings=SMALL, **given)
+    with pytest.raises(OutputError, match="init"):
+        train_conformer(*places, tmp_path / "fresh.pth", steps=2, init=first, settings=SMALL, **given)
 
 
 def test_bfloat16_trains_nearly_alike(

@@ -196,6 +196,22 @@ def test_the_first_steps_need_no_discriminators(
     assert seen == [spectra, spectra, spectra | judges, spectra | judges]
 
 
+def test_bfloat16_trains_nearly_alike(
+    artifacts: Artifacts, checkpoints: Checkpoints, speech: Path, tmp_path: Path
+) -> None:
+    given = {"audio_list": speech, "init": checkpoints.ckpt, "seed": 1, "steps": 4}
+    lines = []
+    for name, bf16 in (("full", False), ("half", True)):
+        settings = dataclasses.replace(SMALL, stft=1.0, bf16=bf16)
+        train_vocoder(artifacts.model, tmp_path / name, settings=settings, **given)
+        log = (tmp_path / f"{name}.training" / "log.jsonl").read_text().splitlines()
+        lines.append([json.loads(line) for line in log])
+    for full, half in zip(*lines, strict=True):
+        assert full != half
+        for loss in ("mel", "stft", "discriminators", "adversarial"):
+            assert half[loss] == pytest.approx(full[loss], rel=0.05), loss  # bfloat16 has 8 bits
+
+
 def test_a_vocoder_is_trained_on_restored_features(
     artifacts: Artifacts, checkpoints: Checkpoints, speech: Path, tmp_path: Path
 ) -> None:

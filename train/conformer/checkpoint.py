@@ -33,6 +33,20 @@ def load_vocoder(path: Path, sizes_file: Path | None, info: ModelInfo) -> VoiceC
     return loaded
 
 
+def load_conformer(path: Path, info: ModelInfo) -> VoiceCheckpoint:
+    """Read the conformer of a checkpoint.
+
+    Raises:
+        CheckpointError: It is missing or damaged, has no conformer, or one of other features than the model gives.
+    """
+    loaded = load_voice(path)
+    if not loaded.conformer.num_layers:
+        raise CheckpointError(f"{path}: holds no conformer")
+    if loaded.conformer.dim != info.dim:
+        raise CheckpointError(f"{path}: a conformer of {loaded.conformer.dim} dimensions, but the model has {info.dim}")
+    return loaded
+
+
 def write_voice(
     path: Path,
     sizes: ConformerConfig,

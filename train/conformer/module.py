@@ -11,8 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mkc_fast.export.checkpoints.weights import WeightReader
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mkc_fast.export.checkpoints.configs import ConformerConfig
+    from mkc_fast.export.checkpoints.weights import Weights
 
 
 class Conformer(nn.Module):
@@ -32,6 +37,18 @@ class Conformer(nn.Module):
         for layer in self.conformer_layers:
             x = layer(x, padding)
         return x
+
+    def take(self, path: Path, weights: Weights) -> None:
+        """Take the weights of a checkpoint, under the names that they have below ``conformer_layers``.
+
+        Raises:
+            CheckpointError: One is missing or has another shape.
+        """
+        read = WeightReader(path, weights)
+        with torch.no_grad():
+            for name, tensor in self.conformer_layers.state_dict().items():
+                if tensor.is_floating_point():  # and not BatchNorm's number of steps, on which nothing depends
+                    tensor.copy_(read.take(name, *tensor.shape))
 
 
 class Padding:

@@ -23,7 +23,7 @@ from mkc_fast.kernels import make_lookup
 from mkc_fast.names import CPU
 from mkc_fast.text import printable
 from mkc_fast.train.conformer.batches import Batch, Quantizer, make_batch
-from mkc_fast.train.conformer.checkpoint import load_vocoder, write_voice
+from mkc_fast.train.conformer.checkpoint import load_conformer, load_vocoder, write_voice
 from mkc_fast.train.conformer.loss import Losses, restoration_losses
 from mkc_fast.train.conformer.module import Conformer
 from mkc_fast.train.conformer.settings import ConformerSettings
@@ -112,6 +112,7 @@ def train_conformer(
     data_dirs: Sequence[str | PathLike[str]] = (),
     utt2spk: str | PathLike[str] | None = None,
     valid: str | None = None,
+    init: str | PathLike[str] | None = None,
     settings: ConformerSettings | None = None,
     hifi_config: str | PathLike[str] | None = None,
     seed: int | None = None,
@@ -140,6 +141,7 @@ def train_conformer(
         data_dirs: Kaldi data directories, instead of it.
         utt2spk: List of ``utt-id speaker`` a line, for ``audio_list``. Default: the file ``utt2spk`` beside it.
         valid: Speakers that are held out: a share (``"0.05"``) or the path of a list. Default: none, and no early stop.
+        init: Checkpoint whose conformer is trained further. Its sizes are taken, whatever ``settings`` has.
         settings: Sizes and training. Default: the published sizes.
         hifi_config: JSON file of the vocoder's sizes, if the checkpoint lacks them.
         seed: Makes the training repeatable. Default: the operating system's entropy.
@@ -155,7 +157,7 @@ def train_conformer(
     Raises:
         ArgumentError: A value is not possible.
         ArtifactError: Model, bank or cache are missing, damaged, or do not fit together.
-        CheckpointError: The vocoder's checkpoint does not fit.
+        CheckpointError: The vocoder's checkpoint or ``init`` does not fit.
         ListError: A list is unreadable, or speakers that are needed are not known.
         AudioError: A recording cannot be read.
         DeviceError: The device is not here.
@@ -172,6 +174,9 @@ def train_conformer(
     info = read_model_info(model_path)
     opened = open_bank(bank_path)
     check_dimensions(bank_path, opened, str(model_path), info)
+    begun = None if init is None else load_conformer(Path(init), info)
+    if begun is not None:
+        settings = _with_sizes(settings, begun.conformer)
     if info.dim % settings.num_heads:
         raise ArgumentError(f"{settings.num_heads} heads do not divide {info.dim} dimensions")
     voice = load_vocoder(Path(vocoder), None if hifi_config is None else Path(hifi_config), info)
@@ -196,12 +201,25 @@ def train_conformer(
         "seed": seed,
         "valid": valid,
     }
+    if init is not None:
+        described["init"] = sha256_of(Path(init))
     with started(device, work, described, overwrite=overwrite) as processes:
         training = _Training(
-            work, source, opened, voice, settings, steps, seed, valid, processes, threads, progress or (lambda _: None)
-        )
+            work, source, opened, voice, begun, settings, steps, seed, valid, processes, threads,
+            progress or (lambda _: None),
+        )  # fmt: skip
         training.run(None if tensorboard is None else Path(tensorboard))
         return training.write(out_path)
+
+
+def _with_sizes(settings: ConformerSettings, sizes: ConformerConfig) -> ConformerSettings:
+    return dataclasses.replace(
+        settings,
+        num_layers=sizes.num_layers,
+        num_heads=sizes.num_heads,
+        ffn_dim=sizes.ffn_dim,
+        kernel_size=sizes.kernel_size,
+    )
 
 
 def _lasting(settings: ConformerSettings, steps: int) -> dict[str, Any]:
@@ -220,6 +238,7 @@ class _Training:
         source: Source,
         bank: Bank,
         vocoder: VoiceCheckpoint,
+        begun: VoiceCheckpoint | None,
         settings: ConformerSettings,
         steps: int,
         seed: int | None,
@@ -241,7 +260,10 @@ class _Training:
             source.dim, settings.num_heads, settings.ffn_dim, settings.num_layers, settings.kernel_size
         )
         torch.manual_seed(number_of(self._seed, "weights"))
-        self._module = Conformer(self._sizes, settings.dropout).to(processes.device)
+        self._module = Conformer(self._sizes, settings.dropout)
+        if begun is not None:
+            self._module.take(Path("checkpoint"), begun.conformer_weights)
+        self._module.to(processes.device)
         self._optimizer = torch.optim.AdamW(
             _parameter_groups(self._module, settings.weight_decay), settings.learning_rate
         )

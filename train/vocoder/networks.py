@@ -20,6 +20,7 @@ from mkc_fast.train.vocoder.losses import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mkc_fast.train.vocoder.discriminators import Maps
     from mkc_fast.train.vocoder.generator import Generator
     from mkc_fast.train.vocoder.settings import VocoderSettings
 
@@ -40,7 +41,7 @@ class Networks:
         self, generator: Generator, settings: VocoderSettings, sample_rate: int, hop: int, device: torch.device
     ) -> None:
         self.generator = generator.to(device)
-        self._settings = settings
+        self._settings, self._device = settings, device
         self._discriminators = Discriminators(settings.divisor, settings.scales).to(device)
         self._mel, self._spectra = LogMel(sample_rate, hop).to(device), SpectralLoss().to(device)
         self._optimizer, self._discriminator_optimizer = (
@@ -69,16 +70,17 @@ class Networks:
         Returns:
             Losses by name.
         """
-        made = self.generator(features)
+        with self._autocast():
+            made = self.generator(features).float()
         losses = {"mel": (self._mel(real) - self._mel(made)).abs().mean()}
         loss = MEL_WEIGHT * losses["mel"]
         if self._settings.stft:
             losses["stft"] = self._spectra(real, made)
             loss = loss + self._settings.stft * losses["stft"]
         if step > self._settings.spectral_steps:
-            judged = discriminator_loss(self._discriminators(real), self._discriminators(made.detach()))
+            judged = discriminator_loss(self._maps(real), self._maps(made.detach()))
             _apply(judged, self._discriminators, self._discriminator_optimizer, rate, average)
-            real_maps, made_maps = self._discriminators(real), self._discriminators(made)
+            real_maps, made_maps = self._maps(real), self._maps(made)
             adversarial, matching = adversarial_loss(made_maps), matching_loss(real_maps, made_maps)
             loss = loss + adversarial + MATCHING_WEIGHT * matching
             losses |= {"discriminators": judged, "adversarial": adversarial, "matching": matching}
@@ -93,6 +95,14 @@ class Networks:
         """Go on from what ``states`` gave."""
         for name, each in self._parts().items():
             each.load_state_dict(states[name])
+
+    def _maps(self, waveforms: torch.Tensor) -> Maps:
+        with self._autocast():
+            maps = self._discriminators(waveforms)
+        return [[each.float() for each in one] for one in maps]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16)
 
     def _parts(self) -> dict[str, Any]:
         parts = (self.generator, self._discriminators, self._optimizer, self._discriminator_optimizer)

@@ -21,6 +21,7 @@ class VocoderSettings:
             them five still look at periods.
         stft: Weight of the loss of spectra of three resolutions; 0, as published for HiFi-GAN: it is not computed.
         spectral_steps: First steps, without discriminators and so faster.
+        bf16: Compute in bfloat16 what autocast takes for safe; weights and losses stay float32.
         save_every: Steps after which the state is saved.
     """
 
@@ -32,6 +33,7 @@ class VocoderSettings:
     scales: int = 3
     stft: float = 0.0
     spectral_steps: int = 0
+    bf16: bool = False
     save_every: int = 1000
 
     def __post_init__(self) -> None:
