@@ -20,6 +20,7 @@ from mkc_fast import Anonymizer, ArgumentError, ArtifactError, CheckpointError, 
 from mkc_fast.cli import main
 from mkc_fast.engine.artifacts import open_bank
 from mkc_fast.export import build_bank
+from mkc_fast.export.checkpoints.configs import ConformerConfig
 from mkc_fast.export.checkpoints.published import load_voice
 from mkc_fast.export.random_checkpoints import Checkpoints, write_voice
 from mkc_fast.train.bank import train_bank
@@ -27,6 +28,7 @@ from mkc_fast.train.conformer.batches import Quantizer
 from mkc_fast.train.conformer.checkpoint import hifi_config
 from mkc_fast.train.conformer.module import Conformer
 from mkc_fast.train.conformer.settings import ConformerSettings
+from mkc_fast.train.conformer.sources import CachedFeatures
 from mkc_fast.train.conformer.train import train_conformer
 from mkc_fast.train.features.cache import FeatureCache
 from mkc_fast.train.features.make import make_features
@@ -235,6 +237,29 @@ def test_more_steps_go_on_with_a_finished_training(
     train_conformer(*places, tmp_path / "parts", steps=7, **given)
     train_conformer(*places, tmp_path / "whole", steps=7, **given)
     assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
+
+
+def test_the_output_begins_at_the_mean_and_spread_of_the_features(
+    artifacts: Artifacts, checkpoints: Checkpoints, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    out, slow = tmp_path / "conformer.pth", replace(SMALL, learning_rate=1e-12)
+    places = artifacts.model, synthetic.bank, checkpoints.ckpt
+    train_conformer(*places, out, steps=1, features=synthetic.cache, settings=slow, seed=1)
+    cache = CachedFeatures(FeatureCache.open(synthetic.cache, artifacts.model))
+    features = np.concatenate([cache.read(index, 0, frames) for index, frames in enumerate(cache.frames)])
+    weights = load_voice(out).conformer_weights
+    gains, begins = (weights[f"1.final_layer_norm.{name}"].numpy() for name in ("weight", "bias"))
+    np.testing.assert_allclose(gains, features.std(0), rtol=0.3)
+    np.testing.assert_allclose(begins, features.mean(0), atol=0.5 * features.std(0).max())
+    assert np.corrcoef(begins, features.mean(0))[0, 1] > 0.9
+
+    wide = torch.randn(500, 64) * torch.logspace(-1, 2, 64) + torch.linspace(-9, 9, 64)
+    module = Conformer(ConformerConfig(64, 4, 32, 2, 3))
+    module.begin_at(wide)
+    with torch.no_grad():
+        begun = module(torch.randn(1, 2000, 64), torch.tensor([2000]))[0]
+    torch.testing.assert_close(begun.std(0) / wide.std(0), torch.ones(64), rtol=0, atol=0.3)
+    torch.testing.assert_close((begun.mean(0) - wide.mean(0)) / wide.std(0), torch.zeros(64), rtol=0, atol=0.3)
 
 
 def test_the_conformer_of_a_checkpoint_is_trained_further(

@@ -38,6 +38,17 @@ class Conformer(nn.Module):
             x = layer(x, padding)
         return x
 
+    def begin_at(self, features: torch.Tensor) -> None:
+        """Let the output have the mean and spread of features (n, D) from the first step on.
+
+        They come from the last LayerNorm, whose gains an optimizer moves by its rate a step. Features of WavLM have
+        dimensions many times as wide as others, and the gains would take thousands of steps to get there.
+        """
+        norm = self.conformer_layers[-1].final_layer_norm
+        with torch.no_grad():
+            norm.weight.copy_(features.std(0, correction=0))
+            norm.bias.copy_(features.mean(0))
+
     def take(self, path: Path, weights: Weights) -> None:
         """Take the weights of a checkpoint, under the names that they have below ``conformer_layers``.
 

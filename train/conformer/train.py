@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 LOG_FILE = "log.jsonl"
 _BEST_FILE = "best.pt"
+_BEGIN_BATCHES = 4  # whose features say where the output begins
 _STATE = ("seed", "step", "epoch", "batch", "model", "optimizer", "best_loss", "best_step", "looks", "ended")
 
 
@@ -263,6 +264,8 @@ class _Training:
         self._module = Conformer(self._sizes, settings.dropout)
         if begun is not None:
             self._module.take(Path("checkpoint"), begun.conformer_weights)
+        elif before is None:
+            self._module.begin_at(self._some_features())
         self._module.to(processes.device)
         self._optimizer = torch.optim.AdamW(
             _parameter_groups(self._module, settings.weight_decay), settings.learning_rate
@@ -322,6 +325,12 @@ class _Training:
             write_voice(out, self._sizes, self._settings.dropout, weights, self._vocoder, step)
         names = [self._bank.info.names[index] for index in self._held_out_entries]
         return TrainedConformer(step, self._step, sorted(self._held_out), names, restoration)
+
+    def _some_features(self) -> torch.Tensor:
+        """The features of the first batches, (n, D)."""
+        pieces = [piece for batch in self._sampler.step(Place(), _BEGIN_BATCHES).batches for piece in batch]
+        read = [self._source.read(piece.index, piece.begin, piece.begin + piece.frames) for piece in pieces]
+        return torch.from_numpy(np.concatenate(read))
 
     def _plans(self) -> Iterator[tuple[int, StepPlan]]:
         place, count = self._place, self._settings.accumulate * self._processes.count
