@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the processor has it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (default: cpu)")
-    for name, count in (("conformer", 8000), ("feature", 8000), ("spectral", 2000), ("vocoder", 2000)):
+    for name, count in (("conformer", 13000), ("feature", 7000), ("spectral", 3000), ("vocoder", 5000)):
         parser.add_argument(f"--{name}-steps", type=int, default=count)
     args = parser.parse_args()
     voice = make(args)

@@ -1,6 +1,6 @@
 // Windows times weights, in blocks of rows that fit the caches.
 //
-// Expects: included by kernels-inl.hpp after simd-inl.hpp, product-inl.hpp and whole-inl.hpp, in the namespace of one
+// Expects: included by kernels-inl.hpp after simd-inl.hpp, product-inl.hpp and tiles-inl.hpp, in the namespace of one
 // instruction set within mkc; Vector and its functions, tile_of, kPanel, kSub, kRows, WholeFrames, add_block; from
 // operators.hpp Convolution, Threads and Scratch; <cstring>. It declares has_few_columns and convolve_few, which direct-inl.hpp defines.
 
@@ -202,6 +202,7 @@ inline void convolve_whole(const Convolution& c, long entry, long first, long la
     const long count = (last - first - 1) * c.stride + c.kernel;
     const WholeFrames<Input> frames(frames_memory.floats(WholeFrames<Input>::floats(count, width)), count, width);
     const Vector slope = Vector::all(c.slope);
+    const TilesInUse tiles_in_use(sizeof(Input) == 1);
     for (long i = 0; i < count; i++) {
         if (begin + i >= 0 && begin + i < c.frames)
             frames.round(i, c.input + (entry * c.frames + begin + i) * c.channels + group * width, c.slope != 1.0f, slope);
@@ -220,13 +221,8 @@ inline void convolve_whole(const Convolution& c, long entry, long first, long la
                 const WholeWeights weights{static_cast<const int*>(c.whole) + at * words + word,
                                            c.scales + (at * all_blocks + which) * kPanel,
                                            sizeof(Input) == 1 ? c.offsets + (at * all_blocks + which) * kPanel : nullptr};
-                for (int sub = 0; sub < kPanel; sub += kSub)
-                    for (long t = 0; t < tiles; t++) {
-                        const long left = last - first - t * kRows;
-                        add_block(frames, t * kRows * c.stride + tap, c.stride, block, weights, sub, kPanel,
-                                  static_cast<int>(left < kRows ? left : kRows), which == 0,
-                                  sums + ((p - from) * tiles + t) * kRows * kPanel);
-                    }
+                add_rows(tiles_in_use, frames, tap, c.stride, block, weights, last - first, which == 0,
+                         sums + (p - from) * tiles * kRows * kPanel);
             }
         }
         for (long row = first; row < last; row++)

@@ -6,6 +6,7 @@
 #include "simd-inl.hpp"
 #include "product-inl.hpp"
 #include "whole-inl.hpp"
+#include "tiles-inl.hpp"
 #include "convolution-inl.hpp"
 #include "direct-inl.hpp"
 #include "winograd-inl.hpp"

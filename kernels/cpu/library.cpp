@@ -3,6 +3,8 @@
 // Graphs come from files, and files may be damaged: a size that does not fit is a status that names it, not a crash.
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdio>
@@ -16,24 +18,47 @@ namespace mkc {
 // Of an instruction set's vectors; larger ones are not used.
 static std::atomic<int> most_bits{512};
 static std::atomic<bool> may_use_vnni{true};
+static std::atomic<bool> may_use_tiles{true};
 
 static bool has_f16c() {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 
+// Whether the processor has AMX with 8-bit numbers, and the system lets this process use it.
+static bool has_tiles() {
+#ifdef MKC_EMULATED_TILES
+    return true;
+#else
+    unsigned a, b, c, d;
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25, kSavesState = 1u << 27;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kSavesState)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kTile | kInt8)) != (kTile | kInt8)) return false;
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    constexpr unsigned kTileState = 3u << 17;
+    if ((low & kTileState) != kTileState) return false;
+    // Linux saves the tiles of a process only after it has asked for that: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
+    constexpr long kRequest = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#endif
+}
+
 const Operators* chosen() {
     static const Operators* const best = []() -> const Operators* {
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
-            return __builtin_cpu_supports("avx512vnni") ? &kAvx512Vnni : &kAvx512;
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")) {
+            if (!__builtin_cpu_supports("avx512vnni")) return &kAvx512;
+            return has_tiles() && tiles_are_right() ? &kAvx512Amx : &kAvx512Vnni;
+        }
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) return &kAvx2;
         return nullptr;
     }();
     // A processor with a later set has the earlier ones.
     if (best == nullptr || best == &kAvx2 || most_bits < 512) return best ? &kAvx2 : nullptr;
-    return may_use_vnni ? best : &kAvx512;
+    if (!may_use_vnni) return &kAvx512;
+    return best == &kAvx512Amx && !may_use_tiles ? &kAvx512Vnni : best;
 }
 
 namespace {
@@ -402,7 +427,12 @@ extern "C" __attribute__((visibility("default"))) int mkc_fast_vector_bits() {
 }
 
 // Whether it has instructions for products of whole numbers (VNNI), too.
-extern "C" __attribute__((visibility("default"))) int mkc_fast_has_vnni() { return mkc::chosen() == &mkc::kAvx512Vnni; }
+extern "C" __attribute__((visibility("default"))) int mkc_fast_has_vnni() {
+    return mkc::chosen() == &mkc::kAvx512Vnni || mkc::chosen() == &mkc::kAvx512Amx;
+}
+
+// Whether it has tiles for products of 8-bit numbers (AMX), too.
+extern "C" __attribute__((visibility("default"))) int mkc_fast_has_tiles() { return mkc::chosen() == &mkc::kAvx512Amx; }
 
 // Leave larger vectors unused from now on, to test and to measure what smaller ones do.
 extern "C" __attribute__((visibility("default"))) void mkc_fast_limit_vector_bits(int bits) {
@@ -411,6 +441,9 @@ extern "C" __attribute__((visibility("default"))) void mkc_fast_limit_vector_bit
 
 // Whether VNNI is used where it is there, likewise.
 extern "C" __attribute__((visibility("default"))) void mkc_fast_allow_vnni(int allowed) { mkc::may_use_vnni = allowed != 0; }
+
+// Whether AMX is used where it is there, likewise.
+extern "C" __attribute__((visibility("default"))) void mkc_fast_allow_tiles(int allowed) { mkc::may_use_tiles = allowed != 0; }
 
 // Arithmetic alone, to measure what a core can do; returns how many multiplications and additions it did.
 extern "C" __attribute__((visibility("default"))) double mkc_fast_exercise(long bits, long rounds) {

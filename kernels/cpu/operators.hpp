@@ -31,7 +31,10 @@ struct Operators {
                        double largest_norm, const double* errors, double scale, long clusters, long dim);
 };
 
-extern const Operators kAvx2, kAvx512, kAvx512Vnni;
+extern const Operators kAvx2, kAvx512, kAvx512Vnni, kAvx512Amx;
+
+// Whether kAvx512Amx computes as it must here. It was never run on a processor that has AMX, so each process asks.
+bool tiles_are_right();
 
 // Those for this processor; null if it has neither AVX-512 nor AVX2.
 const Operators* chosen();

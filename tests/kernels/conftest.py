@@ -4,34 +4,85 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import tomllib
 
+from mkc_fast.kernels.cpu import loader
 from mkc_fast.kernels.cpu.loader import native_library
+from tests.conftest import ROOT
 
 
 @contextlib.contextmanager
-def chosen(bits: int, *, vnni: bool) -> Iterator[None]:
-    """The native operators in vectors of so many bits at most, with VNNI or without."""
-    library = ctypes.CDLL(str(native_library()))
+def chosen(bits: int, *, vnni: bool, tiles: bool = False) -> Iterator[None]:
+    """The native operators in vectors of so many bits at most, with VNNI and tiles (AMX) or without."""
+    library = ctypes.CDLL(str(loader.native_library()))
     library.mkc_fast_limit_vector_bits(bits)
     library.mkc_fast_allow_vnni(vnni)
+    library.mkc_fast_allow_tiles(tiles)
     try:
         yield
     finally:
         library.mkc_fast_limit_vector_bits(512)
         library.mkc_fast_allow_vnni(1)
+        library.mkc_fast_allow_tiles(1)
 
 
 # Sets of instructions for whole numbers, as ``chosen`` takes them.
-SETS = {"VNNI": (512, True), "AVX-512": (512, False), "AVX2": (256, False)}
+SETS = {
+    "AMX": (512, True, True),
+    "VNNI": (512, True, False),
+    "AVX-512": (512, False, False),
+    "AVX2": (256, False, False),
+}
 
 
-def has(bits: int, *, vnni: bool) -> bool:
+def has(bits: int, *, vnni: bool, tiles: bool = False) -> bool:
     """Whether this processor has a set of instructions."""
     library = ctypes.CDLL(str(native_library()))
-    return library.mkc_fast_vector_bits() >= bits and (not vnni or bool(library.mkc_fast_has_vnni()))
+    if library.mkc_fast_vector_bits() < bits or (vnni and not library.mkc_fast_has_vnni()):
+        return False
+    return not tiles or bool(library.mkc_fast_has_tiles())
+
+
+@pytest.fixture(scope="session")
+def emulated_tiles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Compiles the operators with AMX's instructions emulated in C++, once: the library."""
+    made: list[Path] = []
+
+    def make() -> Path:
+        if made:
+            return made[0]
+        if shutil.which("g++") is None:
+            pytest.skip("there is no compiler")
+        extension = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"][0]
+        library = tmp_path_factory.mktemp("emulated") / "_cpu.so"
+        command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"]
+        command += ["-DMKC_EMULATED_TILES", *(str(ROOT / source) for source in extension["sources"])]
+        subprocess.run([*command, "-o", str(library)], check=True)
+        made.append(library)
+        return library
+
+    return make
+
+
+@contextlib.contextmanager
+def chosen_set(name: str, emulated: Callable[[], Path]) -> Iterator[None]:
+    """A set of instructions; AMX is emulated where the processor has all but that."""
+    bits, vnni, tiles = SETS[name]
+    if not has(bits, vnni=vnni):
+        pytest.skip(f"this processor has no {name}")
+    with pytest.MonkeyPatch.context() as patch:
+        if tiles and not has(bits, vnni=vnni, tiles=True):
+            library = emulated()
+            patch.setattr(loader, "native_library", lambda: library)
+            assert ctypes.CDLL(str(library)).mkc_fast_has_tiles()
+        with chosen(bits, vnni=vnni, tiles=tiles):
+            yield
 
 
 @pytest.fixture(params=[512, 256], ids=["AVX-512", "AVX2"])
@@ -45,16 +96,13 @@ def bits(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture(params=SETS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each set of instructions for whole numbers that this processor has."""
-    width, vnni = SETS[request.param]
-    if not has(width, vnni=vnni):
-        pytest.skip(f"this processor has no {request.param}")
-    with chosen(width, vnni=vnni):
+def instructions(request: pytest.FixtureRequest, emulated_tiles: Callable[[], Path]) -> Iterator[str]:
+    """Each set of instructions for whole numbers that this processor has, and AMX."""
+    with chosen_set(request.param, emulated_tiles):
         yield request.param
 
 
 @pytest.fixture
-def native_sets() -> list[contextlib.AbstractContextManager[None]]:
-    """For each set of instructions for whole numbers that this processor has, what chooses it."""
-    return [chosen(width, vnni=vnni) for width, vnni in SETS.values() if has(width, vnni=vnni)]
+def native_sets(emulated_tiles: Callable[[], Path]) -> list[contextlib.AbstractContextManager[None]]:
+    """For each set of instructions for whole numbers that this processor has, and AMX, what chooses it."""
+    return [chosen_set(name, emulated_tiles) for name, (bits, vnni, _) in SETS.items() if has(bits, vnni=vnni)]

@@ -168,10 +168,19 @@ def test_residual_blocks_are_near_float32s(
 def test_every_set_of_instructions_gives_the_same_bits(native_sets: list[Any]) -> None:
     x, w, b = normal(2, 130, 304), normal(304, 96, scale=0.1), normal(96)
     blocks, y = WholeBlocks(48, (3, 7), (1, 3), plain=True), normal(1, 500, 48)
+    # AMX takes whole blocks of 128 channels: of 480 all but the last.
+    wide, w_wide, kernels = normal(2, 131, 512), normal(512, 96, scale=0.1), normal(96, 512, 3, scale=0.03)
     found = []
     for chosen in native_sets:
         with chosen:
-            found.append([*(convolution(bits, x, pack(w), b) for bits in BITS), blocks.run(y)])
+            found.append(
+                [
+                    *(convolution(bits, x, pack(w), b) for bits in BITS),
+                    *(convolution(8, wide[:, :, :width], pack(w_wide[:width]), b) for width in (512, 128, 480)),
+                    convolution(8, wide, pack_convolution(kernels), b, kernel=3, stride=2, left=1, right=1),
+                    blocks.run(y),
+                ]
+            )
     assert len(found) > 1 or len(native_sets) == 1
     for other in found[1:]:
         # No activation here has an exponential, and sums of blocks are in one order everywhere.

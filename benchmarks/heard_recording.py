@@ -1,0 +1,54 @@
+"""How many words of one recording are heard after anonymization, over several draws of k-means models.
+
+python -m mkc_fast.benchmarks.heard_recording MODEL BANK AUDIO "its words" --asr FOLDER [--draws 10] [--about TEXT]
+
+FOLDER holds Whisper's files. Each draw gives the recording an utterance id of its own; the seed is that of ``heard``.
+Writes results/heard_recording.json.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mkc_fast.benchmarks.common import result_parser, write_result
+from mkc_fast.benchmarks.heard import MODES, anonymized, remembered
+from mkc_fast.benchmarks.precision import SEED
+from mkc_fast.evaluation.choosing import Given
+from mkc_fast.evaluation.measures import INTELLIGIBILITY
+from mkc_fast.evaluation.recognizers import Whisper
+from mkc_fast.evaluation.run import evaluate
+from mkc_fast.names import FP32
+
+
+def main() -> None:
+    parser = result_parser(__doc__, "heard_recording")
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("bank", type=Path, metavar="BANK")
+    parser.add_argument("audio", type=Path, metavar="AUDIO")
+    parser.add_argument("words", metavar="WORDS")
+    parser.add_argument("--asr", type=Path, required=True, help="a folder with Whisper's files, for faster-whisper")
+    parser.add_argument("--draws", type=int, default=10, help="of k-means models (default: 10)")
+    parser.add_argument("--about", default="", help="what the recording is, for the record")
+    args = parser.parse_args()
+    model = Whisper(args.asr)
+    given = Given(recognizer=remembered(model.open()))
+    result: dict[str, Any] = {"about": args.about, "draws": args.draws, "model": model.facts().as_record()}
+    with tempfile.TemporaryDirectory() as temporary:
+        args.data = Path(temporary, "data")
+        args.data.mkdir()
+        names = [f"draw{number}" for number in range(args.draws)]
+        for file, each in (("wav.scp", str(args.audio.resolve())), ("text", args.words)):
+            (args.data / file).write_text("".join(f"{name} {each}\n" for name in names))
+        for mode in MODES:
+            made = anonymized(args, mode, FP32, SEED, Path(temporary, mode))
+            measured = evaluate(args.data, made, only=(INTELLIGIBILITY,), given=given).record["measures"]
+            result[mode] = measured[INTELLIGIBILITY]
+            wer = result[mode]["anonymized"]["wer"]
+            print(f"{mode}: {100 * wer['rate']:.1f} % of words wrong, {wer['length']} in all")
+    write_result(args.out, result)
+
+
+if __name__ == "__main__":
+    main()
