@@ -206,6 +206,6 @@ def test_the_scripts_make_a_set_that_the_engine_runs(data: Path, tmp_path: Path)
     built = build_bank(packed / "kmeans.scp", tmp_path / "bank")
     assert built.names == ["awb0", "slt2"]
     np.testing.assert_allclose(
-        open_bank(tmp_path / "bank").centroids, open_bank(work / "bank").centroids, rtol=4e-3, atol=1e-3
+        open_bank(tmp_path / "bank").centroids, open_bank(work / "bank").centroids, rtol=2**-5, atol=1e-3
     )
     assert sum(path.stat().st_size for path in packed.rglob("*") if path.is_file()) < 10e6
