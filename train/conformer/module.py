@@ -44,7 +44,9 @@ class Conformer(nn.Module):
         They come from the last LayerNorm, whose gains an optimizer moves by its rate a step. Features of WavLM have
         dimensions many times as wide as others, and the gains would take thousands of steps to get there.
         """
-        norm = self.conformer_layers[-1].final_layer_norm
+        last = self.conformer_layers[-1]
+        assert isinstance(last, ConformerLayer)
+        norm = last.final_layer_norm
         with torch.no_grad():
             norm.weight.copy_(features.std(0, correction=0))
             norm.bias.copy_(features.mean(0))
