@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import lzma
+import shutil
 import time
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -87,7 +89,8 @@ def run_voices(out: Path) -> None:
     with steps() as show, as_file(files("mkc_fast.cli")) as package:
         step = timed(show, rows)
         made = package / "demo_set"
-        info, bank = make_artifacts(made / "wavlm.pt", made / "conformer_vocoder.pt", made / "kmeans.scp", out, step)
+        wavlm, ckpt = (_unpacked(made / f"{name}.pt.xz", out) for name in ("wavlm", "conformer_vocoder"))
+        info, bank = make_artifacts(wavlm, ckpt, made / "kmeans.scp", out, step)
         with Anonymizer.load(out / "model", out / "bank") as anonymizer:
             for clip in _CLIPS:
                 waveform, results = anonymize_clip(
@@ -102,8 +105,17 @@ def run_voices(out: Path) -> None:
     timing_table(rows, time.perf_counter() - begin)
     names = ", ".join(f"{clip.prefix}{name}.wav" for clip in _CLIPS for name in ("original", AUDIO, FRAME))
     pictures = ", ".join(f"{clip.prefix}demo.png" for clip in _CLIPS)
-    console.print(f"\nOpen {out / PAGE} and listen. In {out}: {names}, {pictures}, model/, bank/", soft_wrap=True)
+    console.print(
+        f"\nOpen {out / PAGE} and listen. In {out}: {names}, {pictures}, the checkpoints, model/, bank/", soft_wrap=True
+    )
     console.print(f"{_IS_NOT} {PUBLISHED}", soft_wrap=True)
+
+
+def _unpacked(packed: Path, out: Path) -> Path:
+    checkpoint = out / packed.stem
+    with lzma.open(packed) as compressed, checkpoint.open("wb") as file:
+        shutil.copyfileobj(compressed, file)
+    return checkpoint
 
 
 def build_page(clips: Sequence[Listened]) -> str:

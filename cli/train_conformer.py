@@ -15,6 +15,7 @@ from mkc_fast.cli.run_options import AllowCommandsOption
 from mkc_fast.cli.show import console, counting, shown_warnings
 from mkc_fast.cli.train_options import (
     AudioListOption,
+    Bf16Option,
     DataDirsOption,
     EncoderModelOption,
     LearningRateOption,
@@ -111,9 +112,7 @@ def conformer(
     clip: Annotated[
         float, typer.Option(help="Norm that gradients do not exceed.", rich_help_panel=panels.ADVANCED)
     ] = 1.0,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Compute in bfloat16 where that is safe.", rich_help_panel=panels.RUN)
-    ] = False,
+    bf16: Bf16Option = False,
     valid_every: Annotated[
         int, typer.Option(help="Steps between two looks at held-out speakers.", min=1, rich_help_panel=panels.RUN)
     ] = 1000,

@@ -30,6 +30,9 @@ SpeakersOption = Annotated[
     ),
 ]
 LearningRateOption = Annotated[float, typer.Option(help="Of AdamW.", rich_help_panel=panels.RUN)]
+Bf16Option = Annotated[
+    bool, typer.Option("--bf16", help="Compute in bfloat16 where that is safe.", rich_help_panel=panels.RUN)
+]
 SaveEveryOption = Annotated[
     int, typer.Option(help="Steps after which the state is saved.", min=1, rich_help_panel=panels.RUN)
 ]

@@ -14,6 +14,7 @@ from mkc_fast.cli.run_options import AllowCommandsOption
 from mkc_fast.cli.show import console, counting, shown_warnings
 from mkc_fast.cli.train_options import (
     AudioListOption,
+    Bf16Option,
     DataDirsOption,
     EncoderModelOption,
     LearningRateOption,
@@ -59,9 +60,7 @@ def vocoder(
         int, typer.Option(help="First steps, without discriminators.", min=0, rich_help_panel=panels.RUN)
     ] = 0,
     learning_rate: LearningRateOption = 2e-4,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Compute in bfloat16 where that is safe.", rich_help_panel=panels.RUN)
-    ] = False,
+    bf16: Bf16Option = False,
     save_every: SaveEveryOption = 1000,
     seed: SeedOption = None,
     device: TrainingDeviceOption = "cpu",

@@ -26,8 +26,7 @@ WAVLM: dict[str, Any] = {
     "normalize": False,
     "activation_fn": "gelu",
 }
-# Most channels lie where there are few samples a second: a step of the training takes a fifth of the time that it takes
-# with twice the layers where there are many, and the error falls faster.
+# Most channels lie where there are few samples a second, where a step of the training costs least.
 VOCODER = HifiGanConfig(
     resblock="2",
     upsample_rates=(8, 5, 8),

@@ -1,4 +1,4 @@
-// The operators for processors with AVX-512, VNNI and AMX, its tiles for products of 8-bit numbers.
+// Products of 8-bit numbers by the tiles of AMX, on processors that have AVX-512 and VNNI, too.
 
 #include <immintrin.h>
 
@@ -16,9 +16,6 @@ namespace mkc {
 namespace avx512amx {
 #include "kernels-inl.hpp"
 }  // namespace avx512amx
-const Operators kAvx512Amx = {avx512amx::convolve, avx512amx::residual_blocks, avx512amx::direct_blocks, avx512amx::attend,
-                              avx512amx::depthwise, avx512amx::multiply_frames<float>, avx512amx::exercise,
-                              avx512amx::decide, avx512amx::multiply_frames<Half>, avx512amx::decide_half};
-bool tiles_are_right() { return avx512amx::tiles_are_right(); }
+const TileOperators kTiles = {avx512amx::convolve, avx512amx::exercise, avx512amx::tiles_are_right};
 }  // namespace mkc
 #pragma GCC pop_options

@@ -1,6 +1,6 @@
 // Every operator, for one instruction set. The order of the includes matters.
 //
-// Expects: included by avx2.cpp and avx512.cpp, once in each: within the target pragmas of the instruction set, in a
+// Expects: included once by each file of an instruction set: within the target pragmas of the instruction set, in a
 // namespace of its own within mkc, after <immintrin.h>, <cstring> and operators.hpp, with MKC_ISA defined.
 
 #include "simd-inl.hpp"

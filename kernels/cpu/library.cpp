@@ -44,13 +44,20 @@ static bool has_tiles() {
 #endif
 }
 
+static const Operators kAvx512Amx = [] {
+    Operators operators = kAvx512Vnni;
+    operators.convolve = kTiles.convolve;
+    operators.exercise = kTiles.exercise;
+    return operators;
+}();
+
 const Operators* chosen() {
     static const Operators* const best = []() -> const Operators* {
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")) {
             if (!__builtin_cpu_supports("avx512vnni")) return &kAvx512;
-            return has_tiles() && tiles_are_right() ? &kAvx512Amx : &kAvx512Vnni;
+            return has_tiles() && kTiles.right() ? &kAvx512Amx : &kAvx512Vnni;
         }
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) return &kAvx2;
         return nullptr;

@@ -31,10 +31,17 @@ struct Operators {
                        double largest_norm, const double* errors, double scale, long clusters, long dim);
 };
 
-extern const Operators kAvx2, kAvx512, kAvx512Vnni, kAvx512Amx;
+extern const Operators kAvx2, kAvx512, kAvx512Vnni;
 
-// Whether kAvx512Amx computes as it must here. It was never run on a processor that has AMX, so each process asks.
-bool tiles_are_right();
+// What AMX does in place of VNNI.
+struct TileOperators {
+    ort::Status* (*convolve)(const Convolution&, const Threads&);
+    double (*exercise)(long bits, long rounds);
+    // Whether the tiles compute as they must here. No processor that has them was at hand, so each process asks.
+    bool (*right)();
+};
+
+extern const TileOperators kTiles;
 
 // Those for this processor; null if it has neither AVX-512 nor AVX2.
 const Operators* chosen();

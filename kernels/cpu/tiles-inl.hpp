@@ -108,7 +108,7 @@ inline void add_rows(const TilesInUse& in_use, const WholeFrames<Input>& frames,
     long done = 0;
 #ifdef MKC_TILES
     if constexpr (sizeof(Input) == 1) {
-        if (in_use.used && frames.steps(block) * Whole<Input>::kTogether == kBlock) {
+        if (in_use.used && rows >= kRows && frames.steps(block) * Whole<Input>::kTogether == kBlock) {
             done = rows / kRows;
             add_by_tiles(frames, frame, step, block, weights, done, fresh, sums);
         }

@@ -39,10 +39,10 @@ class Conformer(nn.Module):
         return x
 
     def begin_at(self, features: torch.Tensor) -> None:
-        """Let the output have the mean and spread of features (n, D) from the first step on.
+        """Let the output have about the mean and spread of features (n, D) from the first step on.
 
-        They come from the last LayerNorm, whose gains an optimizer moves by its rate a step. Features of WavLM have
-        dimensions many times as wide as others, and the gains would take thousands of steps to get there.
+        The last LayerNorm sets both. AdamW moves a gain by about its rate a step, so a gain of 1 takes long to reach
+        the spread of a wide dimension.
         """
         last = self.conformer_layers[-1]
         assert isinstance(last, ConformerLayer)

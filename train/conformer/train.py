@@ -177,7 +177,9 @@ def train_conformer(
     check_dimensions(bank_path, opened, str(model_path), info)
     begun = None if init is None else load_conformer(Path(init), info)
     if begun is not None:
-        settings = _with_sizes(settings, begun.conformer)
+        sizes = dataclasses.asdict(begun.conformer)
+        del sizes["dim"]
+        settings = dataclasses.replace(settings, **sizes)
     if info.dim % settings.num_heads:
         raise ArgumentError(f"{settings.num_heads} heads do not divide {info.dim} dimensions")
     voice = load_vocoder(Path(vocoder), None if hifi_config is None else Path(hifi_config), info)
@@ -211,16 +213,6 @@ def train_conformer(
         )  # fmt: skip
         training.run(None if tensorboard is None else Path(tensorboard))
         return training.write(out_path)
-
-
-def _with_sizes(settings: ConformerSettings, sizes: ConformerConfig) -> ConformerSettings:
-    return dataclasses.replace(
-        settings,
-        num_layers=sizes.num_layers,
-        num_heads=sizes.num_heads,
-        ffn_dim=sizes.ffn_dim,
-        kernel_size=sizes.kernel_size,
-    )
 
 
 def _lasting(settings: ConformerSettings, steps: int) -> dict[str, Any]:
@@ -262,7 +254,7 @@ class _Training:
         )
         torch.manual_seed(number_of(self._seed, "weights"))
         self._module = Conformer(self._sizes, settings.dropout)
-        if begun is not None:
+        if before is None and begun is not None:
             self._module.take(Path("checkpoint"), begun.conformer_weights)
         elif before is None:
             self._module.begin_at(self._some_features())
