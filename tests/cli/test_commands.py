@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from dataclasses import replace
 from pathlib import Path
 
@@ -374,6 +375,8 @@ def test_the_demo_ends_with_speech_and_a_page(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().out
     for words in ("protect nobody", "demo.html", "synthetic_frame.wav", "mkc-fast download", "2508.07086"):
         assert words in shown
+    for name in ("wavlm.pt", "conformer_vocoder.pt"):
+        assert lzma.decompress((ROOT / "cli" / "demo_set" / f"{name}.xz").read_bytes()) == (out / name).read_bytes()
     page = (out / "demo.html").read_text()
     assert page.count("data:audio/flac;base64,") == 6
     assert page.count("data:image/png;base64,") == 2

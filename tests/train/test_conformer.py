@@ -256,6 +256,9 @@ def test_the_output_begins_at_the_mean_and_spread_of_the_features(
     wide = torch.randn(500, 64) * torch.logspace(-1, 2, 64) + torch.linspace(-9, 9, 64)
     module = Conformer(ConformerConfig(64, 4, 32, 2, 3))
     module.begin_at(wide)
+    last = module.conformer_layers[-1].final_layer_norm
+    torch.testing.assert_close(last.weight, wide.std(0, correction=0), rtol=0, atol=0)
+    torch.testing.assert_close(last.bias, wide.mean(0), rtol=0, atol=0)
     with torch.no_grad():
         begun = module(torch.randn(1, 2000, 64), torch.tensor([2000]))[0]
     torch.testing.assert_close(begun.std(0) / wide.std(0), torch.ones(64), rtol=0, atol=0.3)
