@@ -1,15 +1,17 @@
 """Makes the rest of the small set: ``python examples/small_set/make.py --data DIR --wavlm F --start F --work DIR``.
 
 From the speech (``speech.py``), the encoder (``encoder.py``) and a vocoder of spectra (``start.py``): features, a bank
-with a k-means model for each speaker, a conformer, and a vocoder of what the conformer restores. ``--work`` holds
-everything, and the same call continues. ``--pack DIR`` then writes the set as it is shipped: checkpoints of the
-published formats, rounded and compressed. ``--record FILE`` writes what was trained, how long, and on what machine.
+with a k-means model for each speaker, a conformer, and a vocoder of what the conformer restores, at the end with
+discriminators. ``--work`` holds everything, and the same call continues. ``--pack DIR`` then writes the set as it is
+shipped: checkpoints of the published formats, rounded and compressed. ``--record FILE`` writes what was trained, how
+long, and on what machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import io
 import json
 import lzma
@@ -51,6 +53,7 @@ SEED = 1
 _RIDGE = 0.03
 # Their k-means models are in the bank, and the conformer has seen neither these nor what they say.
 HELD_OUT = ("es_alicia", "es_marco", "kal161", "slt2")
+VOCODERS = ("vocoder", "vocoder_with_discriminators")  # of what the conformer restores, in this order
 
 
 def make(args: argparse.Namespace) -> Path:
@@ -88,24 +91,20 @@ def make(args: argparse.Namespace) -> Path:
         divisor=4,
         scales=0,
         stft=10.0,
-        spectral_steps=args.feature_steps,
         bf16=args.bf16,
         save_every=100,
     )
-    heard = work / "features_vocoder.pth"
-    timed(
-        "vocoder_of_features",
-        lambda: train_vocoder(
-            encoder,
-            heard,
-            steps=args.feature_steps,
-            audio_list=speech,
-            init=begun,
-            settings=settings,
-            progress=_shown(),
-            **given,
-        ),
-    )
+
+    def train(name: str, model: Path, init: Path, *, steps: int, **other: Any) -> Path:
+        """Train a vocoder to say what ``model`` restores, or the encoder's features; ``other`` settings than above."""
+        out = work / f"{name}.pth"
+        restored = {} if model == encoder else {"bank": bank}
+        changed = dataclasses.replace(settings, **other)
+        call = functools.partial(train_vocoder, model, out, steps=steps, audio_list=speech, init=init, settings=changed)
+        timed(name, lambda: call(progress=_shown(), **restored, **given))
+        return out
+
+    heard = train("vocoder_of_features", encoder, begun, steps=args.feature_steps, spectral_steps=args.feature_steps)
     varied, voice = work / "features_of_varied_speech", work / "conformer.pth"
     if not varied.exists():
         both = vary_speed(data / "train", work / "varied", args.held_out)
@@ -144,23 +143,13 @@ def make(args: argparse.Namespace) -> Path:
     )
     assert restored.restoration is not None
     save_json(work / "restored.json", dataclasses.asdict(restored.restoration))
-    model, vocoder = work / "model", work / "vocoder.pth"
+    model = work / "model"
     if not model.exists():
         export_model(wavlm, voice, model)
-    timed(
-        "vocoder",
-        lambda: train_vocoder(
-            model,
-            vocoder,
-            steps=args.vocoder_steps,
-            audio_list=speech,
-            bank=bank,
-            init=heard,
-            settings=dataclasses.replace(settings, spectral_steps=args.spectral_steps),
-            progress=_shown(),
-            **given,
-        ),
-    )
+    spectral, adversarial = VOCODERS
+    vocoder = train(spectral, model, heard, steps=args.vocoder_steps, spectral_steps=args.vocoder_steps)
+    # The spectra keep most of the weight, so that few words are lost.
+    vocoder = train(adversarial, model, vocoder, steps=args.adversarial_steps, learning_rate=2e-4, stft=40.0)
     both = load_torch(voice)
     generator = load_torch(vocoder)["generator"]
     both["model_state_dict"] |= {f"hifi.model.{name}": tensor for name, tensor in generator.items()}
@@ -241,13 +230,13 @@ def pack(wavlm: Path, voice: Path, bank: Path, out: Path) -> None:
 
 def record_training(args: argparse.Namespace, out: Path) -> None:
     """Write the hours of each step, what came of it, and the logs of encoder and vocoder: the curves over time."""
-    steps = [(name, args.work / f"{name}.pth") for name in ("conformer", "vocoder")]
+    steps = [(name, args.work / f"{name}.pth") for name in ("conformer", *VOCODERS)]
     logs = {
         name: [json.loads(line) for line in Path(f"{path}.training", "log.jsonl").read_text().splitlines()]
         for name, path in (("encoder", args.wavlm), ("start", args.start), *steps)
     }
     looks = [line for line in logs.pop("conformer") if "valid_restored" in line]
-    vocoder = logs.pop("vocoder")
+    vocoders = {name: logs.pop(name) for name in VOCODERS}
     restored = json.loads((args.work / "restored.json").read_text())
     cache = FeatureCache.open(args.work / "features", args.work / "encoder")
     hours = {name: lines[-1]["hours"] for name, lines in logs.items()}
@@ -267,9 +256,13 @@ def record_training(args: argparse.Namespace, out: Path) -> None:
                 "conformer": args.conformer_steps,
                 "start": logs["start"][-1]["step"],
                 "vocoder_of_features": args.feature_steps,
-                "vocoder": args.vocoder_steps,
+                **dict(zip(VOCODERS, (args.vocoder_steps, args.adversarial_steps), strict=True)),
             },
-            "curves": {**logs, "conformer": looks, "vocoder": vocoder[:: max(1, len(vocoder) // 40)]},
+            "curves": {
+                **logs,
+                "conformer": looks,
+                **{name: lines[:: max(1, len(lines) // 40)] for name, lines in vocoders.items()},
+            },
         },
     )
 
@@ -316,8 +309,8 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the processor has it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (default: cpu)")
-    # About as many as the shipped set took, in more rounds. Discriminators come after the spectral steps; here, none.
-    for name, count in (("conformer", 25000), ("feature", 7000), ("spectral", 9000), ("vocoder", 9000)):
+    # About as many as the shipped set took, in more rounds.
+    for name, count in (("conformer", 25000), ("feature", 7000), ("vocoder", 9000), ("adversarial", 1500)):
         parser.add_argument(f"--{name}-steps", type=int, default=count)
     args = parser.parse_args()
     voice = make(args)

@@ -192,16 +192,19 @@ def test_the_scripts_make_a_set_that_the_engine_runs(data: Path, tmp_path: Path)
     run("encoder.py", "--data", data, "--out", wavlm, "--steps", 1, "--batch", 1)
     run("start.py", "--data", data, "--out", start, "--steps", 2, "--spectral-steps", 1, "--batch", 1, "--frames", 16)
     given = ["--data", data, "--wavlm", wavlm, "--start", start, "--work", work, "--clusters", 8]
-    steps = ["--conformer-steps", 2, "--feature-steps", 1, "--spectral-steps", 1, "--vocoder-steps", 2]
+    steps = ["--conformer-steps", 2, "--feature-steps", 1, "--vocoder-steps", 2, "--adversarial-steps", 1]
     run("make.py", *given, *steps, "--held-out", "slt2", "--pack", packed)
-    made = {"features", "features_of_varied_speech", "bank", "start", "vocoder_of_features", "conformer", "vocoder"}
+    vocoders = {"vocoder_of_features": 1, "vocoder": 2, "vocoder_with_discriminators": 1}
+    made = {"features", "features_of_varied_speech", "bank", "start", "conformer", *vocoders}
     assert set(json.loads((work / "hours.json").read_text())) == made
     record = tmp_path / "small_set.json"
     run("make.py", *given, *steps, "--held-out", "slt2", "--pack", packed, "--record", record)  # everything is there
     said = json.loads(record.read_text())
-    assert said["steps"] == {"encoder": 1, "conformer": 2, "start": 2, "vocoder_of_features": 1, "vocoder": 2}
+    assert said["steps"] == {"encoder": 1, "conformer": 2, "start": 2, **vocoders}
     assert set(said["hours"]) == {"encoder", *made}
     assert [line["step"] for line in said["curves"]["start"]] == [2]
+    assert "discriminators" in said["curves"]["vocoder_with_discriminators"][-1]
+    assert "discriminators" not in said["curves"]["vocoder"][-1]
     for name in ("wavlm.pt", "conformer_vocoder.pt"):
         (tmp_path / name).write_bytes(lzma.decompress((packed / f"{name}.xz").read_bytes()))
     info = export_model(tmp_path / "wavlm.pt", tmp_path / "conformer_vocoder.pt", tmp_path / "model")
