@@ -412,6 +412,14 @@ TABLES = {
                 (Value("hours.vocoder", "", 2), Value("steps.vocoder", " steps", 3)),
                 _SMALL_SET,
             ),
+            Row(
+                "vocoder, with discriminators",
+                (
+                    Value("hours.vocoder_with_discriminators", "", 2),
+                    Value("steps.vocoder_with_discriminators", " steps", 3),
+                ),
+                _SMALL_SET,
+            ),
         ),
     ),
     "precision_baseline": Table(

@@ -2,10 +2,10 @@
 
 TEXT are files of public-domain English prose. The speakers of ``voices.py`` are espeak-ng 1.51, flite 2.2 and festival
 2.5 (Debian's packages espeak-ng, flite, festival and festvox-kdlpc16k), which also say when each phone ends. DIR gets
-four Kaldi data directories: train, valid (sentences that train lacks, of its speakers), test (sentences and speakers
-that train lacks, with lists of enrolment and trials) and final (other sentences of the speakers of test). Choose among
-trainings with test, then measure once with final. Each has ``phones.ctm``, with the phones of CMU's dictionary. The
-same call makes the same speech, and skips speakers that are there.
+five Kaldi data directories: train, valid (sentences that train lacks, of its speakers), test (sentences and speakers
+that train lacks, with lists of enrolment and trials), test2 and final (other sentences of the speakers of test). Choose
+among trainings with test and test2, then measure once with final. Each has ``phones.ctm``, with the phones of CMU's
+dictionary. The same call makes the same speech, and skips speakers that are there.
 """
 
 from __future__ import annotations
@@ -274,6 +274,7 @@ def main() -> None:
         ("test", HELD_OUT, lambda _: 1e9, _TEST_SENTENCES),
         ("valid", TRAINING, lambda _: 1e9, _VALID_SENTENCES),
         ("train", TRAINING, lambda voice: share * (1 + (voice in natural)), None),
+        ("test2", HELD_OUT, lambda _: 1e9, _TEST_SENTENCES),
         ("final", HELD_OUT, lambda _: 1e9, _TEST_SENTENCES),
     )
     for name, voices, seconds, most in plan:
@@ -288,7 +289,7 @@ def main() -> None:
             print(f"{number} of {len(jobs)}: {name}", flush=True)
     for name, voices, _, _ in plan:
         print(f"{name}: {write_lists(args.out / name, list(voices)) / 60:.1f} minutes")
-    for name in ("test", "final"):
+    for name in ("test", "test2", "final"):
         write_trials(args.out / name)
 
 
