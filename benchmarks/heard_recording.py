@@ -52,16 +52,14 @@ def main() -> None:
         names = [f"draw{number}" for number in range(args.draws)]
         for file, each in (("wav.scp", str(args.audio.resolve())), ("text", args.words)):
             (args.data / file).write_text("".join(f"{name} {each}\n" for name in names))
-        for mode in (RESYNTHESIZED, *MODES):
-            made = Path(temporary, mode)
-            if mode == RESYNTHESIZED:
-                resynthesize(args, names, made)
-            else:
-                anonymized(args, mode, FP32, SEED, made)
-            measured = evaluate(args.data, made, only=(INTELLIGIBILITY,), given=given).record["measures"]
-            result[mode] = measured[INTELLIGIBILITY]
-            wer = result[mode]["anonymized"]["wer"]
-            print(f"{mode}: {100 * wer['rate']:.1f} % of words wrong, {wer['length']} in all")
+        resynthesize(args, names, Path(temporary, RESYNTHESIZED))
+        for mode in MODES:
+            anonymized(args, mode, FP32, SEED, Path(temporary, mode))
+        for made in (RESYNTHESIZED, *MODES):
+            record = evaluate(args.data, Path(temporary, made), only=(INTELLIGIBILITY,), given=given).record
+            result[made] = record["measures"][INTELLIGIBILITY]
+            wer = result[made]["anonymized"]["wer"]
+            print(f"{made}: {100 * wer['rate']:.1f} % of words wrong, {wer['length']} in all")
     write_result(args.out, result)
 
 
