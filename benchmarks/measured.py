@@ -87,7 +87,13 @@ def _compared(what: str, file: str, mode: str) -> Row:
 
 def _looked_up(entries: int, frames: int, stride: int) -> Row:
     at = f"cases[entries={entries},frames={frames},stride={stride}].frames_a_second"
-    names = ("mkc-fast native", "scikit-learn predict", "PyTorch cdist, grouped", "FAISS flat, grouped")
+    names = (
+        "mkc-fast native",
+        "mkc-fast native, from float16",
+        "scikit-learn predict",
+        "PyTorch cdist, grouped",
+        "FAISS flat, grouped",
+    )
     what = f"{entries:,} {'entry' if entries == 1 else 'entries'}, {frames:,} frames, stride {stride}"
     return Row(what, tuple(Value(f'{at}."{name}"') for name in names), _LOOKUP)
 
@@ -251,6 +257,17 @@ TABLES = {
             for length in (1, 3, 10, 30)
         ),
     ),
+    "start_up": Table(
+        ("10 s of speech", "from the start of the process", "warm, median"),
+        tuple(
+            Row(
+                f"`--precision {precision}`",
+                (Value("start_up.median_s.ready_s", " s"), Value("cases[length_s=10.0].warm_s.all.p50", " s")),
+                file,
+            )
+            for precision, file in ((FP32, "latency_fp32.json"), (INT16, "latency_int16.json"))
+        ),
+    ),
     "loading": Table(
         ("what", "mkc-fast", "baseline"),
         (
@@ -274,12 +291,14 @@ TABLES = {
         (
             "frames a second",
             "mkc-fast",
+            "mkc-fast, float16 copy",
             "scikit-learn, frame by frame",
             "PyTorch, grouped by entry",
             "FAISS, grouped by entry",
         ),
         (
             _looked_up(1, 500, 1),
+            _looked_up(1, 5000, 1),
             _looked_up(100, 500, 1),
             _looked_up(100, 5000, 1),
             _looked_up(1165, 500, 1),
