@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import io
 import json
 import lzma
@@ -95,13 +94,23 @@ def make(args: argparse.Namespace) -> Path:
         save_every=100,
     )
 
-    def train(name: str, model: Path, init: Path, *, steps: int, **other: Any) -> Path:
-        """Train a vocoder to say what ``model`` restores, or the encoder's features; ``other`` settings than above."""
+    def train(name: str, model: Path, init: Path, *, steps: int, **changed: Any) -> Path:
+        """Train a vocoder on the encoder's features, or on what another ``model`` restores, with changed settings."""
         out = work / f"{name}.pth"
-        restored = {} if model == encoder else {"bank": bank}
-        changed = dataclasses.replace(settings, **other)
-        call = functools.partial(train_vocoder, model, out, steps=steps, audio_list=speech, init=init, settings=changed)
-        timed(name, lambda: call(progress=_shown(), **restored, **given))
+        timed(
+            name,
+            lambda: train_vocoder(
+                model,
+                out,
+                steps=steps,
+                audio_list=speech,
+                bank=None if model == encoder else bank,
+                init=init,
+                settings=dataclasses.replace(settings, **changed),
+                progress=_shown(),
+                **given,
+            ),
+        )
         return out
 
     heard = train("vocoder_of_features", encoder, begun, steps=args.feature_steps, spectral_steps=args.feature_steps)
@@ -147,9 +156,9 @@ def make(args: argparse.Namespace) -> Path:
     if not model.exists():
         export_model(wavlm, voice, model)
     spectral, adversarial = VOCODERS
-    vocoder = train(spectral, model, heard, steps=args.vocoder_steps, spectral_steps=args.vocoder_steps)
-    # The spectra keep most of the weight, so that few words are lost.
-    vocoder = train(adversarial, model, vocoder, steps=args.adversarial_steps, learning_rate=2e-4, stft=40.0)
+    spoken = train(spectral, model, heard, steps=args.vocoder_steps, spectral_steps=args.vocoder_steps)
+    # The spectra get more weight, so that discriminators cost few words.
+    vocoder = train(adversarial, model, spoken, steps=args.adversarial_steps, learning_rate=2e-4, stft=40.0)
     both = load_torch(voice)
     generator = load_torch(vocoder)["generator"]
     both["model_state_dict"] |= {f"hifi.model.{name}": tensor for name, tensor in generator.items()}
@@ -256,7 +265,8 @@ def record_training(args: argparse.Namespace, out: Path) -> None:
                 "conformer": args.conformer_steps,
                 "start": logs["start"][-1]["step"],
                 "vocoder_of_features": args.feature_steps,
-                **dict(zip(VOCODERS, (args.vocoder_steps, args.adversarial_steps), strict=True)),
+                "vocoder": args.vocoder_steps,
+                "vocoder_with_discriminators": args.adversarial_steps,
             },
             "curves": {
                 **logs,
