@@ -1,6 +1,8 @@
 // The look-up on a CPU: shares the frames of a call out to threads, each bank entry read once. Called through ctypes.
 
 #include <pmmintrin.h>
+#include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -17,21 +19,34 @@
 namespace mkc {
 namespace {
 
-// Frames of a task: with D = 1024, 400 KB of features that stay in the second cache.
-constexpr long kTaskFrames = 96;
 // Tasks that a thread should have at least, so that all end at about the same time.
 constexpr long kTasksOfThread = 4;
 // A thread is worth its start if it has so many multiplications, or so many numbers to read.
 constexpr double kThreadWork = 3e7, kThreadNumbers = 2e6;
 // Frames of one round: their products with all centroids are kept.
-constexpr long kRoundFrames = 4096;
+constexpr long kRoundFrames = 42 * kTaskFrames;
 // Centroids of a task at least.
 constexpr long kLeastClusters = 64;
+// Frames of a task at least that are worth packing, and the share of their vectors that they have to fill.
+constexpr long kLeastPacked = 60, kVectorFrames = 16;
+constexpr double kLeastFilled = 0.85;
 
-// Frames of one entry, and of its centroids those from `first` to `last`.
+// Frames of one entry.
 struct Task {
     long begin, count;  // in the order of entries
-    long first, last;
+    long place;         // of its frames among those of all tasks, where these are packed or copied
+    // Whether they fill the vectors of packed frames well enough.
+    bool packed() const {
+        const long filled = (count + kVectorFrames - 1) / kVectorFrames * kVectorFrames;
+        return count >= kLeastPacked && static_cast<double>(count) >= kLeastFilled * static_cast<double>(filled);
+    }
+    // Rows of memory that they may take.
+    long rows() const { return (count + kPanelFrames - 1) / kPanelFrames * kPanelFrames; }
+};
+
+// Of a task's centroids those from `first` to `last`.
+struct Part {
+    long task, first, last;
 };
 
 struct Bank {
@@ -59,7 +74,27 @@ class FullRange {
     unsigned before_;
 };
 
-// Runs work(task, thread) of tasks 0 .. count - 1, on so many threads, or on fewer if the system starts no more.
+// The cores but that of this thread. The system puts a new thread behind the one that starts it, where it would wait until
+// that has used up its time, so it is moved.
+class OtherCores {
+   public:
+    OtherCores() {
+        const int here = sched_getcpu();
+        if (here < 0 || sched_getaffinity(0, sizeof cores_, &cores_) != 0) return;
+        CPU_CLR(here, &cores_);
+        known_ = CPU_COUNT(&cores_) > 0;
+    }
+    void take(std::thread& thread) const {
+        if (known_) pthread_setaffinity_np(thread.native_handle(), sizeof cores_, &cores_);
+    }
+
+   private:
+    cpu_set_t cores_;
+    bool known_ = false;
+};
+
+// Runs work(task, thread) of tasks 0 .. count - 1, on so many threads, or on fewer if the system starts no more. They
+// begin in this order.
 template <class Work>
 void share(long count, int threads, const Work& work) {
     std::atomic<long> next{0};
@@ -70,7 +105,11 @@ void share(long count, int threads, const Work& work) {
     std::vector<std::thread> others;
     try {
         others.reserve(threads);
-        for (int thread = 1; thread < std::min<long>(threads, count); thread++) others.emplace_back(run, thread);
+        const OtherCores cores;
+        for (int thread = 1; thread < std::min<long>(threads, count); thread++) {
+            others.emplace_back(run, thread);
+            cores.take(others.back());
+        }
     } catch (const std::system_error&) {  // the threads that did start do all the work
     } catch (const std::bad_alloc&) {
     }
@@ -78,91 +117,133 @@ void share(long count, int threads, const Work& work) {
     for (std::thread& other : others) other.join();
 }
 
-// The frames `order` of one round.
-void assign_round(const Operators& with, const Bank& bank, const float* features, const int64_t* bank_ids,
-                  const int64_t* order, long frames, int threads, int32_t* out) {
-    // This thread keeps its memory from call to call: new memory takes as long as the products of a short call.
-    static thread_local Scratch frame_memory, dot_memory;
-    std::vector<Task> tasks;
-    long entries = 0;
-    for (long begin = 0, end; begin < frames; begin = end, entries++) {
-        const int64_t entry = bank_ids[order[begin]];
-        for (end = begin + 1; end < frames && bank_ids[order[end]] == entry;) end++;
-        const long parts = (end - begin + kTaskFrames - 1) / kTaskFrames;
-        for (long part = 0; part < parts; part++) {
-            const long first = begin + (end - begin) * part / parts;
-            tasks.push_back({first, begin + (end - begin) * (part + 1) / parts - first, 0, bank.num_clusters[entry]});
+// The frames of one round, in the order of their entries.
+class Round {
+   public:
+    Round(const Operators& with, const Bank& bank, const float* features, const int64_t* bank_ids, const int64_t* order,
+          long frames, int32_t* out)
+        : with_(with), bank_(bank), features_(features), bank_ids_(bank_ids), order_(order), frames_(frames), out_(out) {
+        for (long begin = 0, end; begin < frames; begin = end, entries_++) {
+            for (end = begin + 1; end < frames && bank_ids[order[end]] == bank_ids[order[begin]];) end++;
+            // Whole vectors of packed frames, about as many in each task.
+            const long count = end - begin, vectors = (count + kVectorFrames - 1) / kVectorFrames;
+            const long parts = (count + kTaskFrames - 1) / kTaskFrames;
+            for (long part = 0, first = 0, last; part < parts; part++, first = last) {
+                last = std::min(count, vectors * (part + 1) / parts * kVectorFrames);
+                tasks_.push_back({begin + first, last - first, rows_});
+                rows_ += tasks_.back().rows();
+            }
         }
     }
-    const auto copy = [&](const Task& task, float* to) {
-        for (long i = 0; i < task.count; i++)
-            std::memcpy(to + i * bank.dim, features + order[task.begin + i] * bank.dim, bank.dim * sizeof(float));
-    };
-    const auto entry_of = [&](const Task& task) { return bank_ids[order[task.begin]]; };
-    const bool halved = bank.half != nullptr;
-    const auto multiply = [&](const Task& task, const float* copied, float* dots) {
-        const int64_t entry = entry_of(task);
-        if (halved)
-            with.multiply_frames_half(copied, task.count, bank.half + entry * bank.clusters * bank.dim, task.first,
-                                      task.last, bank.dim, dots, bank.clusters);
-        else
-            with.multiply_frames(copied, task.count, bank.entry(entry), task.first, task.last, bank.dim, dots,
-                                 bank.clusters);
-    };
-    const auto decide = [&](const Task& task, const float* copied, const float* dots) {
-        const int64_t entry = entry_of(task);
-        const long clusters = bank.num_clusters[entry];
-        const double* norms = bank.norms(entry);
-        const double largest = std::sqrt(2 * *std::max_element(norms, norms + clusters));
-        const double* errors = bank.errors + (halved ? entry * bank.clusters : 0);
-        const double off = halved ? *std::max_element(errors, errors + clusters) : 0;
-        for (long i = 0; i < task.count; i++) {
-            const float* frame = copied + i * bank.dim;
-            const float* products = dots + i * bank.clusters;
-            out[order[task.begin + i]] =
-                halved ? with.decide_half(frame, products, bank.entry(entry), norms, largest + off, errors,
-                                          bank.scales[entry], clusters, bank.dim)
-                       : with.decide(frame, products, bank.entry(entry), norms, largest, clusters, bank.dim);
+
+    void assign(int most_threads) {
+        // This thread keeps its memory from call to call: new memory takes as long as the products of a short call.
+        static thread_local Scratch frame_memory, dot_memory;
+        const double numbers = static_cast<double>(bank_.clusters) * static_cast<double>(bank_.dim);
+        const double useful = std::max(static_cast<double>(frames_) * numbers / kThreadWork,
+                                       static_cast<double>(entries_) * numbers / kThreadNumbers);
+        const int threads = static_cast<int>(std::clamp(useful, 1.0, static_cast<double>(most_threads)));
+        const long count = static_cast<long>(tasks_.size()), wanted = threads * kTasksOfThread;
+        if (threads == 1 || count >= wanted) {
+            float* all_frames = frame_memory.floats(threads * kTaskFrames * bank_.dim);
+            float* all_dots = dot_memory.floats(threads * kTaskFrames * bank_.clusters);
+            share(count, threads, [&](long number, int thread) {
+                const Task& task = tasks_[number];
+                float* dots = all_dots + thread * kTaskFrames * bank_.clusters;
+                const float* frames = prepare(task, all_frames + thread * kTaskFrames * bank_.dim);
+                multiply(task, frames, 0, clusters_of(task), dots);
+                decide(task, dots);
+            });
+            return;
         }
-    };
-    const double numbers = static_cast<double>(bank.clusters) * static_cast<double>(bank.dim);
-    const double useful = std::max(static_cast<double>(frames) * numbers / kThreadWork,
-                                   static_cast<double>(entries) * numbers / kThreadNumbers);
-    threads = static_cast<int>(std::clamp(useful, 1.0, static_cast<double>(threads)));
-    const long wanted = threads * kTasksOfThread;
-    if (threads == 1 || static_cast<long>(tasks.size()) >= wanted) {
-        float* all_copied = frame_memory.floats(threads * kTaskFrames * bank.dim);
-        float* all_dots = dot_memory.floats(threads * kTaskFrames * bank.clusters);
-        share(static_cast<long>(tasks.size()), threads, [&](long number, int thread) {
-            const Task& task = tasks[number];
-            float* copied = all_copied + thread * kTaskFrames * bank.dim;
-            float* dots = all_dots + thread * kTaskFrames * bank.clusters;
-            copy(task, copied);
-            multiply(task, copied, dots);
-            decide(task, copied, dots);
+        // Fewer entries than that: threads share an entry's centroids.
+        std::vector<Part> parts;
+        std::vector<long> parts_of(count);
+        for (long task = 0; task < count; task++) {
+            const long clusters = clusters_of(tasks_[task]);
+            const long split = std::max(1L, std::min((wanted + count - 1) / count, clusters / kLeastClusters));
+            for (long part = 0; part < split; part++)
+                parts.push_back({task, clusters * part / split, clusters * (part + 1) / split});
+            parts_of[task] = split;
+        }
+        float* all_frames = frame_memory.floats(rows_ * bank_.dim);
+        float* all_dots = dot_memory.floats(frames_ * bank_.clusters);
+        std::vector<const float*> frames(count);
+        std::vector<std::atomic<long>> multiplied(count);
+        std::atomic<long> prepared{0};
+        share(count + static_cast<long>(parts.size()), threads, [&](long number, int) {
+            if (number < count) {
+                frames[number] = prepare(tasks_[number], all_frames + tasks_[number].place * bank_.dim);
+                prepared.fetch_add(1, std::memory_order_release);
+                return;
+            }
+            // All of these have been begun.
+            while (prepared.load(std::memory_order_acquire) < count) _mm_pause();
+            const Part& part = parts[number - count];
+            const Task& task = tasks_[part.task];
+            float* dots = all_dots + task.begin * bank_.clusters;
+            multiply(task, frames[part.task], part.first, part.last, dots);
+            if (multiplied[part.task].fetch_add(1, std::memory_order_acq_rel) + 1 == parts_of[part.task])
+                decide(task, dots);
         });
-        return;
     }
-    // Fewer entries than that: threads share an entry's centroids, and decide when all products are there.
-    std::vector<Task> parts;
-    const long each = (wanted + static_cast<long>(tasks.size()) - 1) / static_cast<long>(tasks.size());
-    for (const Task& task : tasks) {
-        const long split = std::max(1L, std::min(each, task.last / kLeastClusters));
-        for (long part = 0; part < split; part++)
-            parts.push_back({task.begin, task.count, task.last * part / split, task.last * (part + 1) / split});
+
+   private:
+    int64_t entry_of(const Task& task) const { return bank_ids_[order_[task.begin]]; }
+    long clusters_of(const Task& task) const { return bank_.num_clusters[entry_of(task)]; }
+    const float* frame(const Task& task, long i) const { return features_ + order_[task.begin + i] * bank_.dim; }
+
+    // A task's frames as they are multiplied: packed, or row by row, where they are if they lie together.
+    const float* prepare(const Task& task, float* to) const {
+        if (task.packed()) {
+            const float* rows[kTaskFrames];
+            for (long i = 0; i < task.count; i++) rows[i] = frame(task, i);
+            with_.pack_frames(rows, task.count, bank_.dim, to);
+            return to;
+        }
+        if (order_[task.begin + task.count - 1] - order_[task.begin] == task.count - 1) return frame(task, 0);
+        for (long i = 0; i < task.count; i++)
+            std::memcpy(to + i * bank_.dim, frame(task, i), bank_.dim * sizeof(float));
+        return to;
     }
-    float* copied = frame_memory.floats(frames * bank.dim);
-    float* dots = dot_memory.floats(frames * bank.clusters);
-    for (const Task& task : tasks) copy(task, copied + task.begin * bank.dim);
-    share(static_cast<long>(parts.size()), threads, [&](long number, int) {
-        const Task& part = parts[number];
-        multiply(part, copied + part.begin * bank.dim, dots + part.begin * bank.clusters);
-    });
-    share(static_cast<long>(tasks.size()), threads, [&](long number, int) {
-        const Task& task = tasks[number];
-        decide(task, copied + task.begin * bank.dim, dots + task.begin * bank.clusters);
-    });
-}
+
+    void multiply(const Task& task, const float* frames, long first, long last, float* dots) const {
+        const int64_t entry = entry_of(task);
+        if (bank_.half)
+            (task.packed() ? with_.multiply_packed_half : with_.multiply_frames_half)(
+                frames, task.count, bank_.half + entry * bank_.clusters * bank_.dim, first, last, bank_.dim, dots,
+                bank_.clusters);
+        else
+            (task.packed() ? with_.multiply_packed : with_.multiply_frames)(
+                frames, task.count, bank_.entry(entry), first, last, bank_.dim, dots, bank_.clusters);
+    }
+
+    void decide(const Task& task, const float* dots) const {
+        const int64_t entry = entry_of(task);
+        const long clusters = clusters_of(task);
+        const double* norms = bank_.norms(entry);
+        const double largest = std::sqrt(2 * *std::max_element(norms, norms + clusters));
+        const double* errors = bank_.half ? bank_.errors + entry * bank_.clusters : nullptr;
+        const double off = errors ? *std::max_element(errors, errors + clusters) : 0;
+        for (long i = 0; i < task.count; i++) {
+            const float* products = dots + i * bank_.clusters;
+            out_[order_[task.begin + i]] =
+                errors ? with_.decide_half(frame(task, i), products, bank_.entry(entry), norms, largest + off, errors,
+                                           bank_.scales[entry], clusters, bank_.dim)
+                       : with_.decide(frame(task, i), products, bank_.entry(entry), norms, largest, clusters, bank_.dim);
+        }
+    }
+
+    const Operators& with_;
+    const Bank& bank_;
+    const float* features_;
+    const int64_t* bank_ids_;
+    const int64_t* order_;
+    long frames_;
+    int32_t* out_;
+    std::vector<Task> tasks_;
+    long entries_ = 0, rows_ = 0;
+};
 
 }  // namespace
 }  // namespace mkc
@@ -187,7 +268,7 @@ extern "C" __attribute__((visibility("default"))) int mkc_fast_nearest(
         const Bank bank{centroids, half_norms, num_clusters, clusters, dim, static_cast<const Half*>(half), errors, scales};
         for (long first = 0; first < frames; first += kRoundFrames) {
             const long count = std::min(kRoundFrames, frames - first);
-            assign_round(*chosen(), bank, features, bank_ids, order.data() + first, count, most, out);
+            Round(*chosen(), bank, features, bank_ids, order.data() + first, count, out).assign(most);
         }
         return 0;
     } catch (const std::bad_alloc&) {

@@ -1,6 +1,7 @@
 // The nearest centroids of frames of one bank entry.
 //
-// Expects: included by kernels-inl.hpp after simd-inl.hpp, in the namespace of one instruction set within mkc; Vector.
+// Expects: included by kernels-inl.hpp after product-inl.hpp, in the namespace of one instruction set within mkc; Vector,
+// Doubles, tile_of_width, turn.
 //
 // 1/2 |x - c|^2 = 1/2 |x|^2 - x.c + 1/2 |c|^2, and the first term is the same for all centroids. The products x.c are
 // of float32. A product's error is at most gamma |x| |c| + D 2^-149: gamma = n u / (1 - n u) with the unit roundoff
@@ -12,8 +13,9 @@
 // rounded centroid is from its own, |c - c'|, is stored, and |x.c - x.c'| is at most |x| times that. So every centroid
 // whose score may be the least within these errors, too, is compared in float64, from the float32 row.
 //
-// Frames and centroids both lie row by row, so a tile of products is summed along their rows. Each centroid is read once
-// for all frames of a task, which stay in the second cache.
+// Few frames lie row by row as centroids do, so a tile of products is summed along their rows. Many are packed, so that
+// each number of a centroid meets a vector of frames: no sums along vectors, and larger tiles. Either way, each centroid is
+// read once for all frames of a task, which stay in the second cache.
 
 // Columns of a tile: with few rows the centroids come from memory, from so many places at a time.
 template <int rows>
@@ -117,6 +119,73 @@ inline void multiply_frames(const float* frames, long count, const Element* entr
         multiply_tiles<kMostFrames>(frames, count, entry, first, last, dim, out, pitch);
 }
 
+// Terms that are summed before they are added to a product, where frames are packed: few roundings, and of the frames of
+// a panel what stays in the first cache.
+constexpr long kPackedDepth = 128;
+
+// Frames, `count` rows in places of their own, into panels of 32 columns, (count / 32, dim, 32), the last one filled up
+// with zeros.
+inline void pack_frames(const float* const* frames, long count, long dim, float* out) {
+    constexpr int kWidth = Vector::kWidth;
+    const long whole = dim / kWidth * kWidth;
+    for (long first = 0; first < count; first += kPanelFrames, out += kPanelFrames * dim)
+        for (int sub = 0; sub < kPanelFrames; sub += kWidth) {
+            const long left = count - first - sub;
+            const int filled = static_cast<int>(left < 0 ? 0 : left < kWidth ? left : kWidth);
+            const float* const* rows = frames + first + sub;
+            Vector block[kWidth];
+            for (long p = 0; p < whole; p += kWidth) {
+                for (int i = 0; i < kWidth; i++) block[i] = i < filled ? Vector::load(rows[i] + p) : Vector::zero();
+                turn(block);
+                for (int i = 0; i < kWidth; i++) block[i].store(out + (p + i) * kPanelFrames + sub);
+            }
+            for (long p = whole; p < dim; p++)
+                for (int i = 0; i < kWidth; i++) out[p * kPanelFrames + sub + i] = i < filled ? rows[i][p] : 0.0f;
+        }
+}
+
+// Parts of rows, close together: in their own places, whole pages apart, they would displace one another in the first
+// cache. Asks for the rows' next parts.
+template <class Element>
+inline void copy_rows(const Element* from, int rows, long dim, long depth, float* to) {
+    constexpr long kLine = 64 / static_cast<long>(sizeof(Element));
+    for (int i = 0; i < rows; i++, from += dim, to += kPackedDepth) {
+        for (long p = 0; p < depth; p += kLine) __builtin_prefetch(from + depth + p);
+        long p = 0;
+        for (; p + Vector::kWidth <= depth; p += Vector::kWidth) Vector::load(from + p).store(to + p);
+        for (; p < depth; p++) to[p] = number(from[p]);
+    }
+}
+
+// All products of `count` packed frames, at most kTaskFrames, with centroids `first` to `last` of an entry:
+// out[i * pitch + k].
+template <class Element>
+inline void multiply_packed(const float* packed, long count, const Element* entry, long first, long last, long dim,
+                            float* out, long pitch) {
+    alignas(64) float copied[kRows * kPackedDepth], sums[kTaskFrames / kPanelFrames][kRows][kPanelFrames];
+    for (long k = first; k < last; k += kRows) {
+        const int rows = static_cast<int>(last - k < kRows ? last - k : kRows);
+        for (long begin = 0; begin < dim; begin += kPackedDepth) {
+            const int depth = static_cast<int>(dim - begin < kPackedDepth ? dim - begin : kPackedDepth);
+            copy_rows(entry + k * dim + begin, rows, dim, depth, copied);
+            for (long panel = 0; panel * kPanelFrames < count; panel++)
+                for (long sub = 0; sub < kPanelFrames && panel * kPanelFrames + sub < count; sub += kSub) {
+                    const float* inputs = packed + (panel * dim + begin) * kPanelFrames + sub;
+                    const auto place = [&](int i, int j) { return &sums[panel][i][sub + j * Vector::kWidth]; };
+                    tile_of_width<false>(
+                        count - panel * kPanelFrames - sub, rows, copied, kPackedDepth, inputs, depth,
+                        [](int, int) { return Vector::zero(); },
+                        [&](int i, int j, Vector sum) {
+                            (begin == 0 ? sum : sum + Vector::load(place(i, j))).store(place(i, j));
+                        });
+                }
+        }
+        for (long frame = 0; frame < count; frame++)
+            for (int i = 0; i < rows; i++)
+                out[frame * pitch + k + i] = sums[frame / kPanelFrames][i][frame % kPanelFrames];
+    }
+}
+
 // Squared distance in float64, in one order of sums.
 inline double squared_distance(const float* x, const float* c, long dim) {
     double sums[16] = {};
@@ -136,14 +205,17 @@ inline double squared_distance(const float* x, const float* c, long dim) {
 }
 
 inline double norm_of(const float* x, long dim) {
-    double sums[8] = {};
+    Doubles sums = Doubles::all(0.0), others = sums;
     long p = 0;
-    for (; p + 8 <= dim; p += 8)
-        for (int lane = 0; lane < 8; lane++)
-            sums[lane] += static_cast<double>(x[p + lane]) * static_cast<double>(x[p + lane]);
-    for (; p < dim; p++) sums[0] += static_cast<double>(x[p]) * static_cast<double>(x[p]);
-    double total = 0;
-    for (double each : sums) total += each;
+    for (; p + 2 * Doubles::kWidth <= dim; p += 2 * Doubles::kWidth) {
+        const Doubles even = Doubles::load(x + p), odd = Doubles::load(x + p + Doubles::kWidth);
+        sums = fma(even, even, sums);
+        others = fma(odd, odd, others);
+    }
+    double lanes[Doubles::kWidth], total = 0;
+    (sums + others).store(lanes);
+    for (double each : lanes) total += each;
+    for (; p < dim; p++) total += static_cast<double>(x[p]) * static_cast<double>(x[p]);
     return __builtin_sqrt(total);
 }
 
@@ -152,46 +224,70 @@ inline double norm_of(const float* x, long dim) {
 template <bool rounded>
 inline int decide_with(const float* x, const float* dots, const float* entry, const double* half_norms,
                        double largest_norm, const double* errors, double scale, long clusters, long dim) {
-    constexpr int kLanes = 16;
+    constexpr int kWidth = Doubles::kWidth;
     constexpr double kInfinity = __builtin_inf();
     const double norm = norm_of(x, dim);
-    const auto score = [&](long k) { return half_norms[k] - scale * static_cast<double>(dots[k]); };
-    const auto highest_score = [&](long k) { return rounded ? score(k) + norm * errors[k] : score(k); };
-    const auto lowest_score = [&](long k) { return rounded ? score(k) - norm * errors[k] : score(k); };
-    double lanes[kLanes];
-    float overflows[kLanes] = {};  // NaN once a product is not finite
-    for (double& lane : lanes) lane = kInfinity;
-    for (long k = 0; k < clusters; k += kLanes) {
-        const int filled = static_cast<int>(clusters - k < kLanes ? clusters - k : kLanes);
-        for (int lane = 0; lane < filled; lane++) {
-            const double most = highest_score(k + lane);
-            lanes[lane] = most < lanes[lane] ? most : lanes[lane];
-            overflows[lane] += dots[k + lane] * 0.0f;
-        }
+    const Doubles scales = Doubles::all(scale), norms = Doubles::all(norm);
+    // What the last vector of centroids lacks has the score infinity.
+    const long whole = clusters / kWidth * kWidth;
+    double last_norms[kWidth], last_errors[kWidth] = {};
+    float last_dots[kWidth] = {};
+    for (int lane = 0; lane < kWidth; lane++) {
+        const bool there = whole + lane < clusters;
+        last_norms[lane] = there ? half_norms[whole + lane] : kInfinity;
+        if (there) last_dots[lane] = dots[whole + lane];
+        if (rounded && there) last_errors[lane] = errors[whole + lane];
     }
-    double least = lanes[0];
+    // The products of the vector that begins at k, their scores, and by how much a score may be wrong.
+    const auto products_at = [&](long k) { return Doubles::load(k < whole ? dots + k : last_dots); };
+    const auto scores = [&](long k, Doubles found) {
+        return less_product(Doubles::load(k < whole ? half_norms + k : last_norms), scales, found);
+    };
+    const auto slack = [&](long k) { return norms * Doubles::load(k < whole ? errors + k : last_errors); };
+    Doubles least_of_lanes = Doubles::all(kInfinity), overflows = Doubles::all(0.0);  // NaN once a product is not finite
+    for (long k = 0; k < clusters; k += kWidth) {
+        const Doubles found = products_at(k);
+        Doubles highest = scores(k, found);
+        if (rounded) highest = highest + slack(k);
+        least_of_lanes = min(highest, least_of_lanes);
+        overflows = fma(found, Doubles::all(0.0), overflows);
+    }
+    double lanes[kWidth], least = kInfinity, overflow = 0;
+    least_of_lanes.store(lanes);
     for (double lane : lanes) least = lane < least ? lane : least;
-    float overflow = 0;
-    for (float lane : overflows) overflow += lane;
+    overflows.store(lanes);
+    for (double lane : lanes) overflow += lane;
     constexpr double kUnit = 1.0 / (1 << 24), kSmallest = 0x1p-149;
-    const double roundings = static_cast<double>(dim / Vector::kWidth + 2 * Vector::kWidth) * kUnit;
+    const long along_rows = dim / Vector::kWidth + 2 * Vector::kWidth, packed = kPackedDepth + dim / kPackedDepth + 1;
+    const double roundings = static_cast<double>(along_rows > packed ? along_rows : packed) * kUnit;
     const double gamma = roundings / (1 - roundings);
     const double size = largest_norm * largest_norm / 2;
     const double error = gamma * norm * largest_norm + static_cast<double>(dim) * kSmallest * scale + size * 0x1p-50;
     // A product that overflowed says nothing: all are compared then.
-    const double limit = overflow == 0.0f ? least + 2 * error : kInfinity;
-    long candidates = 0;
-    int only = 0;
-    for (long k = 0; k < clusters; k++)
-        if (!(lowest_score(k) > limit)) candidates++, only = static_cast<int>(k);
+    const double limit = overflow == 0 ? least + 2 * error : kInfinity;
+    const Doubles limits = Doubles::all(limit);
+    // A bit for each centroid of the vector that begins at k which may be the nearest.
+    const auto candidates_at = [&](long k) {
+        Doubles lowest = scores(k, products_at(k));
+        if (rounded) lowest = lowest + Doubles::all(-1.0) * slack(k);
+        const unsigned there = k < whole ? (1u << kWidth) - 1 : (1u << (clusters - whole)) - 1;
+        return not_greater(lowest, limits) & there;
+    };
+    int candidates = 0, only = 0;
+    for (long k = 0; k < clusters; k += kWidth)
+        if (const unsigned found = candidates_at(k)) {
+            candidates += __builtin_popcount(found);
+            only = static_cast<int>(k) + __builtin_ctz(found);
+        }
     if (candidates == 1) return only;
     int nearest = -1;
     double shortest = kInfinity;
-    for (long k = 0; k < clusters; k++) {
-        if (lowest_score(k) > limit) continue;
-        const double distance = squared_distance(x, entry + k * dim, dim);
-        if (nearest < 0 || distance < shortest) nearest = static_cast<int>(k), shortest = distance;
-    }
+    for (long k = 0; k < clusters; k += kWidth)
+        for (unsigned found = candidates_at(k); found; found &= found - 1) {
+            const long candidate = k + __builtin_ctz(found);
+            const double distance = squared_distance(x, entry + candidate * dim, dim);
+            if (nearest < 0 || distance < shortest) nearest = static_cast<int>(candidate), shortest = distance;
+        }
     return nearest;
 }
 

@@ -11,6 +11,11 @@ struct Half {
     unsigned short bits;
 };
 
+// Frames of one look-up task at most: with D = 1024, 400 KB of features that stay in the second cache.
+constexpr long kTaskFrames = 96;
+// Frames of a panel, where a task's frames are packed.
+constexpr long kPanelFrames = 32;
+
 struct Operators {
     ort::Status* (*convolve)(const Convolution&, const Threads&);
     ort::Status* (*residual_blocks)(const ResidualBlocks&, const Threads&);
@@ -26,6 +31,12 @@ struct Operators {
                   long clusters, long dim);
     // The same of centroids in float16.
     void (*multiply_frames_half)(const float* frames, long count, const Half* entry, long first, long last, long dim,
+                                 float* out, long pitch);
+    // The same of packed frames.
+    void (*pack_frames)(const float* const* frames, long count, long dim, float* out);
+    void (*multiply_packed)(const float* packed, long count, const float* entry, long first, long last, long dim,
+                            float* out, long pitch);
+    void (*multiply_packed_half)(const float* packed, long count, const Half* entry, long first, long last, long dim,
                                  float* out, long pitch);
     int (*decide_half)(const float* x, const float* dots, const float* entry, const double* half_norms,
                        double largest_norm, const double* errors, double scale, long clusters, long dim);

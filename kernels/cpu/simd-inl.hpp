@@ -42,6 +42,23 @@ inline __m128 sums(Vector a, Vector b, Vector c, Vector d) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 inline float highest(Vector a) { return _mm512_reduce_max_ps(a.v); }
+// Numbers of float64.
+struct Doubles {
+    static constexpr int kWidth = 8;
+    __m512d v;
+    static Doubles load(const double* p) { return {_mm512_loadu_pd(p)}; }
+    static Doubles load(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
+    static Doubles all(double x) { return {_mm512_set1_pd(x)}; }
+    void store(double* p) const { _mm512_storeu_pd(p, v); }
+};
+inline Doubles operator+(Doubles a, Doubles b) { return {_mm512_add_pd(a.v, b.v)}; }
+inline Doubles operator*(Doubles a, Doubles b) { return {_mm512_mul_pd(a.v, b.v)}; }
+inline Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+// c - a b
+inline Doubles less_product(Doubles c, Doubles a, Doubles b) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
+inline Doubles min(Doubles a, Doubles b) { return {_mm512_min_pd(a.v, b.v)}; }
+// A bit for each that is not greater, also where one of the two is NaN.
+inline unsigned not_greater(Doubles a, Doubles b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_NGT_UQ); }
 // In a register from here on: compilers rather load a value again for each use.
 inline void hold(Vector& a) { __asm__("" : "+v"(a.v)); }
 // As if it were used, so that what computes it is not left out.
@@ -165,6 +182,22 @@ inline float highest(Vector a) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+struct Doubles {
+    static constexpr int kWidth = 4;
+    __m256d v;
+    static Doubles load(const double* p) { return {_mm256_loadu_pd(p)}; }
+    static Doubles load(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
+    static Doubles all(double x) { return {_mm256_set1_pd(x)}; }
+    void store(double* p) const { _mm256_storeu_pd(p, v); }
+};
+inline Doubles operator+(Doubles a, Doubles b) { return {_mm256_add_pd(a.v, b.v)}; }
+inline Doubles operator*(Doubles a, Doubles b) { return {_mm256_mul_pd(a.v, b.v)}; }
+inline Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+inline Doubles less_product(Doubles c, Doubles a, Doubles b) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
+inline Doubles min(Doubles a, Doubles b) { return {_mm256_min_pd(a.v, b.v)}; }
+inline unsigned not_greater(Doubles a, Doubles b) {
+    return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a.v, b.v, _CMP_NGT_UQ)));
 }
 inline void hold(Vector& a) { __asm__("" : "+x"(a.v)); }
 inline void keep(const Vector& a) { __asm__ volatile("" : : "x"(a.v)); }

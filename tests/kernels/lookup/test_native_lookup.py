@@ -40,12 +40,13 @@ def test_the_default_on_a_cpu_is_native() -> None:
     )
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 9, 13, 96, 97, 200])
-@pytest.mark.parametrize("clusters", [1, 5, 130])
-def test_tiles_of_every_size(count: int, clusters: int) -> None:
+# From 60 on, frames are packed where they fill the vectors of a panel well enough, up to 96 together.
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 9, 13, 47, 59, 60, 63, 64, 65, 79, 95, 96, 97, 200])
+@pytest.mark.parametrize(("clusters", "dim"), [(1, 37), (5, 37), (14, 128), (29, 5), (130, 37), (130, 300)])
+def test_tiles_of_every_size(count: int, clusters: int, dim: int) -> None:
     rng = np.random.default_rng(count)
-    centroids = rng.standard_normal((2, clusters, 37), np.float32)
-    features, banks = rng.standard_normal((2 * count, 37), np.float32), np.repeat([1, 0], count)
+    centroids = rng.standard_normal((2, clusters, dim), np.float32)
+    features, banks = rng.standard_normal((2 * count, dim), np.float32), np.repeat([1, 0], count)
     for threads in (1, 3, 16):
         for half in (None, half_of(centroids)):
             lookup = make_lookup(*bank(centroids), "native", threads=threads, half=half)
@@ -61,6 +62,47 @@ def test_threads_share_entries_and_centroids(threads: int, entries: int, frames:
     for half in (None, half_of(centroids)):
         lookup = make_lookup(*bank(centroids), "native", threads=threads, half=half)
         np.testing.assert_array_equal(lookup.assign(features, banks), brute_force(lookup, features, banks))
+
+
+@pytest.mark.parametrize("count", [5, 40, 96, 300])
+@pytest.mark.parametrize("dim", [64, 1024])
+def test_near_ties_of_few_and_many_frames(count: int, dim: int) -> None:
+    """Centroids in pairs that float32 sums cannot tell apart, and frames between the two of a pair."""
+    rng = np.random.default_rng(dim)
+    centroids = 10 + rng.standard_normal((1, 100, dim), np.float32)
+    centroids[:, 1::2] = np.nextafter(centroids[:, ::2], np.float32(100))
+    centroids[:, 1::2, : dim // 2] = centroids[:, ::2, : dim // 2]
+    features = centroids[0, rng.integers(0, 100, count)]
+    features[::3] = np.nextafter(features[::3], np.float32(0))
+    for half in (None, half_of(centroids)):
+        lookup = make_lookup(*bank(centroids), "native", half=half)
+        ids = np.zeros(count, np.int64)
+        np.testing.assert_array_equal(lookup.assign(features, ids), brute_force(lookup, features, ids))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_frames_in_any_order_and_place_get_the_same_ids(threads: int) -> None:
+    """Frames of an entry that lie together are multiplied where they are, others are copied or packed."""
+    rng = np.random.default_rng(8)
+    centroids = rng.standard_normal((3, 150, 200), np.float32)
+    features, banks = rng.standard_normal((320, 200), np.float32), np.repeat([0, 2, 1], [40, 80, 200])
+    order = rng.permutation(320)
+    for half in (None, half_of(centroids)):
+        lookup = make_lookup(*bank(centroids), "native", threads=threads, half=half)
+        together = lookup.assign(features, banks)
+        np.testing.assert_array_equal(together, brute_force(lookup, features, banks))
+        np.testing.assert_array_equal(lookup.assign(features[order], banks[order]), together[order])
+
+
+@pytest.mark.parametrize("count", [6, 96])
+def test_products_that_overflow(count: int) -> None:
+    """Products that float32 cannot hold say nothing, so all centroids are compared in float64."""
+    rng = np.random.default_rng(9)
+    centroids = rng.choice(np.float32([-1e30, 1e30]), (1, 30, 64)).astype(np.float32)
+    features = centroids[0, rng.integers(0, 30, count)]
+    ids = np.zeros(count, np.int64)
+    lookup = make_lookup(*bank(centroids), "native")
+    np.testing.assert_array_equal(lookup.assign(features, ids), brute_force(lookup, features, ids))
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-6, 1.0, 1e6, 1e18, 1e33])
