@@ -51,7 +51,13 @@ class Budget:
 
 
 def in_turn(
-    arms: Mapping[str, Callable[[], object]], budget_s: float, most: int = 20, least: int = 1, *, warm: bool = True
+    arms: Mapping[str, Callable[[], object]],
+    budget_s: float,
+    most: int = 20,
+    least: int = 1,
+    *,
+    warm: bool = True,
+    turn_s: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each arm's runs: A B A B, so that what changes on the machine meanwhile affects all arms equally.
 
@@ -61,6 +67,8 @@ def in_turn(
         most: Rounds at the most.
         least: Rounds at the least, whatever they take.
         warm: Run each arm once before, which does not count.
+        turn_s: An arm that takes less is run again in its turn until so much time has passed. What counts is then the
+            mean of these runs without the first, in which threads of the arm before may still spin.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     begin = time.perf_counter()
@@ -73,11 +81,22 @@ def in_turn(
             break
         start = time.perf_counter()
         for name, arm in arms.items():
-            before = time.perf_counter()
-            arm()
-            seconds[name].append(time.perf_counter() - before)
+            seconds[name].append(_turn(arm, turn_s))
         longest = time.perf_counter() - start
     return seconds
+
+
+def _turn(arm: Callable[[], object], turn_s: float) -> float:
+    """Seconds of a run in an arm's turn."""
+    begin = time.perf_counter()
+    arm()
+    first = end = time.perf_counter()
+    runs = 0
+    while end - begin < turn_s:
+        arm()
+        end = time.perf_counter()
+        runs += 1
+    return (end - first) / runs if runs else first - begin
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

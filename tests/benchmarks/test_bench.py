@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from mkc_fast import ArtifactError, MkcError
+from mkc_fast.benchmarks import timing
 from mkc_fast.benchmarks.ceilings import best_of, floors, measure_ceilings
 from mkc_fast.benchmarks.child import run_children
 from mkc_fast.benchmarks.ready import run_ready
@@ -44,6 +45,22 @@ def test_ratios_compare_neighbours_and_their_spread_is_quartiles() -> None:
     each = ratios([2.0, 9.0, 8.0, 10.0], [1.0, 3.0, 2.0, 2.0])
     assert each == [2.0, 3.0, 4.0, 5.0]
     assert spread(each) == {"median": 3.5, "quartile_1": 2.75, "quartile_3": 4.25, "least": 2.0, "largest": 5.0}
+
+
+def test_short_arms_run_again_and_their_first_run_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    ran: list[str] = []
+
+    def arm(name: str, first: float, later: float) -> None:
+        nonlocal now
+        # The first run of a turn follows another arm's.
+        now += later if ran and ran[-1] == name else first
+        ran.append(name)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    arms = {"short": lambda: arm("short", 5, 1), "long": lambda: arm("long", 20, 20)}
+    assert in_turn(arms, budget_s=1e9, most=2, warm=False, turn_s=10) == {"short": [1, 1], "long": [20, 20]}
+    assert ran == 2 * [*["short"] * 6, "long"]
 
 
 def test_arms_run_in_turn_after_a_warm_up() -> None:
