@@ -20,7 +20,7 @@ namespace mkc {
 namespace {
 
 // Tasks that a thread should have at least, so that all end at about the same time.
-constexpr long kTasksOfThread = 4;
+constexpr long kTasksOfThread = 6;
 // A thread is worth its start if it has so many multiplications, or so many numbers to read.
 constexpr double kThreadWork = 3e7, kThreadNumbers = 2e6;
 // Frames of one round: their products with all centroids are kept.

@@ -121,7 +121,7 @@ inline void multiply_frames(const float* frames, long count, const Element* entr
 
 // Terms that are summed before they are added to a product, where frames are packed: few roundings, and of the frames of
 // a panel what stays in the first cache.
-constexpr long kPackedDepth = 128;
+constexpr long kPackedDepth = 256;
 
 // Frames, `count` rows in places of their own, into panels of 32 columns, (count / 32, dim, 32), the last one filled up
 // with zeros.
@@ -180,9 +180,18 @@ inline void multiply_packed(const float* packed, long count, const Element* entr
                         });
                 }
         }
-        for (long frame = 0; frame < count; frame++)
-            for (int i = 0; i < rows; i++)
-                out[frame * pitch + k + i] = sums[frame / kPanelFrames][i][frame % kPanelFrames];
+        // Columns of frames become rows.
+        static_assert(kRows <= Vector::kWidth, "a block has all rows of a tile");
+        for (long first_frame = 0; first_frame < count; first_frame += Vector::kWidth) {
+            Vector block[Vector::kWidth];
+            for (int i = 0; i < Vector::kWidth; i++)
+                block[i] = i < rows ? Vector::load(&sums[first_frame / kPanelFrames][i][first_frame % kPanelFrames])
+                                    : Vector::zero();
+            turn(block);
+            const long left = count - first_frame;
+            float* to = out + first_frame * pitch + k;
+            for (long i = 0; i < Vector::kWidth && i < left; i++) block[i].store(to + i * pitch, rows);
+        }
     }
 }
 

@@ -17,6 +17,8 @@ struct Vector {
     static Vector all(float x) { return {_mm512_set1_ps(x)}; }
     static Vector zero() { return {_mm512_setzero_ps()}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
+    // The first `count` of them.
+    void store(float* p, int count) const { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v); }
 };
 inline Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -151,6 +153,10 @@ struct Vector {
     static Vector all(float x) { return {_mm256_set1_ps(x)}; }
     static Vector zero() { return {_mm256_setzero_ps()}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
+    void store(float* p, int count) const {
+        const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes), v);
+    }
 };
 inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.v, b.v)}; }
