@@ -10,8 +10,6 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "operators.hpp"
@@ -74,47 +72,70 @@ class FullRange {
     unsigned before_;
 };
 
-// The cores but that of this thread. The system puts a new thread behind the one that starts it, where it would wait until
-// that has used up its time, so it is moved.
-class OtherCores {
+// With what other threads are started: all cores but that of this thread. The system puts a new thread behind the one that
+// starts it, where it would wait until that has used up its time.
+class OnOtherCores {
    public:
-    OtherCores() {
+    OnOtherCores() {
+        known_ = pthread_attr_init(&attributes_) == 0;
+#ifdef __GLIBC__
+        // Given before it starts: whoever moves a running thread moves himself if it has ended meanwhile.
+        cpu_set_t cores;
         const int here = sched_getcpu();
-        if (here < 0 || sched_getaffinity(0, sizeof cores_, &cores_) != 0) return;
-        CPU_CLR(here, &cores_);
-        known_ = CPU_COUNT(&cores_) > 0;
+        if (!known_ || here < 0 || sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+        CPU_CLR(here, &cores);
+        if (CPU_COUNT(&cores) > 0) pthread_attr_setaffinity_np(&attributes_, sizeof cores, &cores);
+#endif
     }
-    void take(std::thread& thread) const {
-        if (known_) pthread_setaffinity_np(thread.native_handle(), sizeof cores_, &cores_);
+    ~OnOtherCores() {
+        if (known_) pthread_attr_destroy(&attributes_);
+    }
+    OnOtherCores(const OnOtherCores&) = delete;
+    OnOtherCores& operator=(const OnOtherCores&) = delete;
+    // Whether it could be started.
+    bool start(pthread_t* thread, void* (*function)(void*), void* argument) const {
+        return known_ && (pthread_create(thread, &attributes_, function, argument) == 0 ||
+                          pthread_create(thread, nullptr, function, argument) == 0);
     }
 
    private:
-    cpu_set_t cores_;
-    bool known_ = false;
+    pthread_attr_t attributes_;
+    bool known_;
 };
 
 // Runs work(task, thread) of tasks 0 .. count - 1, on so many threads, or on fewer if the system starts no more. They
 // begin in this order.
 template <class Work>
 void share(long count, int threads, const Work& work) {
-    std::atomic<long> next{0};
-    const auto run = [&](int thread) {
-        const FullRange range;
-        for (long task; (task = next++) < count;) work(task, thread);
-    };
-    std::vector<std::thread> others;
-    try {
-        others.reserve(threads);
-        const OtherCores cores;
-        for (int thread = 1; thread < std::min<long>(threads, count); thread++) {
-            others.emplace_back(run, thread);
-            cores.take(others.back());
+    struct Shared {
+        const Work& work;
+        const long count;
+        std::atomic<long> next{0};
+        void run(int thread) {
+            const FullRange range;
+            for (long task; (task = next++) < count;) work(task, thread);
         }
-    } catch (const std::system_error&) {  // the threads that did start do all the work
-    } catch (const std::bad_alloc&) {
+    } shared{work, count};
+    struct Other {
+        Shared* shared;
+        int number;
+        pthread_t thread;
+    };
+    std::vector<Other> others(std::max(0L, std::min<long>(threads, count) - 1));
+    const OnOtherCores cores;
+    size_t started = 0;
+    for (; started < others.size(); started++) {
+        Other& other = others[started];
+        other = {&shared, static_cast<int>(started) + 1, {}};
+        const auto run = [](void* given) -> void* {
+            const Other& own = *static_cast<Other*>(given);
+            own.shared->run(own.number);
+            return nullptr;
+        };
+        if (!cores.start(&other.thread, run, &other)) break;  // the threads that did start do all the work
     }
-    run(0);
-    for (std::thread& other : others) other.join();
+    shared.run(0);
+    for (size_t i = 0; i < started; i++) pthread_join(others[i].thread, nullptr);
 }
 
 // The frames of one round, in the order of their entries.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -92,6 +94,19 @@ def test_frames_in_any_order_and_place_get_the_same_ids(threads: int) -> None:
         together = lookup.assign(features, banks)
         np.testing.assert_array_equal(together, brute_force(lookup, features, banks))
         np.testing.assert_array_equal(lookup.assign(features[order], banks[order]), together[order])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system tells no cores of threads")
+def test_the_cores_of_the_caller_stay() -> None:
+    """Other threads are kept off the caller's core, also those that find no work left and end at once."""
+    before = os.sched_getaffinity(0)
+    # So much to read that eight threads are started, and so little to multiply that the first ones do it all.
+    centroids = np.ones((4096, 2, 2048), np.float32)
+    lookup = NativeLookup(centroids, np.full((4096, 2), 1024.0), [2] * 4096, threads=8)
+    features, banks = np.ones((4096, 2048), np.float32), np.arange(4096)
+    for _ in range(50):
+        lookup.assign(features, banks)
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.parametrize("count", [6, 96])
