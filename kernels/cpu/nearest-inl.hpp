@@ -247,17 +247,17 @@ inline int decide_with(const float* x, const float* dots, const float* entry, co
         if (there) last_dots[lane] = dots[whole + lane];
         if (rounded && there) last_errors[lane] = errors[whole + lane];
     }
-    // The products of the vector that begins at k, their scores, and by how much a score may be wrong.
+    // The products of the vector that begins at k, their scores, and how far these centroids are off.
     const auto products_at = [&](long k) { return Doubles::load(k < whole ? dots + k : last_dots); };
     const auto scores = [&](long k, Doubles found) {
         return less_product(Doubles::load(k < whole ? half_norms + k : last_norms), scales, found);
     };
-    const auto slack = [&](long k) { return norms * Doubles::load(k < whole ? errors + k : last_errors); };
+    const auto errors_at = [&](long k) { return Doubles::load(k < whole ? errors + k : last_errors); };
     Doubles least_of_lanes = Doubles::all(kInfinity), overflows = Doubles::all(0.0);  // NaN once a product is not finite
     for (long k = 0; k < clusters; k += kWidth) {
         const Doubles found = products_at(k);
         Doubles highest = scores(k, found);
-        if (rounded) highest = highest + slack(k);
+        if (rounded) highest = fma(norms, errors_at(k), highest);
         least_of_lanes = min(highest, least_of_lanes);
         overflows = fma(found, Doubles::all(0.0), overflows);
     }
@@ -278,7 +278,7 @@ inline int decide_with(const float* x, const float* dots, const float* entry, co
     // A bit for each centroid of the vector that begins at k which may be the nearest.
     const auto candidates_at = [&](long k) {
         Doubles lowest = scores(k, products_at(k));
-        if (rounded) lowest = lowest + Doubles::all(-1.0) * slack(k);
+        if (rounded) lowest = less_product(lowest, norms, errors_at(k));
         const unsigned there = k < whole ? (1u << kWidth) - 1 : (1u << (clusters - whole)) - 1;
         return not_greater(lowest, limits) & there;
     };

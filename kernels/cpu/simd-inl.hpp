@@ -54,7 +54,6 @@ struct Doubles {
     void store(double* p) const { _mm512_storeu_pd(p, v); }
 };
 inline Doubles operator+(Doubles a, Doubles b) { return {_mm512_add_pd(a.v, b.v)}; }
-inline Doubles operator*(Doubles a, Doubles b) { return {_mm512_mul_pd(a.v, b.v)}; }
 inline Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 // c - a b
 inline Doubles less_product(Doubles c, Doubles a, Doubles b) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
@@ -198,7 +197,6 @@ struct Doubles {
     void store(double* p) const { _mm256_storeu_pd(p, v); }
 };
 inline Doubles operator+(Doubles a, Doubles b) { return {_mm256_add_pd(a.v, b.v)}; }
-inline Doubles operator*(Doubles a, Doubles b) { return {_mm256_mul_pd(a.v, b.v)}; }
 inline Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 inline Doubles less_product(Doubles c, Doubles a, Doubles b) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
 inline Doubles min(Doubles a, Doubles b) { return {_mm256_min_pd(a.v, b.v)}; }
