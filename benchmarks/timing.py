@@ -67,8 +67,8 @@ def in_turn(
         most: Rounds at the most.
         least: Rounds at the least, whatever they take.
         warm: Run each arm once before, which does not count.
-        turn_s: An arm that takes less is run again in its turn until so much time has passed. What counts is then the
-            mean of these runs without the first, in which threads of the arm before may still spin.
+        turn_s: An arm that takes less is run again in its turn until so much time has passed. Then the mean of these
+            runs counts. The first is left out, because threads of the arm before may still be busy.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     begin = time.perf_counter()

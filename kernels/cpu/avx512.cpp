@@ -13,9 +13,9 @@ namespace mkc {
 namespace avx512 {
 #include "kernels-inl.hpp"
 }  // namespace avx512
-const Operators kAvx512 = {avx512::convolve, avx512::residual_blocks, avx512::direct_blocks, avx512::attend,
-                            avx512::depthwise, avx512::multiply_frames<float>, avx512::exercise, avx512::decide,
-    avx512::multiply_frames<Half>, avx512::pack_frames, avx512::multiply_packed<float>, avx512::multiply_packed<Half>,
-    avx512::decide_half};
+const Operators kAvx512 = {
+    avx512::convolve, avx512::residual_blocks, avx512::direct_blocks, avx512::attend, avx512::depthwise,
+    avx512::multiply_frames<float>, avx512::exercise, avx512::decide, avx512::multiply_frames<Half>,
+    avx512::pack_frames, avx512::multiply_packed<float>, avx512::multiply_packed<Half>, avx512::decide_half};
 }  // namespace mkc
 #pragma GCC pop_options

@@ -72,14 +72,14 @@ class FullRange {
     unsigned before_;
 };
 
-// With what other threads are started: all cores but that of this thread. The system puts a new thread behind the one that
-// starts it, where it would wait until that has used up its time.
+// Starts threads on all cores but that of this thread. Otherwise the system may put a new thread on the same core, where it
+// waits until this thread has used up its time.
 class OnOtherCores {
    public:
     OnOtherCores() {
         known_ = pthread_attr_init(&attributes_) == 0;
 #ifdef __GLIBC__
-        // Given before it starts: whoever moves a running thread moves himself if it has ended meanwhile.
+        // Set before the thread starts. Setting the cores of a thread that has ended sets those of the caller.
         cpu_set_t cores;
         const int here = sched_getcpu();
         if (!known_ || here < 0 || sched_getaffinity(0, sizeof cores, &cores) != 0) return;
